@@ -1,0 +1,80 @@
+"""OpenTelemetry-style instrumentation for AI-agent runs: live in your own SQL database, and on your own traces.
+
+::
+
+    import agentexec_otel as ax
+
+    ax.configure("sqlite:///app.db", create_tables=True)
+
+    with ax.activity.run("research") as run:
+        run.update("Analyzing competitors...", percentage=50)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from agentexec_otel import activity
+from agentexec_otel._config import CONF, Settings
+from agentexec_otel._errors import (
+    ActivityCanceledError,
+    ActivityNotFoundError,
+    ActivityNotStoredError,
+    ActivityStateError,
+    AgentExecError,
+    ConfigurationError,
+    MissingExtraError,
+)
+from agentexec_otel._runtime import configure, flush, health, recover, shutdown
+from agentexec_otel._signals import install_signal_handlers
+from agentexec_otel.activity.models import Base
+
+if TYPE_CHECKING:
+    from agentexec_otel.openai_agents import AgentExecInstrumentor, OpenAIRunner
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ActivityCanceledError",
+    "ActivityNotFoundError",
+    "ActivityNotStoredError",
+    "ActivityStateError",
+    "AgentExecError",
+    "AgentExecInstrumentor",
+    "Base",
+    "CONF",
+    "ConfigurationError",
+    "MissingExtraError",
+    "OpenAIRunner",
+    "Settings",
+    "activity",
+    "configure",
+    "flush",
+    "health",
+    "install_signal_handlers",
+    "recover",
+    "shutdown",
+]
+
+# What needs an extra: the module that has it, the package that may be missing, the extra that brings it.
+_LAZY = {
+    "AgentExecInstrumentor": ("agentexec_otel.openai_agents", "agents", "openai-agents"),
+    "OpenAIRunner": ("agentexec_otel.openai_agents", "agents", "openai-agents"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'agentexec_otel' has no attribute {name!r}")
+    module, needs, extra = _LAZY[name]
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as exc:
+        if exc.name != needs:
+            raise
+        raise MissingExtraError(f"ax.{name}", extra, extra) from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

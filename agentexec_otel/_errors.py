@@ -1,0 +1,80 @@
+"""Exceptions raised to the application.
+
+::
+
+    AgentExecError
+    ├── ActivityNotFoundError (LookupError)   no activity has this agent_id
+    ├── ActivityNotStoredError                create() or retry() could not commit in time
+    ├── ActivityCanceledError                 somebody else has canceled the activity that runs here
+    ├── ActivityStateError                    the call does not fit the activity's status
+    ├── ConfigurationError                    set-up is missing or contradicts itself
+    │   └── MissingExtraError (ImportError)   a feature needs a package that is not installed
+    └── ExportError                           raised by exporters, handled by the processor
+        ├── TransientExportError              will pass: retried for ever
+        ├── MisconfiguredExportError          will not pass by itself: kept, retried slowly, reported loudly
+        └── PoisonExportError                 this batch can never be stored as it is: bisected
+
+Bad arguments raise `ValueError` at the call. Once an activity is created, telemetry never raises into
+the application.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class AgentExecError(Exception):
+    """Base of every exception that agentexec-otel raises on purpose."""
+
+
+class ActivityNotFoundError(AgentExecError, LookupError):
+    """No activity with this ``agent_id`` exists."""
+
+    def __init__(self, agent_id: UUID) -> None:
+        super().__init__(f"no activity has the agent_id {agent_id}: create it with ax.activity.create() first")
+        self.agent_id = agent_id
+
+
+class ActivityNotStoredError(AgentExecError):
+    """The row of a new activity (or attempt) could not be committed in time, and nothing will be stored later."""
+
+
+class ActivityCanceledError(AgentExecError):
+    """The activity was canceled from elsewhere; a run that this exception leaves ends CANCELED."""
+
+    def __init__(self, agent_id: UUID) -> None:
+        super().__init__(f"activity {agent_id} was canceled while it ran: the run was stopped")
+        self.agent_id = agent_id
+
+
+class ActivityStateError(AgentExecError):
+    """The call does not fit the activity's present status, such as a retry of one that has not ended."""
+
+
+class ConfigurationError(AgentExecError):
+    """The set-up is missing or contradicts itself; the message says what to change."""
+
+
+class MissingExtraError(ConfigurationError, ImportError):
+    """A feature needs an optional package; the message names it and the pip command."""
+
+    def __init__(self, feature: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{feature} needs the package {package}, which is not installed: pip install 'agentexec-otel[{extra}]'"
+        )
+
+
+class ExportError(AgentExecError):
+    """Raised by an `ActivityExporter` to tell the processor what kind of failure a batch met."""
+
+
+class TransientExportError(ExportError):
+    """The destination is away or busy. The same batch is tried again, for ever, with backoff."""
+
+
+class MisconfiguredExportError(ExportError):
+    """The destination refuses us: no table, no permission, wrong password. Kept and retried slowly."""
+
+
+class PoisonExportError(ExportError):
+    """Some event of this batch can never be stored. The batch is halved until that event is alone."""

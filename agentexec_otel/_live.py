@@ -1,0 +1,76 @@
+"""What this process knows of an activity that it has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from opentelemetry import trace
+
+from agentexec_otel._event import ActivityEvent, Opening, SpanRef, Status
+from agentexec_otel.export import StoredActivity
+
+Usage = tuple[int | None, int | None, int | None]
+
+
+@dataclass(slots=True)
+class LiveActivity:
+    """What this process knows of an activity.
+
+    Attributes:
+        opening: None until the row has been read.
+        history: Lines that are on no span yet.
+        span: The span this process has open for it.
+        ref: The activity's span, wherever it is open.
+        status: The last one seen; a terminal one is the row's once `settled`.
+        owner: The block that will end it.
+        ending: Our own terminal event, until it is settled.
+        canceled: Somebody else canceled it while it ran here.
+        opening_pending: Its row may not be there yet, since nobody has waited for it.
+        usage: Input tokens, output tokens and requests by the block that counted them.
+        reported: The application or the agent has added a line of its own.
+    """
+
+    agent_id: UUID
+    opening: Opening | None = None
+    attempt: int | None = None
+    created_at_ns: int = 0
+    status: Status = Status.QUEUED
+    history: list[ActivityEvent] = field(default_factory=list[ActivityEvent])
+    span: trace.Span | None = None
+    ref: SpanRef | None = None
+    owner: object | None = None
+    ending: ActivityEvent | None = None
+    percentage: int | None = None
+    canceled: bool = False
+    unknown: bool = False
+    opening_pending: bool = False
+    reported: bool = False
+    started_here: bool = False
+    usage: dict[object, Usage] = field(default_factory=dict[object, Usage])
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of this attempt is left to do here."""
+        return self.status.terminal and self.span is None and self.owner is None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this process is the one that has to show that it is alive."""
+        return self.status is Status.RUNNING and (self.started_here or self.owner is not None)
+
+
+def fill(live: LiveActivity, stored: StoredActivity) -> None:
+    live.opening = stored.opening
+    live.attempt = stored.attempt
+    live.status = max(live.status, stored.status, key=progress)
+    if live.span is None:
+        live.ref = stored.span
+        seen = {line.event_id for line in stored.history}
+        live.history = [*stored.history, *(line for line in live.history if line.event_id not in seen)]
+        retried = stored.attempt > 1 and stored.history
+        live.created_at_ns = stored.history[0].occurred_at_ns if retried else stored.created_at_ns
+
+
+def progress(status: Status) -> int:
+    return 2 if status.terminal else int(status is Status.RUNNING)

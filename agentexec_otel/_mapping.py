@@ -1,0 +1,145 @@
+"""Pure: activity events to and from what OpenTelemetry carries. No I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+from agentexec_otel import _semconv as semconv
+from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._text import clean_message, clean_percentage
+
+AttributeValue = str | bool | int | float
+
+# A plain dictionary: `Status.value` is a descriptor in Python, on every caller's path.
+_STATUS_TEXT: Final = {status: status.value for status in Status}
+
+_NAME_LIMIT: Final = 255
+# What comes in a span's attributes is a stranger's word: a wild number would re-open the activity.
+_MOST_ATTEMPTS: Final = 1_000_000
+_TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+def log_attributes(event: ActivityEvent) -> dict[str, AttributeValue]:
+    """Attributes of the span event or log record that mirrors one line."""
+    attributes: dict[str, AttributeValue] = {
+        semconv.LOG_ID: str(event.event_id),
+        semconv.LOG_STATUS: _STATUS_TEXT[event.status],
+        semconv.LOG_MESSAGE: event.message,
+    }
+    if event.percentage is not None:
+        attributes[semconv.LOG_PERCENTAGE] = event.percentage
+    return attributes
+
+
+def opening_attributes(agent_id: UUID, opening: Opening, attempt: int | None) -> dict[str, AttributeValue]:
+    """Attributes that an activity's span has from its start."""
+    attributes: dict[str, AttributeValue] = {
+        semconv.AGENT_ID: str(agent_id),
+        semconv.AGENT_TYPE: opening.agent_type,
+        semconv.ATTEMPT: attempt or 1,
+    }
+    for key, value in (opening.metadata or {}).items():
+        attributes[semconv.METADATA_PREFIX + key] = (
+            value if isinstance(value, str | bool | int | float) else json.dumps(value)
+        )
+    return attributes
+
+
+def outcome_attributes(status: Status, outcome: Outcome | None, percentage: int | None) -> dict[str, AttributeValue]:
+    """Attributes that an activity's span gets at its end."""
+    why = outcome or Outcome()
+    values: dict[str, AttributeValue | None] = {
+        semconv.STATUS: status.value,
+        semconv.PERCENTAGE: percentage,
+        semconv.ERROR_TYPE: why.error_type,
+        semconv.REASON: why.reason,
+        semconv.INPUT_TOKENS: why.input_tokens,
+        semconv.OUTPUT_TOKENS: why.output_tokens,
+        semconv.REQUESTS: why.requests,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def span_ref_of(traceparent: str) -> SpanRef | None:
+    """The span a W3C ``traceparent`` names; None where it is malformed."""
+    match = _TRACEPARENT.fullmatch(traceparent)
+    return match and SpanRef(match[1], match[2], bool(int(match[3], 16) & 1))
+
+
+class EndedSpanEvent(Protocol):
+    """What is read of a span event."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def attributes(self) -> Mapping[str, Any] | None: ...
+    @property
+    def timestamp(self) -> int: ...
+
+
+def events_of_span(
+    attributes: Mapping[str, Any], span: SpanRef, span_events: Sequence[EndedSpanEvent]
+) -> list[ActivityEvent]:
+    """The activity events that an ended activity span holds; the lines the SDK dropped are not in it.
+
+    Returns nothing for a span that is not an activity's.
+    """
+    try:
+        agent_id = UUID(str(attributes[semconv.AGENT_ID]))
+        opening = Opening(clean_message(str(attributes[semconv.AGENT_TYPE]), _NAME_LIMIT), _metadata_of(attributes))
+        attempt = int(attributes.get(semconv.ATTEMPT, 1))
+        if not 1 <= attempt <= _MOST_ATTEMPTS:
+            return []
+        logs = [event for event in span_events if event.name == semconv.LOG_EVENT]
+        events = [_event_of(agent_id, attempt, span, log) for log in logs]
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return []
+    if events:
+        events[0] = replace(events[0], opening=opening)
+    if events and events[-1].status.terminal:
+        events[-1] = replace(events[-1], outcome=_outcome_of(attributes))
+    return events
+
+
+def _event_of(agent_id: UUID, attempt: int, span: SpanRef, log: EndedSpanEvent) -> ActivityEvent:
+    values = log.attributes or {}
+    percentage, _ = clean_percentage(values.get(semconv.LOG_PERCENTAGE))
+    return ActivityEvent(
+        event_id=UUID(str(values[semconv.LOG_ID])),
+        agent_id=agent_id,
+        status=Status(str(values[semconv.LOG_STATUS])),
+        message=clean_message(str(values[semconv.LOG_MESSAGE])),
+        percentage=percentage,
+        occurred_at_ns=log.timestamp,
+        attempt=attempt,
+        span=span,
+    )
+
+
+def _outcome_of(attributes: Mapping[str, Any]) -> Outcome:
+    return Outcome(
+        error_type=_text(attributes.get(semconv.ERROR_TYPE)),
+        reason=_text(attributes.get(semconv.REASON)),
+        input_tokens=_count(attributes.get(semconv.INPUT_TOKENS)),
+        output_tokens=_count(attributes.get(semconv.OUTPUT_TOKENS)),
+        requests=_count(attributes.get(semconv.REQUESTS)),
+    )
+
+
+def _text(value: object) -> str | None:
+    return clean_message(value, _NAME_LIMIT) if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
+
+
+def _metadata_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+    prefix = semconv.METADATA_PREFIX
+    found = {key.removeprefix(prefix): value for key, value in attributes.items() if key.startswith(prefix)}
+    return found or None

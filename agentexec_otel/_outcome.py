@@ -1,0 +1,50 @@
+"""What an exception that left a run says about how the run ended. Decided by name, so nothing is imported."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from agentexec_otel._errors import ActivityCanceledError
+from agentexec_otel._event import Outcome, Status
+
+_REASONS: Final[dict[str, str]] = {
+    "agents.exceptions.MaxTurnsExceeded": "max_turns",
+    "agents.exceptions.InputGuardrailTripwireTriggered": "guardrail_input",
+    "agents.exceptions.OutputGuardrailTripwireTriggered": "guardrail_output",
+    "agents.exceptions.ToolInputGuardrailTripwireTriggered": "guardrail_input",
+    "agents.exceptions.ToolOutputGuardrailTripwireTriggered": "guardrail_output",
+    "agents.exceptions.ModelBehaviorError": "model_behavior",
+    "agents.exceptions.ModelRefusalError": "model_behavior",
+    "agents.exceptions.ModelTimeoutError": "timeout",
+    "agents.exceptions.ToolTimeoutError": "tool",
+    "agents.exceptions.UserError": "user_error",
+    "builtins.TimeoutError": "timeout",
+}
+_CANCELLATIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, ActivityCanceledError)
+
+
+def qualified_name(exc_type: type[BaseException]) -> str:
+    """The type's name as ``error.type`` wants it: fully qualified, built-ins bare."""
+    module = exc_type.__module__
+    return exc_type.__qualname__ if module == "builtins" else f"{module}.{exc_type.__qualname__}"
+
+
+def reason_of(exc_type: type[BaseException]) -> str:
+    """The reason of the nearest known base class, else ``other``."""
+    names = (f"{base.__module__}.{base.__qualname__}" for base in exc_type.__mro__)
+    return next((_REASONS[name] for name in names if name in _REASONS), "other")
+
+
+def outcome_of(exc: BaseException | None) -> tuple[Status, Outcome | None]:
+    """How a run ended that was left by `exc` (None: by its end): the status, and why."""
+    if exc is None:
+        return Status.COMPLETE, None
+    if isinstance(exc, SystemExit) and not exc.code:
+        return Status.CANCELED, Outcome(reason="cancelled")
+    if isinstance(exc, _CANCELLATIONS):
+        return Status.CANCELED, Outcome(error_type=None, reason="cancelled")
+    reason = reason_of(type(exc))
+    if reason == "user_error" and exc.__cause__ is not None and str(exc).startswith("Error running tool"):
+        reason = "tool"  # How the Agents SDK passes on what a tool has raised.
+    return Status.ERROR, Outcome(error_type=qualified_name(type(exc)), reason=reason)

@@ -1,0 +1,84 @@
+"""The parts that a runtime is made of, as the settings want them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentexec_otel._config import CONF
+from agentexec_otel._errors import MissingExtraError
+from agentexec_otel.export import ActivityExporter
+from agentexec_otel.export._spool import Spool, SpoolUnavailableError, default_directory
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    Database = str | URL | Engine | AsyncEngine
+
+_logger = logging.getLogger("agentexec_otel")
+_EXPORTER_GROUP = "agentexec_otel_exporter"
+_DEFAULT_FILE = "agentexec.db"
+
+
+class Worker:
+    """Names this process in the rows it runs; a forked child is another worker."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._id = ""
+
+    def id(self) -> str:
+        """Host, pid and start time, unique over restarts."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._id = f"{socket.gethostname()[:200]}:{self._pid}:{time.time_ns() // 1_000_000:x}"
+        return self._id
+
+
+def spool_for(exporter: ActivityExporter) -> Spool | None:
+    """A spool for this exporter's events; None, with one warning, where none can be kept."""
+    identity = getattr(exporter, "identity", f"{type(exporter).__module__}.{type(exporter).__qualname__}")
+    if identity is None or CONF.spool_dir == "off":
+        return None
+    try:
+        return Spool(
+            CONF.spool_dir or default_directory(),
+            identity=identity,
+            durability=CONF.spool_durability,
+            max_bytes=CONF.spool_max_bytes,
+            reserve_bytes=CONF.spool_max_bytes // 16,
+        )
+    except SpoolUnavailableError as exc:
+        _logger.warning("accepted activity events are kept in memory only: %s", exc)
+        return None
+
+
+def flush_at_exit_of_child(shutdown: Callable[[], bool]) -> None:
+    """A child of multiprocessing ends without `atexit`; it has a list of its own."""
+    util = sys.modules.get("multiprocessing.util")
+    process = sys.modules.get("multiprocessing.process")
+    if util is not None and process is not None and process.parent_process() is not None:
+        util.Finalize(None, shutdown, exitpriority=100)
+
+
+def sql_exporter(database: Database | None, create_tables: bool | None) -> ActivityExporter:
+    """The SQL exporter, found by its entry point: the core does not import it."""
+    found = entry_points(group=_EXPORTER_GROUP, name="sql")
+    if not found:
+        raise MissingExtraError("storing activities in a database", "agentexec-otel (its exporters)", "all")
+    target = database if database is not None else CONF.database_url
+    create = CONF.create_tables if create_tables is None else create_tables
+    if target is None:
+        target, create = f"sqlite:///{Path.cwd() / _DEFAULT_FILE}", True
+    exporter = next(iter(found)).load()(target)
+    if create:
+        exporter.create_tables()
+    return exporter  # type: ignore[no-any-return]

@@ -1,0 +1,39 @@
+"""Every attribute name we write, once.
+
+``agentexec.*`` is ours; ``error.type`` and ``gen_ai.*`` follow the OpenTelemetry semantic conventions.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SCOPE: Final = "agentexec_otel"
+LOG_EVENT: Final = "agentexec.activity.log"
+
+LOG_ID: Final = "agentexec.log.id"
+LOG_STATUS: Final = "agentexec.log.status"
+LOG_MESSAGE: Final = "agentexec.log.message"
+LOG_PERCENTAGE: Final = "agentexec.log.percentage"
+
+AGENT_ID: Final = "agentexec.agent_id"
+AGENT_TYPE: Final = "agentexec.agent_type"
+ATTEMPT: Final = "agentexec.attempt"
+STATUS: Final = "agentexec.status"
+PERCENTAGE: Final = "agentexec.percentage"
+REASON: Final = "agentexec.reason"
+METADATA_PREFIX: Final = "agentexec.metadata."
+
+ERROR_TYPE: Final = "error.type"
+INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+REQUESTS: Final = "agentexec.requests"
+OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+
+PREVIOUS_SPAN: Final = "agentexec.previous_span"
+"""Key in a row's ``trace_context``: the traceparent of the span of the attempt before."""
+
+METRIC_EVENTS: Final = "agentexec.exporter.events"
+METRIC_PENDING: Final = "agentexec.exporter.pending"
+METRIC_SPOOL: Final = "agentexec.exporter.spool.size"
+METRIC_OUTAGE: Final = "agentexec.exporter.outage.duration"
+METRIC_EXPORTER: Final = "agentexec.exporter"
+METRIC_OUTCOME: Final = "agentexec.outcome"

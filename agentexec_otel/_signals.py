@@ -1,0 +1,37 @@
+"""Ending in good order on SIGTERM, for processes that have no handler of their own."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any
+
+from agentexec_otel import _runtime
+from agentexec_otel._config import CONF
+
+
+def install_signal_handlers(signals: Iterable[signal.Signals] = (signal.SIGTERM,)) -> None:
+    """On these signals, flush within ``AGENTEXEC_SHUTDOWN_TIMEOUT`` seconds, then do what would have been done before.
+
+    Never installed by itself. A handler that is in place is called after the flush, and reporting goes on until the
+    process ends; where there is none, the process ends as the signal would have ended it. Call it from the main thread.
+    Raises ValueError elsewhere.
+    """
+    for number in signals:
+        signal.signal(number, _chained(signal.getsignal(number)))
+
+
+def _chained(previous: Any) -> Callable[[int, FrameType | None], None]:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if callable(previous) or previous is signal.SIG_IGN:
+            # The process may live on, a server that drains its requests for one: what it runs still reports.
+            _runtime.flush(CONF.shutdown_timeout)
+            if callable(previous):
+                previous(number, frame)
+            return
+        _runtime.shutdown()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    return handle

@@ -1,0 +1,357 @@
+"""One OpenTelemetry span per activity, whoever touches it.
+
+A span is opened tentatively, offered to the activity's row with the next event, and ended only when the row took it
+and the activity ended there. A span that lost the offer is dropped: one that never ends is never exported. So the span
+and the row cannot disagree about how a run ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context, get_current
+
+from agentexec_otel import _semconv as semconv
+from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._guard import guarded
+from agentexec_otel._ids import uuid7
+from agentexec_otel._live import LiveActivity, fill, progress
+from agentexec_otel._log_records import LogSink
+from agentexec_otel._mapping import log_attributes, opening_attributes, outcome_attributes, span_ref_of
+from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, Reject, StoredActivity
+
+_MOST_KNOWN = 10_000
+_MOST_HISTORY = 100
+_MOST_WAITING = 10_000
+
+
+class ActivitySpans:
+    """The activities this process has seen, and the span of each that runs here."""
+
+    def __init__(
+        self,
+        tracer: trace.Tracer,
+        store: ActivityStore | None,
+        *,
+        span_events: bool = True,
+        log_sink: LogSink | None = None,
+        canceled_is_error: bool = False,
+    ) -> None:
+        self._tracer = tracer
+        self._store = store
+        self._span_events = span_events
+        self._log_sink = log_sink
+        self._canceled_is_error = canceled_is_error
+        self._live: dict[UUID, LiveActivity] = {}
+        self._waiting: deque[tuple[LiveActivity, ActivityEvent]] = deque()
+        self._lock = threading.RLock()
+
+    # -- what is known --------------------------------------------------------------------------------------
+
+    def known(self, agent_id: UUID) -> LiveActivity | None:
+        """The activity, if this process has seen it."""
+        return self._live.get(agent_id)
+
+    def opened(self, event: ActivityEvent) -> LiveActivity:
+        """An activity that this process has just created with `event`."""
+        live = LiveActivity(event.agent_id, event.opening, 1, event.occurred_at_ns, history=[event])
+        self._record(event, get_current())
+        return self._remember(live)
+
+    def reopened(self, event: ActivityEvent) -> None:
+        """This process has opened another attempt: its row is read again at the next call."""
+        self._record(event, get_current())
+        self.forget(event.agent_id)
+
+    def adopt(self, stored: StoredActivity) -> LiveActivity:
+        """An activity as its row has it now: seen for the first time, or again after a retry."""
+        with self._lock:
+            live = self._live.get(stored.agent_id)
+            if live is None or (live.attempt or 0) < stored.attempt:
+                live = self._remember(LiveActivity(stored.agent_id))
+            fill(live, stored)
+            return live
+
+    def unresolved(self, agent_id: UUID) -> LiveActivity:
+        """An activity whose row could not be read yet; it will be, once the writer reaches it."""
+        return self._remember(LiveActivity(agent_id))
+
+    def forget(self, agent_id: UUID) -> None:
+        """Read the row again at the next call."""
+        self._live.pop(agent_id, None)
+
+    def _remember(self, live: LiveActivity) -> LiveActivity:
+        with self._lock:
+            known = self._live.setdefault(live.agent_id, live)
+            if known is not live and (known.attempt or 0) < (live.attempt or 0):
+                known = self._live[live.agent_id] = live
+            if len(self._live) > _MOST_KNOWN:
+                idle = (key for key, one in self._live.items() if one.span is None and one.owner is None)
+                for agent_id in list(itertools.islice(idle, _MOST_KNOWN // 10)):
+                    del self._live[agent_id]
+            return known
+
+    # -- producers ------------------------------------------------------------------------------------------
+
+    def observe(self, live: LiveActivity, event: ActivityEvent) -> ActivityEvent:
+        """Mirror a line on the activity's span, opening it where this is the line that starts it.
+
+        Returns the event as it is to be stored: with the span that was opened for it.
+        """
+        if live.opening is None or live.status.terminal:
+            self._keep(live, event)
+            return event
+        if live.span is None and live.ref is None and event.status is not Status.QUEUED:
+            with guarded("opening an activity's span"):
+                event = self._open(live, event)
+        self._mirror(live, event)
+        if event.status is not live.status:
+            live.status = max(live.status, event.status, key=progress)
+        live.started_here = live.started_here or event.worker_id is not None
+        if event.percentage is not None:
+            live.percentage = event.percentage
+        if event.status.terminal:
+            live.ending = event
+        return event
+
+    def _keep(self, live: LiveActivity, event: ActivityEvent) -> None:
+        if live.opening is None and len(live.history) < _MOST_HISTORY:
+            live.history.append(event)
+
+    def _open(self, live: LiveActivity, event: ActivityEvent) -> ActivityEvent:
+        with self._lock:
+            if live.span is None and live.ref is None:
+                live.span, live.ref = self._start(live)
+                history, live.history = live.history, []
+                for line in history:
+                    self._add_event(live.span, line)
+        return event if live.ref is None or live.span is None else replace(event, span=live.ref)
+
+    def _start(self, live: LiveActivity) -> tuple[trace.Span | None, SpanRef | None]:
+        opening = live.opening or Opening("")
+        carrier = dict(opening.trace_context or {})
+        previous = span_ref_of(carrier.pop(semconv.PREVIOUS_SPAN, ""))
+        parent = propagate.extract(carrier, context=Context())
+        here = trace.get_current_span().get_span_context()
+        links = [] if previous is None else [trace.Link(_span_context(previous))]
+        creator = trace.get_current_span(parent).get_span_context()
+        if not creator.is_valid:
+            parent, creator = get_current(), here
+        elif here.is_valid and here.span_id != creator.span_id:
+            links.append(trace.Link(here))
+        span = self._tracer.start_span(
+            opening.agent_type,
+            context=parent,
+            attributes=opening_attributes(live.agent_id, opening, live.attempt),
+            links=links,
+            start_time=live.created_at_ns,
+        )
+        context = span.get_span_context()
+        if not context.is_valid or context.span_id == creator.span_id:
+            return None, None  # No provider: the API hands the parent back.
+        ref = SpanRef(f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags.sampled)
+        return span, ref
+
+    def _mirror(self, live: LiveActivity, event: ActivityEvent) -> None:
+        if live.span is not None:
+            # `span.add_event` is the dearest part of a call, and nobody sees it before the span ends: the writer does
+            # it, once the line is stored. Only where it is far behind does the caller lend a hand.
+            self._waiting.append((live, event))
+            if len(self._waiting) > _MOST_WAITING:
+                self._catch_up(1)
+        elif live.ref is None and len(live.history) < _MOST_HISTORY:
+            live.history.append(event)
+        self._record(event, self._context(live))
+
+    def _record(self, event: ActivityEvent, context: Context) -> None:
+        if self._log_sink is not None:
+            with guarded("emitting an activity's log record"):
+                self._log_sink(event, context)
+
+    def _catch_up(self, most: int = _MOST_WAITING) -> None:
+        """Put lines that wait on their spans, the oldest first; nowhere, where this process has given the span up."""
+        with self._lock:
+            for _ in range(min(most, len(self._waiting))):
+                live, event = self._waiting.popleft()
+                self._add_event(live.span, event)
+
+    def _add_event(self, span: trace.Span | None, event: ActivityEvent) -> None:
+        if self._span_events and span is not None and span.is_recording():
+            span.add_event(semconv.LOG_EVENT, log_attributes(event), event.occurred_at_ns)
+
+    def _context(self, live: LiveActivity) -> Context:
+        if live.span is not None:
+            return trace.set_span_in_context(live.span)
+        if live.ref is not None:
+            return trace.set_span_in_context(trace.NonRecordingSpan(_span_context(live.ref)))
+        return get_current()
+
+    # -- the writer's thread --------------------------------------------------------------------------------
+
+    def settled(self, event: ActivityEvent, result: ExportResult) -> None:
+        """Follow what became of an event: resolve, give a lost span up, end a span that is done."""
+        live = self._live.get(event.agent_id)
+        if live is None:
+            return
+        if event.opening is not None:
+            live.opening_pending = False
+        if isinstance(result, Reject):
+            live.unknown = event.expects_row
+        elif isinstance(result, Ack):
+            if live.opening is None and not self._resolve(live):
+                return
+            self._catch_up()
+            lost = _names_another(live, result)
+            with self._lock:
+                if event.attempt in (None, live.attempt):
+                    self._follow(live, event, result)
+            if lost:
+                self._learn_span(live)
+
+    def _resolve(self, live: LiveActivity) -> bool:
+        stored = self._store.lookup(live.agent_id) if self._store is not None else None
+        if stored is None:
+            return False
+        with self._lock:
+            fill(live, stored)
+        if live.ref is None and live.status is not Status.QUEUED:
+            self.offer(live)
+        return True
+
+    def offer(self, *lives: LiveActivity) -> None:
+        """Open the spans of activities whose lines are stored already, and name them on the rows.
+
+        The database is asked without the lock: producers must never wait for it.
+        """
+        with self._lock:
+            opened = [live for live in lives if live.span is None and live.ref is None]
+            for live in opened:
+                live.span, live.ref = self._start(live)
+        self.name_on_row(*opened)
+        for live in opened:
+            history, live.history = live.history, []
+            for line in history:
+                self._add_event(live.span, line)
+
+    def name_on_row(self, *lives: LiveActivity) -> None:
+        """Offer open spans to their rows; one whose row names another span is given up."""
+        offers = [(live.agent_id, live.attempt or 1, live.ref) for live in lives if live.ref is not None]
+        if not offers or self._store is None:
+            return
+        named = self._store.attach_spans(offers)
+        for live in lives:
+            if live.agent_id not in named:
+                live.span = None
+                self._learn_span(live)
+
+    def _learn_span(self, live: LiveActivity) -> None:
+        """Another process has the activity's span: lines go beneath that one."""
+        stored = self._store.lookup(live.agent_id) if self._store is not None else None
+        if stored is not None and stored.span is not None:
+            live.ref = stored.span
+
+    def ended(self, activities: Sequence[StoredActivity], ending: Ending, occurred_at_ns: int) -> None:
+        """Follow a bulk ending: end the spans that are open here, and give one to those that never ran."""
+        lives = [self.adopt(stored) for stored in activities]
+        self.offer(*(live for live in lives if live.ref is None))
+        for live in lives:
+            live.canceled = ending.status is Status.CANCELED
+            live.status = ending.status
+            event = ActivityEvent(uuid7(), live.agent_id, ending.status, ending.message, None, occurred_at_ns)
+            self._catch_up()
+            self._add_event(live.span, event)
+            self._record(event, self._context(live))
+            self.end(live, ending.status, ending.outcome, event, ending.message)
+
+    def running(self) -> list[UUID]:
+        """The activities that run in this process."""
+        with self._lock:
+            return [live.agent_id for live in self._live.values() if live.runs_here]
+
+    def owned(self) -> set[UUID]:
+        """The activities that a block of this process will end."""
+        with self._lock:
+            return {live.agent_id for live in self._live.values() if live.owner is not None}
+
+    def unowned(self) -> list[UUID]:
+        """The activities that run in this process without a block that will end them."""
+        with self._lock:
+            return [live.agent_id for live in self._live.values() if live.runs_here and live.owner is None]
+
+    def seen(self, acks: Mapping[UUID, Ack]) -> None:
+        """Follow what a heartbeat found: an activity that somebody else has ended is over here, too."""
+        now_ns = time.time_ns()
+        for agent_id, ack in acks.items():
+            live = self._live.get(agent_id)
+            if live is not None and ack.status.terminal:
+                with self._lock:
+                    event = ActivityEvent(
+                        uuid7(), agent_id, ack.status, f"Ended elsewhere: {ack.status}.", None, now_ns
+                    )
+                    self._follow(live, event, ack)
+
+    def _follow(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
+        if _names_another(live, ack):
+            live.span = None
+        if ack.attempt > (live.attempt or 1):
+            ack = replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
+        if not ack.status.terminal:
+            return
+        live.canceled = live.canceled or (ack.status is Status.CANCELED and live.ending is None)
+        live.status = ack.status
+        if live.span is not None:
+            ours = live.ending is not None and live.ending.event_id == event.event_id and not ack.late
+            self.end(live, ack.status, event.outcome if ours else ack.outcome, event, event.message if ours else None)
+
+    def end(
+        self, live: LiveActivity, status: Status, outcome: Outcome | None, event: ActivityEvent, why: str | None
+    ) -> None:
+        """End the activity's span, at the time of `event`, with the status of its row; `why` describes an error."""
+        self._catch_up()
+        span, live.span = live.span, None
+        if span is None:
+            return
+        with guarded("ending an activity's span"):
+            span.set_attributes(outcome_attributes(status, outcome, live.percentage))
+            if status is Status.ERROR or (status is Status.CANCELED and self._canceled_is_error):
+                span.set_status(trace.Status(trace.StatusCode.ERROR, why))
+            span.end(max(event.occurred_at_ns, live.created_at_ns))
+
+    def take_over(self, previous: ActivitySpans) -> None:
+        """Go on with the activities that run while the set-up is replaced."""
+        previous._catch_up()
+        with self._lock, previous._lock:
+            for agent_id, live in previous._live.items():
+                if live.span is not None or live.owner is not None:
+                    self._live[agent_id] = live
+            previous._live = {}
+
+    def close(self) -> None:
+        """At shutdown: end the spans whose terminal line is on its way with what that line says."""
+        with self._lock:
+            for live in list(self._live.values()):
+                if live.ending is not None:
+                    self.end(live, live.ending.status, live.ending.outcome, live.ending, live.ending.message)
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: the spans belong to the parent."""
+        self._lock = threading.RLock()
+        self._live = {}
+        self._waiting = deque()
+
+
+def _names_another(live: LiveActivity, ack: Ack) -> bool:
+    """Whether the activity's row names another span than the one that is open here."""
+    return live.span is not None and live.ref is not None and ack.span_id not in (None, live.ref.span_id)
+
+
+def _span_context(ref: SpanRef) -> trace.SpanContext:
+    flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if ref.sampled else trace.TraceFlags.DEFAULT)
+    return trace.SpanContext(int(ref.trace_id, 16), int(ref.span_id, 16), is_remote=True, trace_flags=flags)

@@ -1,0 +1,296 @@
+"""What callers hand in, made safe to store and to show: messages, percentages, metadata.
+
+No function here calls the methods of a foreign object: a slow or raising ``__str__`` stays out of the caller's way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, Final, cast
+from uuid import UUID
+
+from agentexec_otel._redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, redactor, unique_key
+
+MESSAGE_LIMIT: Final = 8_192
+METADATA_KEYS: Final = 64
+METADATA_LIMIT: Final = 16_384
+METADATA_DEPTH: Final = 16
+KEY_LIMIT: Final = 128
+
+# Controls but \n and \t, directional marks and overrides, and surrogates: nothing here is printable to Python either.
+_UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Secrets are looked for this many characters beyond the cut, so that none is seen only by half.
+_MARGIN: Final = 2 * LONGEST_CLOSED
+_DEFAULT: Final = Redactor()
+# What is further from the cut is not encoded only to count its bytes: that would stall an event loop.
+_COUNTED: Final = 1 << 20
+_NUMERAL: Final = re.compile(
+    r"\s{0,8}[+-]?(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})(?:[eE][+-]?[0-9]{1,3})?\s{0,8}"
+)
+
+
+def clean_message(value: object, limit: int = MESSAGE_LIMIT) -> str:
+    r"""The message as text that every database, terminal and exporter takes.
+
+    Args:
+        value: A string; of anything else only the name of its type is kept, as ``<TypeName>``.
+        limit: Bytes of UTF-8 that the result may take, at least 64.
+
+    Returns:
+        NUL as U+2400, lone surrogates as U+FFFD, other control characters but ``\n`` and ``\t``, and the directional
+        controls, visible as ``\r``, ``\x1b`` or ``\u202e``. What is too long ends with ``…[+N bytes]``, N being the
+        bytes removed: of cleaned text as far as it was looked at, beyond that as they came in. Text of over a
+        million characters that is not all ASCII is not encoded only to be counted: it ends with ``…[+N characters]``.
+    """
+    text = value if type(value) is str else _as_text(value)
+    return _shortened(text, limit, 0, str) if len(text) > limit else _fitted(_visible(text), limit)
+
+
+def prepare_message(value: object, limit: int, redact: Callable[[str], str] | None = None) -> str:
+    """`clean_message` without secrets: the one way by which a message or an error text enters the pipeline.
+
+    The built-in patterns apply in any case, then ``redact``, the application's hook. In a long text they are looked
+    for some way beyond the cut, and what was seen only for that is cut off again: no half of a secret is left there.
+
+    Args:
+        value: As for `clean_message`.
+        limit: As for `clean_message`.
+        redact: Called with the cleaned text; where it fails, the message is ``[redacted: the redact hook failed]``.
+    """
+    text = value if type(value) is str else _as_text(value)
+    find = _DEFAULT if redact is None else redactor(redact)
+    if len(text) > limit + _MARGIN:
+        return _shortened(text, limit, _MARGIN, find)
+    cleaned = _visible(text)
+    kept = find(cleaned)
+    return _fitted(kept if kept is cleaned else _visible(kept), limit)
+
+
+def _as_text(value: object) -> str:
+    # Not isinstance(): that asks a foreign __class__, and a lazy proxy calls itself str without being one.
+    return str.__str__(cast(str, value)) if issubclass(type(value), str) else f"<{type_name(value)}>"
+
+
+def _visible(text: str) -> str:
+    # Most messages end here, and what is printable never needs the pattern.
+    return text if text.isprintable() else _UNSAFE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code > 0xFF:
+        return "\ufffd" if 0xD800 <= code <= 0xDFFF else f"\\u{code:04x}"
+    return {0: "\u2400", 0x0D: r"\r"}.get(code) or f"\\x{code:02x}"
+
+
+def _fitted(text: str, limit: int) -> str:
+    if len(text) <= limit and (text.isascii() or len(text.encode()) <= limit):
+        return text
+    return _cut(text, limit, _bytes, 0)
+
+
+def _shortened(text: str, limit: int, margin: int, find: Callable[[str], str]) -> str:
+    reach = limit + margin
+    measure = len if len(text) > _COUNTED and not text.isascii() else _bytes
+    unseen = len(text) - reach if measure is len or text.isascii() else _bytes(text[reach:])
+    cleaned = _visible(text[:reach])
+    found = find(cleaned[:reach])
+    if found == HOOK_FAILED:
+        return found
+    kept = _visible(found)
+    edge = max(0, len(kept) - margin)
+    return _cut(kept[:edge], limit, measure, measure(kept[edge:]) + measure(cleaned[reach:]) + unseen)
+
+
+def _cut(text: str, limit: int, measure: Callable[[str], int], removed: int) -> str:
+    removed += measure(text)
+    unit = "characters" if measure is len else "bytes"
+    # Room for the longest suffix: the final number has no more digits than this one.
+    room = max(0, limit - len(f"…[+{removed} {unit}]".encode()))
+    kept = text[:room].encode()[:room].decode(errors="ignore")
+    return f"{kept}…[+{removed - measure(kept)} {unit}]"
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def type_name(value: object) -> str:
+    """The name of the value's type, whatever its metaclass says."""
+    name: str = type.__dict__["__name__"].__get__(type(value))
+    return name
+
+
+def describe(value: object) -> str:
+    """The value for an error message: its repr where that is ours to call, else ``<TypeName>``; up to 80 characters."""
+    kind = type(value)
+    if issubclass(kind, str):
+        shown = repr(str.__getitem__(cast(str, value), slice(80)))
+    elif issubclass(kind, bytes):
+        shown = repr(bytes.__getitem__(cast(bytes, value), slice(80)))
+    elif value is None or kind is bool or kind is float or (kind is int and cast(int, value).bit_length() < 256):
+        shown = repr(value)
+    else:
+        shown = f"<{_visible(type_name(value))}>"
+    return shown if len(shown) <= 80 else f"{shown[:79]}…"
+
+
+def clean_percentage(value: object) -> tuple[int | None, str | None]:
+    """The percentage as stored, and what to warn about: a sentence, or None where it is taken as it is.
+
+    Numbers, and strings that hold one, are rounded down and clamped to 0 to 100; None stays None. A bool, NaN, an
+    infinity or anything else is no percentage: it is stored as None.
+    """
+    if value is None or (type(value) is int and 0 <= value <= 100):
+        return value, None
+    number = _number(value)
+    if number is None or not -math.inf < number < math.inf:
+        # A string may hold anything, a secret too: the log gets only its type.
+        shown = describe(value) if issubclass(type(value), (int, float)) else type_name(value)
+        return None, f"percentage is not a finite number but {shown}: it is stored as None"
+    if 0 <= number <= 100:
+        return math.floor(number), None
+    clamped = 0 if number < 0 else 100
+    return clamped, f"percentage {describe(number)} is not within 0 to 100: it is stored as {clamped}"
+
+
+def _number(value: object) -> int | float | None:
+    kind = type(value)
+    if kind is bool:
+        return None
+    if issubclass(kind, int):
+        return int.__int__(cast(int, value))
+    if issubclass(kind, float):
+        return float.__float__(cast(float, value))
+    if issubclass(kind, str) and _NUMERAL.fullmatch(cast(str, value)):
+        return float(str.__str__(cast(str, value)))
+    return None
+
+
+def clean_metadata(metadata: object) -> dict[str, Any]:
+    """A copy of the metadata that every JSON column takes, its keys and strings cleaned as messages are.
+
+    NaN and the infinities, integers beyond 64 bits, UUIDs, decimals and dates become strings, tuples lists; anything
+    else that JSON does not know, or that is nested more than 16 deep, becomes ``<TypeName>``. Keys longer than 128
+    characters are cut.
+
+    Raises:
+        ValueError: For what is not a mapping, a key that is no string, more than 64 keys, or more than 16 KiB of JSON.
+    """
+    if not _is_mapping(metadata):
+        raise ValueError(f'metadata must be a mapping, not {describe(metadata)}: pass a dict such as {{"tenant": "a"}}')
+    given = cast(Mapping[Any, Any], metadata)
+    if len(given) > METADATA_KEYS:
+        raise ValueError(
+            f"metadata has {len(given)} keys, at most {METADATA_KEYS} are kept: put related ones into one nested dict"
+        )
+    copy = _JSONCopy()
+    cleaned = copy.mapping(given, 1)
+    copy.spend(
+        len(json.dumps(cleaned, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()) - copy.spent
+    )
+    return cleaned
+
+
+def prepare_metadata(metadata: object, redact: Callable[[str], str] | None = None) -> dict[str, Any]:
+    """`clean_metadata` without secrets: found by their keys, by the built-in patterns and by the application's hook."""
+
+    def prepare(text: str) -> str:
+        return prepare_message(text, METADATA_LIMIT, redact)
+
+    return redact_mapping(clean_metadata(metadata), prepare)
+
+
+def _is_mapping(value: object) -> bool:
+    try:
+        return issubclass(type(value), Mapping)
+    except TypeError:  # a metaclass without a hash
+        return False
+
+
+class _JSONCopy:
+    """One copy in the making; gives up as soon as the JSON is sure to be too large, so a cycle or a flood ends."""
+
+    def __init__(self) -> None:
+        self.spent = 0
+
+    def spend(self, size: int) -> None:
+        self.spent += size
+        if self.spent > METADATA_LIMIT:
+            raise ValueError(
+                f"metadata takes at least {self.spent} bytes as JSON, at most {METADATA_LIMIT} are kept: "
+                "store large values elsewhere and pass a reference"
+            )
+
+    def mapping(self, given: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        copy: dict[str, Any] = {}
+        for key, value in given.items():
+            name = unique_key(self.key(key), copy)
+            copy[name] = self.value(value, depth)
+        return copy
+
+    def key(self, key: object) -> str:
+        if not issubclass(type(key), str):
+            raise ValueError(f"metadata keys must be str, not {describe(key)}: convert the key with str()")
+        text = _visible(str.__getitem__(cast(str, key), slice(KEY_LIMIT + 1)))
+        text = text if len(text) <= KEY_LIMIT else f"{text[: KEY_LIMIT - 1]}…"
+        self.spend(len(text))
+        return text
+
+    def value(self, value: Any, depth: int) -> Any:
+        self.spend(1)
+        if value is None or value is True or value is False:
+            return value
+        for kind, convert in _CONVERSIONS:
+            if issubclass(type(value), kind):
+                return convert(self, value, depth)
+        return self.nested(value, depth) if _is_mapping(value) else self.unknown(value, depth)
+
+    def string(self, value: str, _depth: int) -> str:
+        text = str.__str__(value)
+        self.spend(len(text))
+        return _visible(text)
+
+    def nested(self, value: Mapping[Any, Any], depth: int) -> Any:
+        return self.mapping(value, depth + 1) if depth < METADATA_DEPTH else self.unknown(value, depth)
+
+    def sequence(self, value: list[Any] | tuple[Any, ...], depth: int) -> Any:
+        return (
+            [self.value(entry, depth + 1) for entry in value] if depth < METADATA_DEPTH else self.unknown(value, depth)
+        )
+
+    def unknown(self, value: object, _depth: int) -> str:
+        return _visible(f"<{type_name(value)}>")
+
+
+def _json_int(_: _JSONCopy, value: int, __: int) -> int | str:
+    number = int.__int__(value)
+    if -(1 << 63) <= number < 1 << 63:
+        return number
+    # Python refuses to print longer ones, and takes quadratic time for those it prints.
+    return str(number) if number.bit_length() <= 4_096 else "<int>"
+
+
+def _json_float(_: _JSONCopy, value: float, __: int) -> float | str:
+    number = float.__float__(value)
+    if math.isfinite(number):
+        return number
+    return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+_CONVERSIONS: Final[tuple[tuple[Any, Callable[[_JSONCopy, Any, int], Any]], ...]] = (
+    (str, _JSONCopy.string),
+    (int, _json_int),
+    (float, _json_float),
+    (dict, _JSONCopy.nested),
+    ((list, tuple), _JSONCopy.sequence),
+    (UUID, lambda _, value, __: UUID.__str__(value)),
+    (datetime, lambda _, value, __: datetime.isoformat(value)),
+    (date, lambda _, value, __: date.isoformat(value)),
+    (Decimal, lambda _, value, __: Decimal.__str__(value)),
+)

@@ -1,0 +1,127 @@
+"""Metadata filters as SQL: bound values, checked keys, and JSON's own types on every database."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    Numeric,
+    String,
+    and_,
+    case,
+    cast,
+    false,
+    literal,
+)
+from sqlalchemy.dialects.mysql import DECIMAL
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from agentexec_otel._text import clean_message
+from agentexec_otel.activity.models import Activity
+
+_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,127}")
+# Exact for 64-bit integers, which a double is not: MySQL wants digits, PostgreSQL overflows with them.
+_EXACT: Final = Numeric().with_variant(DECIMAL(65, 20), "mysql", "mariadb")
+_SQLITE_TYPES: Final = {"text": "string", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
+_MYSQL_TYPES: Final = {
+    "STRING": "string", "INTEGER": "number", "UNSIGNED INTEGER": "number", "DOUBLE": "number", "DECIMAL": "number",
+    "BOOLEAN": "boolean",
+}  # fmt: skip
+
+
+class _JSONType(FunctionElement[str]):
+    """The JSON type of the value under a key: ``string``, ``number``, ``boolean``, or another or NULL.
+
+    Its clauses are the column, the key and the key as a path.
+    """
+
+    inherit_cache = True
+    type = String()
+
+
+class _Bytes(FunctionElement[str]):
+    """Text that is compared byte by byte: MySQL and MariaDB take ``'a '`` for ``'a'``."""
+
+    inherit_cache = True
+    type = String()
+
+
+@compiles(_JSONType)
+def _compile_type(element: _JSONType, compiler: SQLCompiler, **kwargs: Any) -> str:
+    column, key, path = element.clauses
+    # What is compiled is also bound, and asyncpg refuses a parameter that the statement does not use.
+    if compiler.dialect.name == "postgresql":
+        return f"json_typeof({compiler.process(column, **kwargs)} -> {compiler.process(key, **kwargs)})"
+    found = f"{compiler.process(column, **kwargs)}, {compiler.process(path, **kwargs)}"
+    if compiler.dialect.name == "sqlite":
+        return _renamed(f"json_type({found})", _SQLITE_TYPES)
+    return _renamed(f"JSON_TYPE(JSON_EXTRACT({found}))", _MYSQL_TYPES)
+
+
+def _renamed(expression: str, names: Mapping[str, str]) -> str:
+    return f"CASE {expression} {' '.join(f'WHEN {name!r} THEN {ours!r}' for name, ours in names.items())} END"
+
+
+@compiles(_Bytes)
+def _compile_bytes(element: _Bytes, compiler: SQLCompiler, **kwargs: Any) -> str:
+    text = compiler.process(element.clauses, **kwargs)
+    return f"CAST({text} AS BINARY)" if compiler.dialect.name in ("mysql", "mariadb") else text
+
+
+def metadata_criteria(metadata_filter: Mapping[str, Any] | None) -> list[ColumnElement[bool]]:
+    """One criterion per key: the stored value equals the given string, number or boolean, and is of that kind.
+
+    Raises:
+        ValueError: a key with other characters than letters, digits and ``_ . : / -`` or space, or a value that is
+            none of these types.
+    """
+    return [_criterion(key, value) for key, value in (metadata_filter or {}).items()]
+
+
+def _criterion(key: str, value: Any) -> ColumnElement[bool]:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"metadata_filter has the key {key!r:.80}: use letters, digits, _ . : / - and spaces only")
+    stored = Activity.metadata_[key].as_string()
+    for kind, name, equal in _KINDS:
+        if isinstance(value, kind):
+            json_type = _JSONType(Activity.metadata_, literal(key, String), literal(f'$."{key}"', String))
+            if kind is str:
+                return and_(json_type == name, equal(stored, value))
+            # CASE, because AND may look at the value first: a text is not to be cast to a number.
+            return case((json_type == name, equal(stored, value)), else_=false())
+    raise ValueError(f"metadata_filter[{key!r}] is a {type(value).__name__}: filter by a string, a number or a boolean")
+
+
+def _same_text(stored: ColumnElement[str], value: str) -> ColumnElement[bool]:
+    return _Bytes(stored) == _Bytes(literal(clean_message(value, 16_384), String))
+
+
+def _same_boolean(stored: ColumnElement[str], value: bool) -> ColumnElement[bool]:
+    # SQLite extracts 1 and 0, the others the words.
+    return stored.in_(["true", "1"] if value else ["false", "0"])
+
+
+def _same_integer(stored: ColumnElement[str], value: int) -> ColumnElement[bool]:
+    if not -(1 << 63) <= value < 1 << 63:
+        return false()
+    return cast(stored, _EXACT) == literal(value, _EXACT)
+
+
+def _same_float(stored: ColumnElement[str], value: float) -> ColumnElement[bool]:
+    return cast(stored, Double) == literal(value, Double) if math.isfinite(value) else false()
+
+
+# bool before int, which it is a kind of.
+_KINDS: Final[tuple[tuple[type, str, Callable[[ColumnElement[str], Any], ColumnElement[bool]]], ...]] = (
+    (bool, "boolean", _same_boolean),
+    (int, "number", _same_integer),
+    (float, "number", _same_float),
+    (str, "string", _same_text),
+)

@@ -1,0 +1,99 @@
+"""The life-cycle calls that are handed a session: written in it, and followed once it is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from agentexec_otel._errors import ActivityNotFoundError
+from agentexec_otel._event import ActivityEvent, Outcome, Status
+from agentexec_otel._runtime import Runtime
+from agentexec_otel.activity._joined import after_commit, commits_itself, connection_of, synchronous
+from agentexec_otel.export import Ack, Ending, ExportResult, Reject, StoredActivity
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+
+def create_in(session: Session, runtime: Runtime, event: ActivityEvent) -> UUID:
+    """Create an activity in the session."""
+    commits = commits_itself(session)
+    (result,) = runtime.needed_store.write(connection_of(session), [event])
+    raise_rejected(result)
+    if commits:
+        session.commit()
+
+    def committed() -> None:
+        runtime.emit_to_others(event)
+        runtime.spans.opened(event)
+
+    after_commit(session, committed, now=commits)
+    return event.agent_id
+
+
+def raise_rejected(result: ExportResult) -> None:
+    """A ValueError where an opening was refused: its ``agent_id`` exists."""
+    if isinstance(result, Reject):
+        raise ValueError(result.reason)
+
+
+def record_in(
+    session: Session,
+    runtime: Runtime,
+    agent_id: UUID,
+    status: Status,
+    message: str,
+    percentage: int | None,
+    outcome: Outcome | None,
+) -> bool:
+    """Add a line in the session. False where it was to end the activity, which had ended already."""
+    commits = commits_itself(session)
+    store, connection = runtime.needed_store, connection_of(session)
+    stored = store.read(connection, agent_id)
+    if stored is None:
+        raise ActivityNotFoundError(agent_id)
+    reopens = status is Status.QUEUED and stored.status.terminal
+    event = runtime.event(agent_id, status, message, percentage, outcome=outcome, reopens=reopens)
+    (result,) = store.write(connection, [event])
+    if commits:
+        session.commit()
+    after_commit(session, lambda: _recorded(runtime, stored, event, result), now=commits)
+    return isinstance(result, Ack) and not (status.terminal and result.late)
+
+
+def _recorded(runtime: Runtime, stored: StoredActivity, event: ActivityEvent, result: ExportResult) -> None:
+    """Mirror what a session has committed; a span opened by it is named on the row by the writer."""
+    runtime.emit_to_others(event)
+    if event.reopens:
+        runtime.spans.reopened(event)
+        return
+    live = runtime.spans.adopt(stored)
+    live.reported = True
+    observed = runtime.spans.observe(live, event)
+    if observed.span is not None:
+        runtime.primary.call_soon(lambda: runtime.spans.name_on_row(live))
+    runtime.spans.settled(observed, result)
+
+
+def end_many(
+    runtime: Runtime,
+    session: Session | AsyncSession | None,
+    ending: Ending,
+    end: Callable[[Connection | None], Sequence[StoredActivity]],
+) -> int:
+    """End activities in bulk, in the session or in transactions of our own; how many were really changed."""
+    if session is None:
+        ended = runtime.ask(lambda: end(None))
+        runtime.ended(ended, ending)
+        return len(ended)
+    session = synchronous(session)
+    commits = commits_itself(session)
+    changed = end(connection_of(session))
+    if commits:
+        session.commit()
+    after_commit(session, lambda: runtime.ended(changed, ending), now=commits)
+    return len(changed)

@@ -1,0 +1,76 @@
+"""Writing inside a session of the caller: when to commit, and what to do once it is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+
+from agentexec_otel.activity.models import Activity
+
+if TYPE_CHECKING:
+    # Its module cannot be imported without greenlet, which synchronous applications need not have.
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+_Pending = list[tuple[SessionTransaction | None, Callable[[], None]]]
+_KEY = "agentexec_otel.after_commit"
+
+
+def synchronous(session: Session | AsyncSession) -> Session:
+    """The session itself; a TypeError where it is none that this thread may use."""
+    if not isinstance(session, Session):
+        raise TypeError(
+            f"session must be a sqlalchemy.orm.Session, got {type(session).__name__}: with an AsyncSession use"
+            " ax.activity.aio"
+        )
+    return session
+
+
+def connection_of(session: Session) -> Connection:
+    """The session's connection to the database that has our tables."""
+    return session.connection(bind_arguments={"mapper": Activity})
+
+
+def commits_itself(session: Session) -> bool:
+    """Whether a call has to commit: neither the transaction nor a savepoint was begun explicitly by the caller."""
+    transaction = session.get_transaction()
+    if transaction is None:
+        return True
+    return transaction.origin is SessionTransactionOrigin.AUTOBEGIN and not session.in_nested_transaction()
+
+
+def after_commit(session: Session, work: Callable[[], None], *, now: bool) -> None:
+    """Do `work` once the session's transaction is committed; not at all where it, or a savepoint, is rolled back."""
+    if now:
+        work()
+        return
+    pending: _Pending | None = session.info.get(_KEY)
+    if pending is None:
+        pending = session.info[_KEY] = []
+        event.listen(session, "after_commit", _committed)
+        event.listen(session, "after_transaction_end", _ended)
+    pending.append((_innermost(session), work))
+
+
+def _innermost(session: Session) -> SessionTransaction | None:
+    return session.get_nested_transaction() or session.get_transaction()
+
+
+def _committed(session: Session) -> None:
+    pending: _Pending = session.info[_KEY]
+    done = _innermost(session)
+    if done is not None and done.nested:
+        # A released savepoint: what was done in it now depends on the transaction around it.
+        pending[:] = [(done.parent if within is done else within, work) for within, work in pending]
+        return
+    works = [work for within, work in pending if within is done]
+    pending.clear()
+    for work in works:
+        work()
+
+
+def _ended(session: Session, transaction: SessionTransaction) -> None:
+    pending: _Pending = session.info[_KEY]
+    pending[:] = [(within, work) for within, work in pending if within is not transaction]

@@ -1,0 +1,185 @@
+"""Reading: SELECTs in the caller's session. Nothing here knows how events are delivered."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeAlias, cast
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Result, RowMapping, Select, Table, bindparam, func, select
+from sqlalchemy.orm import Session
+
+from agentexec_otel._event import ACTIVE, Status
+from agentexec_otel._ids import parse_agent_id
+from agentexec_otel._text import clean_message
+from agentexec_otel.activity._filter import metadata_criteria
+from agentexec_otel.activity.models import Activity, ActivityLog
+from agentexec_otel.activity.schemas import (
+    ActivityDetailSchema,
+    ActivityListItemSchema,
+    ActivityListSchema,
+    ActivityLogSchema,
+)
+
+# A Select of many columns; its exact type is of no use to anybody.
+_Select: TypeAlias = "Select[*tuple[Any, ...]]"
+
+_MOST_PER_PAGE = 1_000
+
+# Statements over the plain tables, made once: building one and finding it in SQLAlchemy's cache takes longer than
+# most of these queries.
+_ACTIVITY: Final = cast(Table, Activity.__table__)
+_LOG: Final = cast(Table, ActivityLog.__table__)
+_IN_OUR_TABLES: Final = {"mapper": Activity}
+
+_SUMMARY: Final = tuple(
+    _ACTIVITY.c[name]
+    for name in (
+        "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "started_at", "attempt",
+        "trace_id", "span_id", "error_type", "reason", "metadata",
+    )
+)  # fmt: skip
+_LINE: Final = tuple(
+    _LOG.c[name] for name in ("id", "message", "status", "percentage", "created_at", "seq", "attempt", "late")
+)
+_TOTALS: Final = tuple(_ACTIVITY.c[name] for name in ("input_tokens", "output_tokens", "requests"))
+_DETAIL: Final = select(_ACTIVITY.c.id, *_SUMMARY, *_TOTALS).where(_ACTIVITY.c.agent_id == bindparam("of_agent"))
+_LINES: Final = select(*_LINE).where(_LOG.c.activity_id == bindparam("of_activity")).order_by(_LOG.c.seq)
+_TAIL: Final = (
+    select(*_LINE)
+    .join(_ACTIVITY, _ACTIVITY.c.id == _LOG.c.activity_id)
+    .where(_ACTIVITY.c.agent_id == bindparam("of_agent"), _LOG.c.seq > bindparam("after_seq"))
+    .order_by(_LOG.c.seq)
+)
+_COUNT: Final = select(func.count()).select_from(_ACTIVITY)
+_COUNT_ACTIVE: Final = _COUNT.where(_ACTIVITY.c.status.in_(ACTIVE))
+
+
+def detail(
+    session: Session, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None = None
+) -> ActivityDetailSchema | None:
+    """An activity with all its lines, oldest first; None where there is none, or its metadata does not match.
+
+    Raises:
+        ValueError: a malformed ``agent_id`` or filter.
+    """
+    parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
+    statement = _DETAIL.where(*criteria) if criteria else _DETAIL
+    row = _execute(session, statement, of_agent=parsed).mappings().one_or_none()
+    if row is None:
+        return None
+    return ActivityDetailSchema(**_fields(row), logs=_lines(session, _LINES, of_activity=row["id"]))
+
+
+def list(
+    session: Session,
+    page: int = 1,
+    page_size: int = 50,
+    *,
+    status: Status | str | builtins.list[Status] | None = None,
+    agent_type: str | None = None,
+    metadata_filter: Mapping[str, Any] | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+    total: int | None = None,
+) -> ActivityListSchema:
+    """One page of activities, newest first, each with its most recent line.
+
+    Args:
+        page: 1, 2, …; a page behind the last one is empty.
+        page_size: 1 to 1,000.
+        status: One status, or several.
+        created_after: Only those created then or later. A naive datetime means UTC.
+        created_before: Only those created earlier than that.
+        total: A total known from an earlier page: saves the exact count, which is most of the cost of a page.
+
+    Raises:
+        ValueError: an argument out of range or malformed.
+    """
+    if page < 1:
+        raise ValueError(f"page is {page!r}: pages are numbered from 1")
+    if not 1 <= page_size <= _MOST_PER_PAGE:
+        raise ValueError(f"page_size is {page_size!r}: ask for 1 to {_MOST_PER_PAGE:,}")
+    criteria = metadata_criteria(metadata_filter)
+    if status is not None:
+        criteria.append(Activity.status.in_(_statuses(status)))
+    if agent_type is not None:
+        criteria.append(Activity.agent_type == clean_message(agent_type, 255))
+    if created_after is not None:
+        criteria.append(Activity.created_at >= created_after)
+    if created_before is not None:
+        criteria.append(Activity.created_at < created_before)
+    cut = {"row_offset": (page - 1) * page_size, "row_count": page_size}
+    rows = _execute(session, _page(criteria) if criteria else _PAGE, **cut).mappings().all()
+    if total is None:
+        total = int(_execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
+    items = [ActivityListItemSchema(**_fields(row)) for row in rows]
+    return ActivityListSchema(items=items, total=total, page=page, page_size=page_size)
+
+
+def logs(
+    session: Session, agent_id: UUID | str, after_seq: int = 0, limit: int | None = None
+) -> builtins.list[ActivityLogSchema]:
+    """The lines of an activity behind a cursor, oldest first: poll it with the last ``seq`` to follow a run.
+
+    Lines become visible in the order of ``seq``, so a reader that goes on from the last one misses none.
+
+    Args:
+        after_seq: The last ``seq`` seen; 0 for all.
+        limit: At most so many lines.
+
+    Raises:
+        ValueError: a malformed ``agent_id``.
+    """
+    statement = _TAIL if limit is None else _TAIL.limit(limit)
+    return _lines(session, statement, of_agent=parse_agent_id(agent_id), after_seq=after_seq)
+
+
+def count_active(session: Session) -> int:
+    """How many activities are QUEUED or RUNNING."""
+    return int(_execute(session, _COUNT_ACTIVE).scalar_one())
+
+
+def _page(criteria: Sequence[ColumnElement[bool]]) -> _Select:
+    # The page is cut from the index first, so that only its own rows and their last lines are read.
+    newest_first = (_ACTIVITY.c.created_at.desc(), _ACTIVITY.c.id.desc())
+    keys = (
+        select(_ACTIVITY.c.id)
+        .where(*criteria)
+        .order_by(*newest_first)
+        .offset(bindparam("row_offset"))
+        .limit(bindparam("row_count"))
+        .subquery()
+    )
+    latest = (_LOG.c.activity_id == _ACTIVITY.c.id) & (_LOG.c.seq == _ACTIVITY.c.last_seq)
+    return (
+        select(*_SUMMARY, _LOG.c.message.label("latest_log"), _LOG.c.created_at.label("latest_log_timestamp"))
+        .join(keys, keys.c.id == _ACTIVITY.c.id)
+        .outerjoin(_LOG, latest)
+        .order_by(*newest_first)
+    )
+
+
+_PAGE: Final = _page(())
+
+
+def _execute(session: Session, statement: _Select, **parameters: object) -> Result[*tuple[Any, ...]]:
+    return session.execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
+
+
+def _statuses(status: Status | str | builtins.list[Status]) -> builtins.list[Status]:
+    values = status if isinstance(status, builtins.list) else [status]
+    try:
+        return [Status(value) for value in values]
+    except ValueError:
+        raise ValueError(f"{status!r:.80} is no status: use {', '.join(Status)}") from None
+
+
+def _fields(row: RowMapping) -> dict[str, Any]:
+    return {str(name): value for name, value in row.items() if name != "id"}
+
+
+def _lines(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:
+    return [ActivityLogSchema(**line) for line in _execute(session, statement, **parameters).mappings()]

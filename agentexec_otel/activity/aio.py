@@ -1,0 +1,75 @@
+"""The same functions for asyncio: the waiting is done off the event loop.
+
+Without a session, a life-cycle call waits in a thread. With ``session=`` (by name) an `AsyncSession`, it runs on
+that one, as the queries do. One implementation serves both worlds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+
+from sqlalchemy.orm import Session
+
+from agentexec_otel.activity import _lifecycle, _query
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+__all__ = [
+    "cancel",
+    "cancel_pending",
+    "complete",
+    "count_active",
+    "create",
+    "detail",
+    "error",
+    "list",
+    "logs",
+    "reap",
+    "retry",
+    "update",
+]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _lifecycle_twin(function: Callable[_P, _R]) -> Callable[_P, Coroutine[Any, Any, _R]]:
+    @wraps(function)
+    async def twin(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        session = cast("AsyncSession | None", kwargs.pop("session", None))
+        if session is None:
+            return await asyncio.to_thread(function, *args, **kwargs)
+        if isinstance(session, Session):
+            raise TypeError("session must be an AsyncSession here: a Session is for ax.activity itself")
+        return await session.run_sync(lambda own: cast(Any, function)(*args, session=own, **kwargs))
+
+    return twin
+
+
+def _query_twin(
+    function: Callable[Concatenate[Session, _P], _R],
+) -> Callable[Concatenate[AsyncSession, _P], Coroutine[Any, Any, _R]]:
+    async def twin(session: AsyncSession, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return await session.run_sync(function, *args, **kwargs)
+
+    # functools.wraps is typed to keep the wrapped function's parameters.
+    return cast(Callable[Concatenate["AsyncSession", _P], Coroutine[Any, Any, _R]], wraps(function)(twin))
+
+
+create = _lifecycle_twin(_lifecycle.create)
+update = _lifecycle_twin(_lifecycle.update)
+complete = _lifecycle_twin(_lifecycle.complete)
+error = _lifecycle_twin(_lifecycle.error)
+cancel = _lifecycle_twin(_lifecycle.cancel)
+retry = _lifecycle_twin(_lifecycle.retry)
+cancel_pending = _lifecycle_twin(_lifecycle.cancel_pending)
+reap = _lifecycle_twin(_lifecycle.reap)
+
+detail = _query_twin(_query.detail)
+list = _query_twin(_query.list)
+logs = _query_twin(_query.logs)
+count_active = _query_twin(_query.count_active)

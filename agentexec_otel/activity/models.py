@@ -1,0 +1,188 @@
+"""The two tables, as SQLAlchemy models.
+
+``Activity.status`` is materialised: it says what is true now, under one guarded write. The documented columns keep
+their name, type and meaning; the others are ours, and nullable or defaulted.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+from zlib import crc32
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    Uuid,
+    false,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeEngine
+
+from agentexec_otel._config import CONF
+from agentexec_otel._event import Status
+from agentexec_otel._ids import uuid7
+
+__all__ = ["Activity", "ActivityLog", "Base", "Status", "StatusText", "UtcDateTime"]
+
+_PREFIX = CONF.table_prefix
+_LONGEST_NAME = 63
+_MYSQL = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mariadb_engine": "InnoDB",
+    "mariadb_charset": "utf8mb4",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime with microseconds, on every database. A naive value that is bound means UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """DATETIME(6) on MySQL and MariaDB, whose plain DATETIME cuts to seconds."""
+        if dialect.name in ("mysql", "mariadb"):
+            from sqlalchemy.dialects import mysql  # its drivers' modules would cost every application 40 ms
+
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Normalise to UTC; without the zone where the database has none."""
+        if value is None:
+            return None
+        aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return aware if dialect.name == "postgresql" else aware.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the zone back."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class StatusText(TypeDecorator[Status]):
+    """A `Status` stored as its upper-case string."""
+
+    impl = String(16)
+    cache_ok = True
+
+    def process_bind_param(self, value: Status | str | None, dialect: Dialect) -> str | None:
+        return None if value is None else Status(value).value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Status | None:
+        return None if value is None else Status(value)
+
+
+def _name(wanted: str) -> str:
+    """A constraint's or index's name; one that is too long for PostgreSQL (63) ends in a stable hash instead."""
+    if len(wanted) <= _LONGEST_NAME:
+        return wanted
+    return f"{wanted[: _LONGEST_NAME - 9]}_{crc32(wanted.encode()):08x}"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _one_of_statuses(table: str) -> CheckConstraint:
+    return CheckConstraint(
+        "status IN ('QUEUED', 'RUNNING', 'COMPLETE', 'ERROR', 'CANCELED')", name=_name(f"ck_{table}_status")
+    )
+
+
+def _percentage_range(table: str, column: str) -> CheckConstraint:
+    return CheckConstraint(f"{column} BETWEEN 0 AND 100", name=_name(f"ck_{table}_{column}"))
+
+
+class Base(DeclarativeBase):
+    """Declarative base of our two tables: `Base.metadata` is what `create_all()` and Alembic need."""
+
+    metadata = MetaData()
+
+
+class Activity(Base):
+    """One tracked run, from QUEUED to a terminal status."""
+
+    __tablename__ = f"{_PREFIX}activity"
+    __table_args__ = (
+        Index(_name(f"ix_{_PREFIX}activity_agent_id"), "agent_id", unique=True),
+        Index(_name(f"ix_{_PREFIX}activity_created_at"), "created_at", "id"),
+        Index(_name(f"ix_{_PREFIX}activity_status"), "status", "lease_expires_at"),
+        _one_of_statuses(f"{_PREFIX}activity"),
+        _percentage_range(f"{_PREFIX}activity", "latest_percentage"),
+        _MYSQL,
+    )
+
+    id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid7)
+    agent_id: Mapped[UUID] = mapped_column(Uuid)
+    agent_type: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now, onupdate=_now)
+
+    status: Mapped[Status] = mapped_column(StatusText, default=Status.QUEUED, server_default="QUEUED")
+    latest_percentage: Mapped[int | None] = mapped_column(Integer)
+    last_seq: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    attempt: Mapped[int] = mapped_column(Integer, default=1, server_default="1")
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSON(none_as_null=True))
+    trace_context: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
+    trace_id: Mapped[str | None] = mapped_column(String(32))
+    span_id: Mapped[str | None] = mapped_column(String(16))
+    sampled: Mapped[bool | None] = mapped_column(Boolean)
+    worker_id: Mapped[str | None] = mapped_column(String(255))
+    heartbeat_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    error_type: Mapped[str | None] = mapped_column(String(255))
+    reason: Mapped[str | None] = mapped_column(String(64))
+    input_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    output_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    requests: Mapped[int | None] = mapped_column(BigInteger)
+
+    logs: Mapped[list[ActivityLog]] = relationship(
+        back_populates="activity", cascade="all, delete-orphan", order_by="ActivityLog.seq"
+    )
+
+
+class ActivityLog(Base):
+    """One line of an activity's history: `seq` (1, 2, … per activity) is its place, `created_at` when it happened."""
+
+    __tablename__ = f"{_PREFIX}activity_log"
+    __table_args__ = (
+        UniqueConstraint("event_id", name=_name(f"uq_{_PREFIX}activity_log_event_id")),
+        Index(_name(f"ix_{_PREFIX}activity_log_activity_id"), "activity_id", "seq", unique=True),
+        _one_of_statuses(f"{_PREFIX}activity_log"),
+        _percentage_range(f"{_PREFIX}activity_log", "percentage"),
+        _MYSQL,
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    activity_id: Mapped[UUID] = mapped_column(
+        ForeignKey(f"{_PREFIX}activity.id", name=_name(f"fk_{_PREFIX}activity_log_activity_id"), ondelete="CASCADE")
+    )
+    message: Mapped[str] = mapped_column(Text)
+    status: Mapped[Status] = mapped_column(StatusText)
+    percentage: Mapped[int | None] = mapped_column(Integer)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
+
+    seq: Mapped[int] = mapped_column(Integer)
+    event_id: Mapped[UUID] = mapped_column(Uuid, default=uuid7)
+    attempt: Mapped[int] = mapped_column(Integer, default=1, server_default="1")
+    late: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
+
+    activity: Mapped[Activity] = relationship(back_populates="logs")

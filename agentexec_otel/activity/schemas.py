@@ -1,0 +1,105 @@
+"""What the query functions return: the documented fields, and those that existing agentexec front ends read."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+from agentexec_otel._event import Status
+
+__all__ = ["ActivityDetailSchema", "ActivityListItemSchema", "ActivityListSchema", "ActivityLogSchema"]
+
+
+class ActivityLogSchema(BaseModel):
+    """One line of the history. `seq` orders the lines of an activity and is the cursor of `ax.activity.logs`."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    message: str
+    status: Status
+    percentage: int | None
+    created_at: datetime
+    seq: int
+    attempt: int = 1
+    late: bool = False
+
+
+class _Summary(BaseModel):
+    """What detail and list item have in common."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    agent_id: UUID
+    agent_type: str
+    created_at: datetime
+    updated_at: datetime
+    status: Status
+    latest_percentage: int | None
+    started_at: datetime | None = None
+    attempt: int = 1
+    trace_id: str | None = None
+    span_id: str | None = None
+    error_type: str | None = None
+    reason: str | None = None
+    metadata: dict[str, Any] | None = Field(default=None, exclude=True)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def percentage(self) -> int | None:
+        """The same as `latest_percentage`."""
+        return self.latest_percentage
+
+
+class ActivityDetailSchema(_Summary):
+    """An activity with its whole history. `metadata` is an attribute that is never serialised."""
+
+    logs: list[ActivityLogSchema]
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    requests: int | None = None
+
+
+class ActivityListItemSchema(_Summary):
+    """An activity in a list, with its most recent line."""
+
+    latest_log: str | None
+    latest_log_timestamp: datetime | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def latest_log_message(self) -> str | None:
+        """The same as `latest_log`."""
+        return self.latest_log
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def elapsed_time_seconds(self) -> int:
+        """Whole seconds from the first RUNNING line to the most recent one."""
+        if self.started_at is None or self.latest_log_timestamp is None:
+            return 0
+        return int((self.latest_log_timestamp - self.started_at).total_seconds())
+
+
+class ActivityListSchema(BaseModel):
+    """One page of activities, newest first."""
+
+    items: list[ActivityListItemSchema]
+    total: int
+    page: int
+    page_size: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def pages(self) -> int:
+        """How many pages there are."""
+        return -(-self.total // self.page_size)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def total_pages(self) -> int:
+        """The same as `pages`."""
+        return self.pages

@@ -1,0 +1,46 @@
+"""Events that can never be stored, kept beside the spool for a person to look at."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from agentexec_otel._event import ActivityEvent
+from agentexec_otel.export._codec import MalformedEventError, encode
+
+_logger = logging.getLogger("agentexec_otel.export")
+
+FILE_NAME = "dead-letters.jsonl"
+LIMIT = 16 << 20
+
+
+class DeadLetters:
+    """Appends to ``dead-letters.jsonl``, one JSON object a line: ``reason`` and ``event``, as the spool encodes it.
+
+    Args:
+        directory: None only logs. The file has the mode 0600 and is bounded to 16 MiB.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+
+    def write(self, event: ActivityEvent, reason: str) -> None:
+        """Keep one event. Logs its activity and the reason, never its content."""
+        kept = self._directory is not None and self._append(self._directory / FILE_NAME, event, reason)
+        where = f"kept in {self._directory}/{FILE_NAME}" if kept else "lost"
+        _logger.error("an event of activity %s was refused and is %s: %s", event.agent_id, where, reason)
+
+    def _append(self, path: Path, event: ActivityEvent, reason: str) -> bool:
+        with suppress(OSError, MalformedEventError):
+            line = json.dumps({"reason": reason, "event": json.loads(encode(event))}) + "\n"
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            handle = os.open(path, flags, 0o600)
+            try:
+                if os.fstat(handle).st_size < LIMIT:
+                    return os.write(handle, line.encode()) > 0
+            finally:
+                os.close(handle)
+        return False

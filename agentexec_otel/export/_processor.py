@@ -1,0 +1,437 @@
+"""Delivery: one writer thread per exporter that commits in groups, without a timer.
+
+While one transaction is in flight the next batch fills; an event that finds the writer idle is committed at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError
+from agentexec_otel._event import ActivityEvent
+from agentexec_otel._guard import guarded, suppressed_instrumentation
+from agentexec_otel.export._backlog import Backlog, Job
+from agentexec_otel.export._dead_letters import DeadLetters
+from agentexec_otel.export._delivery import ClosingError, Delivery, Entry, describe, given_up
+from agentexec_otel.export._protocol import Ack, ActivityExporter, ExportResult, Reject
+from agentexec_otel.export._replay import Replay
+from agentexec_otel.export._spool import Spool
+
+_logger = logging.getLogger("agentexec_otel.export")
+_T = TypeVar("_T")
+
+HOUSEKEEPING_INTERVAL = 1.0
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of the events that the writer took."""
+
+    replayed: int = 0
+    committed: int = 0
+    duplicate: int = 0
+    late: int = 0
+    dead_lettered: int = 0
+    rejected: int = 0
+    withdrawn: int = 0
+
+
+class ActivityProcessor:
+    """Hands activity events to one exporter, in order, from a writer thread of its own.
+
+    Args:
+        exporter: Where the events go.
+        spool: Makes a spool for this process, so that accepted events survive it; None keeps them in memory.
+        max_queue_size: Events waiting in memory. What comes beyond it waits in the spool; without one, progress lines
+            are coalesced and counted, life-cycle events never.
+        max_batch_size: Events per `ActivityExporter.export` call.
+        on_settled: Told on the writer thread what became of each event.
+        on_start: Called when the writer is about to start, once in each process.
+        on_idle: Called on the writer thread about once a second while the exporter answers.
+    """
+
+    def __init__(
+        self,
+        exporter: ActivityExporter,
+        *,
+        spool: Spool | None = None,
+        max_queue_size: int = 10_000,
+        max_batch_size: int = 500,
+        on_settled: Callable[[ActivityEvent, ExportResult], None] | None = None,
+        on_start: Callable[[], None] | None = None,
+        on_idle: Callable[[], None] | None = None,
+    ) -> None:
+        self.exporter = exporter
+        self._spool = spool
+        self._max_queue_size = max_queue_size
+        self._max_batch_size = max_batch_size
+        self._on_settled = on_settled
+        self._on_start = on_start
+        self._on_idle = on_idle
+        self._closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._backlog = Backlog(self._spool, self._max_queue_size)
+        self._thread: threading.Thread | None = None
+        self._deadline: float | None = None
+        self._nudge = threading.Event()
+        self._in_flight = 0
+        self._positions: list[int] = []
+        self.settled = Settled()
+        self._delivery = Delivery(self.exporter, self._settle, self._withdraw, self._pause)
+        self._replay = Replay(self._spool)
+        self._dead_letters = DeadLetters(self._spool.path if self._spool is not None else None)
+
+    # -- producers ------------------------------------------------------------------------------------------
+
+    def emit(self, event: ActivityEvent) -> bool:
+        """Take an event and return at once. False where it was dropped: progress, and no room anywhere."""
+        if self._thread is None or self._pid != os.getpid():
+            self._start()
+        return not self._closed and self._backlog.put(Entry(event))
+
+    def submit(self, event: ActivityEvent) -> Future[ExportResult]:
+        """Take an event; the future tells how it was settled. It cannot be canceled."""
+        future: Future[ExportResult] = Future()
+        future.set_running_or_notify_cancel()
+        if self._closed:
+            future.set_result(Reject("the writer has been shut down"))
+        else:
+            self._ready().put(Entry(event, future.set_result))
+        return future
+
+    def store(self, event: ActivityEvent, timeout: float) -> ExportResult:
+        """Take an event and wait until it is settled; where that fails, withdraw it.
+
+        Raises:
+            ActivityNotStoredError: not settled within `timeout` seconds, or the destination refuses us.
+        """
+        future: Future[ExportResult] = Future()
+        why = f"no commit within {timeout:g} s"
+
+        def settled(result: ExportResult) -> None:
+            if not entry.withdrawn and future.set_running_or_notify_cancel():
+                future.set_result(result)
+            elif isinstance(result, Ack):
+                self.emit(given_up(event))
+
+        def trouble(exc: BaseException) -> None:
+            nonlocal why
+            why = describe(exc)
+            if (
+                not entry.withdrawn
+                and isinstance(exc, MisconfiguredExportError)
+                and future.set_running_or_notify_cancel()
+            ):
+                entry.withdrawn = True
+                future.set_exception(exc)
+
+        if self._closed:
+            raise ActivityNotStoredError(f"the activity {event.agent_id} could not be stored: ax.shutdown() was called")
+        entry = Entry(event, settled, trouble)
+        self._ready().put_first(entry)
+        self._nudge.set()
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            if not future.cancel():
+                return future.result()
+            entry.withdrawn = True
+        except MisconfiguredExportError:
+            pass
+        raise ActivityNotStoredError(f"the activity {event.agent_id} could not be stored: {self._explained(why)}")
+
+    def _explained(self, why: str) -> str:
+        error = self.last_error
+        return why if error is None or error in why else f"{why}: {error}"
+
+    def call(self, work: Callable[[], _T], timeout: float) -> _T:
+        """Run `work` on the writer thread, behind the events that wait in memory.
+
+        Raises:
+            TimeoutError: not done within `timeout` seconds. Exceptions of `work` are passed on.
+        """
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as exc:  # noqa: BLE001  # passed on to the one who waits
+                future.set_exception(exc)
+
+        def give_up() -> None:
+            future.set_exception(TimeoutError("the writer has been shut down"))
+
+        if self._closed:
+            raise TimeoutError("the writer has been shut down")
+        self._ready().put_job(Job(run, give_up))
+        self._nudge.set()
+        return future.result(timeout)
+
+    def call_soon(self, work: Callable[[], object]) -> None:
+        """Run `work` on the writer thread, behind the events that wait in memory, and do not wait."""
+        self._ready().put_job(Job(work))
+
+    # -- what it says ---------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Events that are not settled."""
+        return self._backlog.waiting + self._in_flight
+
+    @property
+    def last_error(self) -> str | None:
+        """What the present outage is about; None while events are being stored."""
+        return self._delivery.last_error
+
+    def health(self) -> dict[str, Any]:
+        """What the writer is doing, as plain values.
+
+        ``emitted`` + ``replayed`` = ``committed`` + ``duplicate`` + ``dropped`` + ``dead_lettered`` + ``rejected``
+        + ``withdrawn`` + ``pending``, whenever nothing moves.
+        """
+        spool = self._backlog.spool
+        stats = spool.stats() if spool is not None else None
+        return {
+            "exporter": type(self.exporter).__name__,
+            "durability": spool.durability if spool is not None else "memory",
+            "pending": self.pending,
+            "spool_bytes": stats.bytes if stats is not None else 0,
+            "outage_seconds": self._delivery.outage_seconds,
+            "last_error": self.last_error,
+            "retried": self._delivery.retries,
+            **self._backlog.counts(),
+            **asdict(self.settled),
+        }
+
+    # -- flush and shutdown ---------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was shut down."""
+        return self._closed
+
+    @property
+    def running(self) -> bool:
+        """Whether the writer has been started in this process."""
+        return self._thread is not None and self._pid == os.getpid() and not self._closed
+
+    def start_if_needed(self) -> None:
+        """Start the writer now, not with the first event, where dead processes have left something to replay."""
+        if self._spool is not None and self._spool.stats().bytes:
+            self._start()
+
+    def replay(self, timeout: float) -> int:
+        """Deliver what dead processes left in the spool; how many events, `timeout` seconds at the most."""
+        before = self.settled.replayed
+        deadline = time.monotonic() + timeout
+        self.call_soon(self._replay.now)
+        with suppress(TimeoutError):
+            while self.call(lambda: self._replay.pending, max(0.0, deadline - time.monotonic())):
+                time.sleep(0.01)
+        return self.settled.replayed - before
+
+    def force_flush(self, timeout: float = 30.0) -> bool:
+        """Wait until everything emitted so far is settled. True where it was, within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        if self._thread is None or self._closed:
+            return self._backlog.idle
+        try:
+            while True:
+                left = max(0.0, deadline - time.monotonic())
+                flushed = self.call(partial(self.exporter.force_flush, left), left)
+                if self._backlog.idle:
+                    return bool(flushed)
+        except Exception as exc:  # noqa: BLE001  # whatever an exporter's force_flush raises
+            _logger.debug("flushing failed: %s", type(exc).__name__)
+            return False
+
+    def sync(self) -> None:
+        """Have the spool on disk, where it is kept there."""
+        if self._spool is not None:
+            self._spool.sync()
+
+    def shutdown(self, timeout: float = 5.0) -> bool:
+        """Flush within `timeout` seconds and stop. Idempotent. False where events were left unstored."""
+        with self._lock:
+            if self._closed:
+                return True
+            self._closed = True
+        thread = self._thread
+        if thread is not None and self._pid == os.getpid():
+            self._deadline = time.monotonic() + timeout
+            self._backlog.put_job(None)
+            self._nudge.set()
+            thread.join(timeout)
+        left = self.pending
+        if left:
+            self._report_left(left)
+        with guarded("shutting an exporter down"):
+            self.exporter.shutdown(timeout)
+        if self._spool is not None:
+            self._spool.close()
+        return left == 0
+
+    def _report_left(self, left: int) -> None:
+        where = "were lost" if self._spool is None else f"are kept in {self._spool.path} for the next start"
+        print(f"agentexec-otel: {left} activity events were not stored in time and {where}", file=sys.stderr)  # noqa: T201
+
+    # -- the writer -----------------------------------------------------------------------------------------
+
+    def _ready(self) -> Backlog:
+        if self._thread is None or self._pid != os.getpid():
+            self._start()
+        return self._backlog
+
+    def _start(self) -> None:
+        if self._pid != os.getpid():
+            self.after_fork_in_child()
+        with self._lock:
+            if self._thread is None and not self._closed:
+                if self._on_start is not None:
+                    self._on_start()
+                thread = threading.Thread(target=self._run, name="agentexec-writer", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as exc:  # no more threads, or the interpreter is on its way out
+                    _logger.warning("the activity writer cannot be started, events wait: %s", exc)
+                    return
+                self._thread = thread
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: what was queued, spooled and connected belongs to the parent."""
+        self._reset()
+        after_fork = getattr(self.exporter, "after_fork_in_child", None)
+        if after_fork is not None:
+            after_fork()
+
+    def _run(self) -> None:
+        with suppressed_instrumentation():
+            stopping = False
+            while not stopping:
+                try:
+                    wait = 0.0 if self._replay.busy else HOUSEKEEPING_INTERVAL
+                    items = self._backlog.take(self._max_batch_size, wait)
+                    self._work(items)
+                    stopping = self._done_for(None in items)
+                    if not stopping:
+                        self._housekeep()
+                except ClosingError:
+                    self._abandon()
+                    return
+                except BaseException as exc:  # noqa: BLE001  # the thread that everybody relies on goes on
+                    _logger.error("the activity writer met %s and goes on", type(exc).__name__)
+
+    def _done_for(self, told: bool) -> bool:
+        """Whether the writer is to end: told to, and either nothing is left or no time."""
+        deadline = self._deadline
+        return (told or deadline is not None) and (
+            self._backlog.idle or deadline is None or time.monotonic() >= deadline
+        )
+
+    def _abandon(self) -> None:
+        """Nobody is to wait for a writer that ends."""
+        for item in self._backlog.drain():
+            if isinstance(item, Job):
+                item.give_up()
+            elif item is not None:
+                self._in_flight += 1
+                if item.on_settled is not None:
+                    item.on_settled(Reject("the writer has been shut down"))
+
+    def _work(self, items: list[Entry | Job | None]) -> None:
+        self._in_flight += sum(isinstance(item, Entry) for item in items)
+        batch: list[Entry] = []
+        try:
+            for item in items:
+                if isinstance(item, Entry):
+                    batch.append(item)
+                elif item is not None:
+                    self._deliver(batch)
+                    batch = []
+                    item.run()
+            self._deliver(batch)
+        except ClosingError:
+            for item in items:
+                if isinstance(item, Job):
+                    item.give_up()
+            raise
+
+    def _deliver(self, batch: list[Entry], *, replay: bool = False) -> None:
+        if not batch:
+            return
+        try:
+            self._delivery.deliver(batch, replay=replay)
+        finally:
+            self._done()
+
+    def _done(self) -> None:
+        positions, self._positions = self._positions, []
+        if positions:
+            self._backlog.done(positions)
+        self.sync()
+
+    def _housekeep(self) -> None:
+        for chunk in self._replay.next_chunk():
+            self.settled.replayed += len(chunk)
+            self._in_flight += len(chunk)
+            self._deliver(chunk, replay=True)
+        if self._on_idle is not None:
+            with guarded("the writer's housekeeping"):
+                self._on_idle()
+
+    def _settle(self, entry: Entry, result: ExportResult) -> None:
+        self._in_flight -= 1
+        if entry.position is not None:
+            self._positions.append(entry.position)
+        if isinstance(result, Ack):
+            self.settled.duplicate += result.duplicate
+            self.settled.committed += not result.duplicate
+            self.settled.late += result.late
+        elif isinstance(result, Reject):
+            self._reject(entry, result)
+        if self._on_settled is not None:
+            with guarded("following up a stored event"):
+                self._on_settled(entry.event, result)
+        if entry.on_settled is not None:
+            with guarded("telling a producer"):
+                entry.on_settled(result)
+
+    def _reject(self, entry: Entry, result: Reject) -> None:
+        if entry.withdrawn:
+            self.settled.withdrawn += 1  # There was no row to end.
+            return
+        if entry.on_trouble is not None:
+            self.settled.rejected += 1  # The producer is told, by an exception.
+            return
+        self.settled.dead_lettered += 1
+        self._dead_letters.write(entry.event, result.reason)
+
+    def _withdraw(self, entry: Entry) -> None:
+        self._in_flight -= 1
+        self.settled.withdrawn += 1
+
+    def _pause(self, seconds: float) -> bool:
+        """Sleep between tries. Once shut down: short sleeps, and true when the time is up."""
+        end = time.monotonic() + seconds
+        while self._deadline is None and not self._nudge.is_set() and time.monotonic() < end:
+            self._nudge.wait(min(0.1, max(0.0, end - time.monotonic())))
+            self.sync()
+        if self._deadline is None:
+            self._nudge.clear()
+            return False
+        time.sleep(min(seconds, 0.05))
+        return time.monotonic() >= self._deadline
