@@ -1,0 +1,164 @@
+"""The writer's own synchronous engine, derived from whatever the application has."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
+
+from agentexec_otel._errors import ConfigurationError, MissingExtraError
+from agentexec_otel_exporters.sql._session import prepare_connections
+from agentexec_otel_exporters.sql._watchdog import DEADLINE, BoundedConnect
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+# What a driver becomes on the writer's thread. The key is SQLAlchemy's driver name.
+_SYNC_DRIVERS: Final = {
+    "postgresql+asyncpg": "postgresql+psycopg",
+    "postgresql+psycopg_async": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "sqlite+aiosqlite": "sqlite+pysqlite",
+    "mysql+aiomysql": "mysql+pymysql",
+    "mysql+asyncmy": "mysql+pymysql",
+    "mysql": "mysql+pymysql",
+    "mariadb+aiomysql": "mariadb+pymysql",
+    "mariadb+asyncmy": "mariadb+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
+_NEEDS: Final = {
+    "postgresql+psycopg": ("psycopg", "psycopg", "postgres"),
+    "mysql+pymysql": ("pymysql", "PyMySQL", "mysql"),
+    "mariadb+pymysql": ("pymysql", "PyMySQL", "mysql"),
+}
+
+# Its connect_timeout ends with the TCP handshake: a server that never greets would be waited for without end.
+_PYMYSQL: Final = {"connect_timeout": int(DEADLINE), "read_timeout": int(DEADLINE), "write_timeout": int(DEADLINE)}
+_ASYNCPG_ONLY: Final = frozenset(
+    ("async_fallback", "command_timeout", "max_cacheable_statement_size", "max_cached_statement_lifetime",
+     "prepared_statement_cache_size", "prepared_statement_name_func", "server_settings", "statement_cache_size",
+     "timeout")
+)  # fmt: skip
+_SSL_MODES: Final = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
+_BOUNDS: Final[dict[str, dict[str, Any]]] = {
+    "postgresql+psycopg": {"connect_timeout": int(DEADLINE)},
+    "mysql+pymysql": _PYMYSQL,
+    "mariadb+pymysql": _PYMYSQL,
+}
+"""What we add to a URL that does not say it: how long a driver may wait for the server, in seconds."""
+
+
+def parse_url(database: str | URL) -> URL:
+    """The URL with a synchronous driver.
+
+    Raises:
+        ConfigurationError: not a database URL, a database we do not support, or an in-memory SQLite that only one
+            thread could see.
+        MissingExtraError: the driver is not installed.
+    """
+    try:
+        url = make_url(database)
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(
+            f"{_shown(database)} is no database URL: write it like postgresql+psycopg://user@host/name or sqlite:///file.db"
+        ) from None
+    if url.drivername == "postgresql+asyncpg":
+        url = url.set(query=_for_psycopg(url.query))
+    url = url.set(drivername=_SYNC_DRIVERS.get(url.drivername, url.drivername))
+    if url.get_backend_name() not in ("postgresql", "mysql", "mariadb", "sqlite"):
+        raise ConfigurationError(
+            f"{url.get_backend_name()!r} is not supported: use PostgreSQL, MySQL, MariaDB or SQLite"
+        )
+    if url.get_backend_name() == "sqlite" and _in_memory(url):
+        raise ConfigurationError(
+            "an in-memory SQLite database cannot be shared between threads by its URL: use a file, or hand in an engine"
+            " made with poolclass=StaticPool"
+        )
+    module, package, extra = _NEEDS.get(url.drivername, (None, "", ""))
+    if module is not None and importlib.util.find_spec(module) is None:
+        raise MissingExtraError(f"storing activities on {url.get_backend_name()}", package, extra)
+    return url
+
+
+def _for_psycopg(query: Mapping[str, Any]) -> dict[str, Any]:
+    """What asyncpg takes in a URL, as psycopg takes it; encryption is never lost on the way."""
+    kept = {name: value for name, value in query.items() if name not in _ASYNCPG_ONLY}
+    if (ssl := kept.pop("ssl", None)) is not None:
+        kept["sslmode"] = _SSL_MODES.get(str(ssl).lower(), ssl)
+    return kept
+
+
+def writer_engine(database: str | URL | Engine | AsyncEngine) -> tuple[Engine, bool]:
+    """An engine for the writer, and whether it is ours to dispose of.
+
+    A given engine lends its connection settings, never its connections: the application's pool may be exhausted,
+    and its transactions are not ours. An in-memory SQLite engine is the exception: it is used as it is.
+    """
+    if isinstance(database, str | URL):
+        return _own(parse_url(database)), True
+    if not isinstance(database, Engine):
+        return _own(parse_url(database.url)), True
+    if isinstance(database.pool, StaticPool):
+        return database, False
+    if isinstance(database.pool, SingletonThreadPool):
+        raise ConfigurationError(
+            "this in-memory SQLite engine gives every thread a database of its own: make it with poolclass=StaticPool"
+            " and connect_args={'check_same_thread': False}"
+        )
+    return _own(database.url, _lent(database)), True
+
+
+def _own(url: URL, pool: Pool | None = None) -> Engine:
+    arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "connect_args": _connect_arguments(url)}
+    if pool is not None:
+        arguments = {"pool": pool}
+    if url.get_backend_name() in ("mysql", "mariadb"):
+        # Gap locks of REPEATABLE READ make concurrent inserts of new activities deadlock.
+        arguments["isolation_level"] = "READ COMMITTED"
+    engine = _create(url, arguments)
+    prepare_connections(engine)
+    return engine
+
+
+def _create(url: URL, arguments: dict[str, Any]) -> Engine:
+    try:
+        return create_engine(url, hide_parameters=True, **arguments)
+    except NoSuchModuleError:
+        raise ConfigurationError(f"SQLAlchemy knows no driver {url.drivername!r}: {_drivers(url)}") from None
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(f"the driver {exc.name} is not installed: install it, or {_drivers(url)}") from None
+
+
+def _drivers(url: URL) -> str:
+    backend = url.get_backend_name()
+    return f"write {_SYNC_DRIVERS.get(backend, backend)}://, and leave the rest of the URL as it is"
+
+
+def _connect_arguments(url: URL) -> dict[str, Any]:
+    return {name: value for name, value in _BOUNDS.get(url.drivername, {}).items() if name not in url.query}
+
+
+def _lent(engine: Engine) -> Pool:
+    """A pool of our own that connects as the application's does, but never waits for ever."""
+    pool = engine.pool.recreate()
+    if engine.dialect.name != "sqlite":
+        # SQLAlchemy has no public way to wrap a pool's creator, and a second engine would lose its connect_args.
+        create = pool._invoke_creator  # pyright: ignore[reportPrivateUsage]
+        pool._creator = BoundedConnect(create).connect  # pyright: ignore[reportPrivateUsage]
+    return pool
+
+
+def _in_memory(url: URL) -> bool:
+    return not url.database or ":memory:" in url.database or "mode=memory" in url.render_as_string()
+
+
+def _shown(database: str | URL) -> str:
+    text = str(database)
+    if "://" in text:
+        return repr(text.partition("://")[0] + "://…")
+    _, at, place = text.rpartition("@")  # before it may be a password
+    return repr(("…@" if at else "") + place[:80])

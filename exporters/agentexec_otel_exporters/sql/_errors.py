@@ -1,0 +1,137 @@
+"""Driver errors, translated in one place. The texts never contain parameters or row data."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from sqlalchemy import exc as sa_exc
+
+from agentexec_otel._errors import (
+    ExportError,
+    MisconfiguredExportError,
+    PoisonExportError,
+    TransientExportError,
+)
+
+# SQLSTATE classes and codes of PostgreSQL, error numbers of MySQL and MariaDB, result names of SQLite.
+_TRANSIENT_SQLSTATES: Final = ("08", "40001", "40P01", "53", "55P03", "57014", "57P0", "58", "25006", "25P03")
+_MISCONFIGURED_SQLSTATES: Final = ("42P01", "42703", "42501", "28", "3D000", "3F000")
+_POISON_SQLSTATES: Final = ("22", "23502", "23514")
+_TRANSIENT_MYSQL: Final = frozenset(
+    (1020, 1040, 1047, 1053, 1205, 1213, 1290, 1792, 1927, 1969, 2002, 2003, 2006, 2013, 3024)
+)
+_MISCONFIGURED_MYSQL: Final = frozenset((1044, 1045, 1049, 1054, 1142, 1146, 1698))
+_POISON_MYSQL: Final = frozenset((1048, 1264, 1366, 1406, 4025))
+_TRANSIENT_SQLITE: Final = (
+    "SQLITE_BUSY",
+    "SQLITE_LOCKED",
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "SQLITE_READONLY",
+    "SQLITE_CANTOPEN",
+    "SQLITE_PROTOCOL",
+)
+_POISON_SQLITE: Final = (
+    "SQLITE_CONSTRAINT_CHECK",
+    "SQLITE_CONSTRAINT_NOTNULL",
+    "SQLITE_CONSTRAINT_TRIGGER",
+    "SQLITE_TOOBIG",
+)
+
+
+_REFUSED: Final = ("password authentication failed", "no pg_hba.conf entry", "does not exist", "permission denied")
+"""PostgreSQL refuses a connection without an SQLSTATE that the driver passes on."""
+
+
+@contextmanager
+def translated() -> Generator[None]:
+    """Raise `ExportError`s of the right class in place of SQLAlchemy's and the drivers' exceptions."""
+    try:
+        yield
+    except (sa_exc.SQLAlchemyError, OSError, UnicodeError, OverflowError, TypeError) as exc:
+        raise classify(exc) from exc
+
+
+def classify(exc: BaseException) -> Exception:
+    """The `ExportError` that says what to do about `exc`; `exc`'s class name where it is none we know."""
+    orig: Any = getattr(exc, "orig", None)
+    if isinstance(orig, (UnicodeError, OverflowError, TypeError, ValueError)):
+        return PoisonExportError(f"a value cannot be stored ({type(orig).__name__})")
+    if isinstance(exc, (UnicodeError, OverflowError, TypeError)):
+        return PoisonExportError(f"a value cannot be stored ({type(exc).__name__})")
+    if isinstance(exc, OSError | sa_exc.TimeoutError | sa_exc.DisconnectionError):
+        return TransientExportError(f"the database is not reachable ({type(exc).__name__})")
+    code, kind = _code(orig), _kind(orig)
+    if getattr(exc, "connection_invalidated", False) and kind is not MisconfiguredExportError:
+        kind = TransientExportError
+    if kind is None and code is None and isinstance(exc, sa_exc.OperationalError | sa_exc.InterfaceError):
+        refused = any(phrase in str(orig) for phrase in _REFUSED)
+        kind = MisconfiguredExportError if refused else TransientExportError
+    if kind is None and isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError):
+        kind = PoisonExportError
+    name = type(orig if orig is not None else exc).__name__
+    text = f"{_WORDS.get(kind, 'the database answered with an error')} ({name}{f', {code}' if code else ''})"
+    return (kind or ExportError)(text)
+
+
+_WORDS: Final[dict[type[ExportError] | None, str]] = {
+    TransientExportError: "the database is away or busy",
+    MisconfiguredExportError: "the database refuses us: check that the tables exist"
+    " (ax.Base.metadata.create_all(engine)), the user's rights and the password",
+    PoisonExportError: "the database refuses a value",
+}
+
+
+def is_unique_violation(exc: sa_exc.IntegrityError) -> bool:
+    """Whether a unique key was met: the event, or the activity, is there already."""
+    orig: Any = exc.orig
+    return _code(orig) in ("23505", "1062", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
+
+
+def _code(orig: Any) -> str | None:
+    if name := getattr(orig, "sqlite_errorname", None):
+        return str(name)
+    # The number first: PyMySQL 1.2 has an SQLSTATE as well, and most of MySQL's errors share HY000.
+    args = getattr(orig, "args", ())
+    if args and isinstance(args[0], int):
+        return str(args[0])
+    sqlstate = getattr(orig, "sqlstate", None)
+    return str(sqlstate) if sqlstate else None
+
+
+def _kind(orig: Any) -> type[ExportError] | None:
+    code = _code(orig)
+    if code is None:
+        return None
+    if code.startswith("SQLITE_"):
+        return _sqlite_kind(code, str(orig))
+    if code.isdigit() and len(code) != 5:
+        return _first(int(code), _TRANSIENT_MYSQL, _MISCONFIGURED_MYSQL, _POISON_MYSQL)
+    for prefixes, kind in (
+        (_MISCONFIGURED_SQLSTATES, MisconfiguredExportError),
+        (_TRANSIENT_SQLSTATES, TransientExportError),
+        (_POISON_SQLSTATES, PoisonExportError),
+    ):
+        if code.startswith(prefixes):
+            return kind
+    return None
+
+
+def _sqlite_kind(code: str, text: str) -> type[ExportError] | None:
+    if code.startswith(_TRANSIENT_SQLITE):
+        return TransientExportError
+    if text.startswith(("no such table", "no such column")) or "has no column" in text:
+        return MisconfiguredExportError
+    return PoisonExportError if code.startswith(_POISON_SQLITE) else None
+
+
+def _first(
+    number: int, transient: frozenset[int], misconfigured: frozenset[int], poison: frozenset[int]
+) -> type[ExportError] | None:
+    if number in transient:
+        return TransientExportError
+    if number in misconfigured:
+        return MisconfiguredExportError
+    return PoisonExportError if number in poison else None

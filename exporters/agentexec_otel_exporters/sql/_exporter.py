@@ -1,0 +1,178 @@
+"""Activity events into the Activity and ActivityLog tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.pool import Pool
+
+from agentexec_otel._event import ActivityEvent, SpanRef
+from agentexec_otel.activity.models import Activity, Base
+from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity
+from agentexec_otel_exporters.sql._engine import writer_engine
+from agentexec_otel_exporters.sql._errors import is_unique_violation, translated
+from agentexec_otel_exporters.sql._fork import ForkGate
+from agentexec_otel_exporters.sql._left_sessions import LeftSessions
+from agentexec_otel_exporters.sql._session import READ_ONLY
+from agentexec_otel_exporters.sql._watchdog import Watchdog
+from agentexec_otel_exporters.sql._write import (
+    attach_spans,
+    end_chunk,
+    heartbeat,
+    join_transaction,
+    read_activity,
+    reap_chunk,
+    release,
+    standing,
+    write_events,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+_inherited: list[Pool] = []
+"""Pools of the process that this one was forked from, kept so that nothing finalises, and closes, their connections."""
+
+
+class SQLExporter:
+    """Stores activities on SQLite, PostgreSQL or MySQL/MariaDB: one transaction per batch.
+
+    Args:
+        database: A SQLAlchemy URL or engine, synchronous or not. The exporter connects on its own, with a
+            synchronous driver and at most one connection at a time.
+
+    Raises:
+        ConfigurationError: the URL is malformed or names a database that is not supported.
+    """
+
+    def __init__(self, database: str | URL | Engine | AsyncEngine) -> None:
+        self._engine, self._owned = writer_engine(database)
+        self._watchdog = Watchdog()
+        self._left_sessions = LeftSessions()
+        self._fork_gate = ForkGate(self._engine, owned=self._owned)
+        if self._owned:
+            self._watchdog.watch_pool(self._engine)
+            self._left_sessions.watch(self._engine)
+
+    @property
+    def engine(self) -> Engine:
+        """The writer's own engine."""
+        return self._engine
+
+    def create_tables(self) -> None:
+        """Create the tables that are missing. Raises `ExportError` where the database refuses."""
+        with translated():
+            Base.metadata.create_all(self._engine)
+
+    def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
+        """Store a batch in one transaction; see `ActivityExporter.export`."""
+        with translated():
+            try:
+                with self._transaction() as connection:
+                    return write_events(connection, events, replay=replay)
+            except IntegrityError as exc:
+                # Stored before, by a try whose answer was lost or by another way in.
+                if replay or not is_unique_violation(exc):
+                    raise
+            with self._transaction() as connection:
+                return write_events(connection, events, replay=True)
+
+    def lookup(self, agent_id: UUID) -> StoredActivity | None:
+        """The activity's present state, or None. Raises `ExportError` where it cannot be read."""
+        with translated(), self._fork_gate.using(), self._watchdog.watching(), self._engine.connect() as connection:
+            return read_activity(connection.execution_options(**READ_ONLY), agent_id)
+
+    def read(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:
+        """As `lookup`, inside the caller's transaction. SQLAlchemy's exceptions pass through."""
+        join_transaction(connection)
+        return read_activity(connection, agent_id)
+
+    def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> Set[UUID]:
+        """Name spans on their rows; see `ActivityStore.attach_spans`."""
+        with translated(), self._transaction() as connection:
+            return attach_spans(connection, spans)
+
+    def write(self, connection: Connection, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+        """Store events inside the caller's transaction. SQLAlchemy's exceptions pass through."""
+        join_transaction(connection)
+        return write_events(connection, events)
+
+    def end_where(
+        self, connection: Connection | None, criteria: Sequence[Any], ending: Ending
+    ) -> Sequence[StoredActivity]:
+        """End what is QUEUED or RUNNING and meets the criteria; see `ActivityStore.end_where`."""
+        return self._in_chunks(connection, partial(end_chunk, criteria=criteria, ending=ending))
+
+    def reap(self, connection: Connection | None, ending: Ending) -> Sequence[StoredActivity]:
+        """End what is RUNNING behind an expired lease; see `ActivityStore.reap`."""
+        return self._in_chunks(connection, partial(reap_chunk, ending=ending))
+
+    def heartbeat(
+        self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
+    ) -> Mapping[UUID, Ack]:
+        """Extend the leases of what this worker runs; see `ActivityStore.heartbeat`."""
+        with translated(), self._transaction() as connection:
+            return heartbeat(connection, worker_id, agent_ids, owned)
+
+    def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:
+        """Where those activities stand; see `ActivityStore.standing`."""
+        with translated(), self._fork_gate.using(), self._watchdog.watching(), self._engine.connect() as connection:
+            return standing(connection.execution_options(**READ_ONLY), agent_ids)
+
+    def release(self, worker_id: str, agent_ids: Sequence[UUID]) -> None:
+        """Give the leases of this worker back; see `ActivityStore.release`."""
+        with translated(), self._transaction() as connection:
+            release(connection, worker_id, agent_ids)
+
+    @contextmanager
+    def _transaction(self) -> Generator[Connection]:
+        with self._fork_gate.using(), self._watchdog.watching(), self._engine.begin() as connection:
+            yield connection
+
+    def _in_chunks(
+        self, connection: Connection | None, end: Callable[[Connection], list[StoredActivity]]
+    ) -> list[StoredActivity]:
+        """Until nothing is left to end; each chunk of our own commits, so that no lock is held for long."""
+        ended: list[StoredActivity] = []
+        while True:
+            if connection is not None:
+                join_transaction(connection)
+                chunk = end(connection)
+            else:
+                with translated(), self._transaction() as own:
+                    chunk = end(own)
+            if not chunk:
+                return ended
+            ended.extend(chunk)
+
+    def after_fork_in_child(self) -> None:
+        """The pooled connections are the parent's: forget them, without closing what the parent still uses."""
+        self._watchdog.reset()
+        self._left_sessions.forget()
+        if self._owned:
+            _inherited.append(self._engine.pool)
+            self._engine.dispose(close=False)
+
+    @property
+    def identity(self) -> str:
+        """Which database and tables, without user and password: spooled events go nowhere else."""
+        url = self._engine.url
+        place = Path(url.database or "").absolute() if url.get_backend_name() == "sqlite" else url.database
+        return f"{url.get_backend_name()}://{url.host}:{url.port}/{place}#{Activity.__tablename__}"
+
+    def force_flush(self, timeout: float) -> bool:
+        """Nothing is held back."""
+        return True
+
+    def shutdown(self, timeout: float) -> None:
+        """Close the writer's connections."""
+        if self._owned:
+            self._engine.dispose()

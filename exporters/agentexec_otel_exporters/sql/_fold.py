@@ -1,0 +1,199 @@
+"""Pure: events onto an activity's row. What the transaction reads goes in, what it writes comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+from uuid import UUID
+
+from agentexec_otel._event import ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._semconv import PREVIOUS_SPAN
+from agentexec_otel.export import Ack, ExportResult, Reject
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+TICK: Final = timedelta(microseconds=1)
+_RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
+_NAME_LIMIT: Final = 255
+_REASON_LIMIT: Final = 64
+
+STUB_TYPE: Final = ""
+"""agent_type of a row whose QUEUED event has not arrived yet."""
+
+
+def moment(occurred_at_ns: int) -> datetime:
+    """Nanoseconds since the epoch as an aware UTC datetime, cut to microseconds."""
+    return _EPOCH + timedelta(microseconds=occurred_at_ns // 1000)
+
+
+def nanoseconds(value: datetime) -> int:
+    """The inverse of `moment`."""
+    return (value - _EPOCH) // TICK * 1000
+
+
+Lease = Literal["keep", "extend", "clear"]
+"""What a batch does to a row's lease: extended by its own worker's lines, cleared where nobody runs it any more."""
+
+
+@dataclass(slots=True)
+class Row:
+    """An activity's row under its lock, while events are applied to it."""
+
+    id: UUID
+    agent_id: UUID
+    agent_type: str
+    created_at: datetime
+    updated_at: datetime
+    status: Status
+    latest_percentage: int | None
+    last_seq: int
+    attempt: int
+    started_at: datetime | None
+    metadata: Mapping[str, Any] | None
+    trace_context: Mapping[str, str] | None
+    trace_id: str | None
+    span_id: str | None
+    sampled: bool | None
+    worker_id: str | None
+    error_type: str | None
+    reason: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    requests: int | None
+    opened: bool = False
+    lease: Lease = "keep"
+
+    def apply(self, event: ActivityEvent, *, replay: bool = False) -> tuple[dict[str, Any] | None, ExportResult]:
+        """The log row of one event (None where it adds none), and the answer to its producer."""
+        if event.opening is not None and self.agent_type == STUB_TYPE:
+            self._open(event.opening, event.occurred_at_ns)
+        elif event.opening is not None and event.status is Status.QUEUED:
+            return None, Reject(f"an activity with the agent_id {self.agent_id} exists already")
+        if event.attempt is not None and event.attempt > self.attempt:
+            self._reopen(event.attempt)
+        elif event.reopens and self.status.terminal:
+            self._reopen()
+        late = self.status.terminal or (event.attempt is not None and event.attempt < self.attempt)
+        if not late:
+            self._advance(event, replay)
+        if event.attempt in (None, self.attempt):
+            self._count_tokens(event)
+        self.last_seq += 1
+        return self._log(event, late), self.acknowledge(late)
+
+    def acknowledge(self, late: bool, *, duplicate: bool = False) -> Ack:
+        """The answer for an event that is stored: where the activity stands now."""
+        outcome = Outcome(self.error_type, self.reason) if self.status.terminal else None
+        return Ack(self.status, self.attempt, late, duplicate, self.span_id, outcome)
+
+    def _open(self, opening: Opening, occurred_at_ns: int) -> None:
+        self.opened = True
+        self.agent_type = opening.agent_type[:_NAME_LIMIT]
+        self.created_at = moment(occurred_at_ns)
+        self.metadata = opening.metadata
+        self.trace_context = opening.trace_context
+
+    def _reopen(self, attempt: int | None = None) -> None:
+        if self.trace_id is not None and self.span_id is not None:
+            flags = "01" if self.sampled else "00"
+            previous = f"00-{self.trace_id}-{self.span_id}-{flags}"
+            self.trace_context = {**(self.trace_context or {}), PREVIOUS_SPAN: previous}
+        self.attempt = attempt or self.attempt + 1
+        self.status = Status.QUEUED
+        self.started_at = self.trace_id = self.span_id = self.sampled = self.worker_id = None
+        self.latest_percentage = self.error_type = self.reason = None
+        self.lease = "clear"
+        self.input_tokens = self.output_tokens = self.requests = None
+
+    def _advance(self, event: ActivityEvent, replay: bool) -> None:
+        if _RANK[event.status] > _RANK[self.status]:
+            self.status = event.status
+        if self.status is Status.RUNNING and self.started_at is None:
+            self.started_at = moment(event.occurred_at_ns)
+        if event.percentage is not None:
+            self.latest_percentage = event.percentage
+        self._take_lease(event, replay)
+        if event.span is not None and self.span_id is None:
+            self.trace_id, self.span_id = event.span.trace_id, event.span.span_id
+            self.sampled = event.span.sampled
+        if event.outcome is not None and self.status.terminal:
+            self.error_type = event.outcome.error_type and event.outcome.error_type[:_NAME_LIMIT]
+            self.reason = event.outcome.reason and event.outcome.reason[:_REASON_LIMIT]
+
+    def _take_lease(self, event: ActivityEvent, replay: bool) -> None:
+        if self.status.terminal:
+            self.lease = "clear"
+        elif event.worker_id is not None:
+            worker_id = event.worker_id[:_NAME_LIMIT]
+            # Whoever reports last runs it, but a line that was left behind by the dead takes nothing over.
+            if self.worker_id is None or not replay:
+                self.worker_id = worker_id
+            if self.worker_id == worker_id:
+                self.lease = "extend"
+
+    def _count_tokens(self, event: ActivityEvent) -> None:
+        if event.outcome is None:
+            return
+        if event.outcome.input_tokens is not None:
+            self.input_tokens = event.outcome.input_tokens
+        if event.outcome.output_tokens is not None:
+            self.output_tokens = event.outcome.output_tokens
+        if event.outcome.requests is not None:
+            self.requests = event.outcome.requests
+
+    def _log(self, event: ActivityEvent, late: bool) -> dict[str, Any]:
+        return {
+            "activity_id": self.id,
+            "message": event.message,
+            "status": self.status,
+            "percentage": event.percentage,
+            "created_at": moment(event.occurred_at_ns),
+            "seq": self.last_seq,
+            "event_id": event.event_id,
+            "attempt": self.attempt if event.attempt is None else event.attempt,
+            "late": late,
+        }
+
+
+def fold(
+    rows: Mapping[UUID, Row],
+    events: Sequence[ActivityEvent],
+    stored: Mapping[UUID, bool],
+    now: datetime,
+    *,
+    replay: bool = False,
+) -> tuple[list[dict[str, Any]], list[Row], list[ExportResult]]:
+    """Apply events in order.
+
+    Args:
+        rows: The locked rows by ``agent_id``; changed in place.
+        stored: Events found in the log already, each with its ``late`` flag.
+        now: Becomes ``updated_at``, unless a row is ahead of it already.
+        replay: Some of the events may be old: their worker may have been followed by another.
+
+    Returns:
+        The log rows to insert, the activity rows that changed (in the order of `rows`), and one answer per event.
+    """
+    logs: list[dict[str, Any]] = []
+    results: list[ExportResult] = []
+    touched: set[UUID] = set()
+    known = dict(stored)
+    for event in events:
+        row = rows.get(event.agent_id)
+        if row is None:
+            results.append(Reject(f"no activity has the agent_id {event.agent_id}"))
+            continue
+        if event.event_id in known:
+            results.append(row.acknowledge(known[event.event_id], duplicate=True))
+            continue
+        log, result = row.apply(event, replay=replay)
+        results.append(result)
+        if log is not None:
+            known[event.event_id] = log["late"]
+            logs.append(log)
+            touched.add(event.agent_id)
+    changed = [row for row in rows.values() if row.agent_id in touched]
+    for row in changed:
+        row.updated_at = max(now, row.updated_at + TICK)
+    return logs, changed, results
