@@ -1,0 +1,199 @@
+"""Which activity a run belongs to: the one around it, one that waits for it, or a new one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, cast
+from uuid import UUID, uuid4
+
+from agents import RunConfig, RunState
+
+from agentexec_otel import _runtime, activity
+from agentexec_otel._errors import ConfigurationError, ExportError
+from agentexec_otel.activity import ActivityRun
+from agentexec_otel.export import StoredActivity
+
+_logger = logging.getLogger("agentexec_otel.openai_agents")
+
+_TRACE_PREFIX: Final = "trace_"
+_MOST_KEYS: Final = 60
+_MOST_BYTES: Final = 12_000
+DEFAULT_WORKFLOW: Final = "Agent workflow"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is known of a run or a trace before it starts.
+
+    Attributes:
+        trace_id: The SDK's, where it is decided already.
+    """
+
+    agent_type: str
+    trace_id: str | None = None
+    group_id: str | None = None
+    metadata: Mapping[str, Any] | None = None
+
+
+def describe(agent: object, given: object, config: RunConfig | Mapping[str, Any] | None) -> Description:
+    """What a run's arguments say about it; a resumed one says what it said when it was started."""
+    state: Any = getattr(cast(object, given), "_trace_state", None) if isinstance(given, RunState) else None
+    workflow = _setting(config, "workflow_name")
+    if workflow in (None, DEFAULT_WORKFLOW):
+        workflow = getattr(state, "workflow_name", None)
+    if workflow in (None, DEFAULT_WORKFLOW):
+        workflow = getattr(agent, "name", None)
+    return Description(
+        _name(workflow),
+        _setting(config, "trace_id") or getattr(state, "trace_id", None),
+        _setting(config, "group_id") or getattr(state, "group_id", None),
+        _setting(config, "trace_metadata") or getattr(state, "metadata", None),
+    )
+
+
+def describe_trace(trace: object) -> Description:
+    """What a trace that the application opened says about itself."""
+    return Description(
+        _name(getattr(trace, "name", None)),
+        getattr(trace, "trace_id", None),
+        getattr(trace, "group_id", None),
+        getattr(trace, "metadata", None),
+    )
+
+
+def _setting(config: RunConfig | Mapping[str, Any] | None, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+
+def _name(value: object) -> str:
+    return value if isinstance(value, str) and value.strip() else "agent"
+
+
+def agent_id_of(trace_id: object) -> UUID | None:
+    """The UUID in a trace id of the SDK, ``trace_`` and 32 hexadecimal digits; None where it is something else."""
+    digits = str(trace_id).removeprefix(_TRACE_PREFIX)
+    if len(digits) != 32 or not str(trace_id).startswith(_TRACE_PREFIX):
+        return None
+    with suppress(ValueError):
+        return UUID(digits)
+    return None
+
+
+def trace_id_of(agent_id: UUID) -> str:
+    """The trace id that holds this UUID."""
+    return f"{_TRACE_PREFIX}{agent_id.hex}"
+
+
+# -- the activity around ----------------------------------------------------------------------------------------
+
+
+def enclosing() -> ActivityRun | None:
+    """The activity whose block encloses this code and is still open; a context may outlive the block it was made in."""
+    run = activity.current()
+    return run if run is not None and is_open(run) else None
+
+
+def is_open(run: ActivityRun) -> bool:
+    """Whether somebody in this process will still end the activity of this block."""
+    live = _runtime.active().spans.known(run.agent_id)
+    return live is not None and live.owner is not None
+
+
+# -- a new one --------------------------------------------------------------------------------------------------
+
+
+def prepare(about: Description, stored: StoredActivity | None = None) -> ActivityRun:
+    """The block for a run or trace, not entered yet.
+
+    Args:
+        stored: The row of the activity that the trace id names, where there is one.
+
+    Raises:
+        ConfigurationError: nothing is set up.
+    """
+    wanted = agent_id_of(about.trace_id)
+    if wanted is not None and stored is not None and not stored.status.terminal:
+        _runtime.active().spans.adopt(stored)
+        return ActivityRun(None, wanted, None, None, None, waits=False)
+    known = None if wanted is None else _runtime.active().spans.known(wanted)
+    if known is not None and known.owner is None and not known.status.terminal:
+        return ActivityRun(None, wanted, None, None, None, waits=False)
+    taken = known is not None or stored is not None
+    agent_id = uuid4() if wanted is None or taken else wanted
+    metadata = metadata_of(about, with_trace_id=about.trace_id is not None and agent_id != wanted)
+    return ActivityRun(about.agent_type, None, agent_id, None, metadata, waits=False)
+
+
+def metadata_of(about: Description, *, with_trace_id: bool) -> dict[str, Any] | None:
+    """The activity's metadata: what of a trace's fits into it, and the ids that find the trace again."""
+    ids = {"group_id": about.group_id, "trace_id": about.trace_id if with_trace_id else None}
+    kept: dict[str, Any] = {key: value for key, value in ids.items() if value is not None}
+    room = _MOST_BYTES
+    for key, value in (about.metadata or {}).items():
+        plain = _plain(value)
+        room -= len(str(key)) + len(json.dumps(plain))
+        if len(kept) >= _MOST_KEYS or room < 0:
+            _complain("the metadata of a trace is too large for an activity: the rest of it was left out")
+            break
+        kept[str(key)] = plain
+    return kept or None
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return str(value)
+
+
+def stored_activity(about: Description, seconds: float) -> StoredActivity | None:
+    """The row of the activity that the trace id names, if there is one and the database answers in time. Blocks.
+
+    Only a trace id that somebody has chosen can name one.
+    """
+    wanted = agent_id_of(about.trace_id)
+    if wanted is None:
+        return None
+    runtime = _runtime.active()
+    store = runtime.store
+    if store is None or runtime.primary.last_error is not None or runtime.spans.known(wanted) is not None:
+        return None
+    with suppress(TimeoutError, ExportError):
+        return runtime.primary.call(lambda: store.lookup(wanted), seconds)
+    return None
+
+
+def configured() -> bool:
+    """Whether there is anywhere to put activities; says so once where there is not."""
+    try:
+        _runtime.active()
+    except ConfigurationError as exc:
+        _complain(f"runs of agents are not tracked: {exc}")
+        return False
+    return True
+
+
+_complaints: Final[set[str]] = set()
+
+
+def _complain(text: str) -> None:
+    if text not in _complaints:
+        _complaints.add(text)
+        _logger.warning(text)
+
+
+def with_trace_id(config: RunConfig | Mapping[str, Any] | None, trace_id: str) -> RunConfig | dict[str, Any]:
+    """The run's configuration with a trace id.
+
+    None and mappings stay mappings: the SDK closes the model provider where it makes one itself.
+    """
+    if isinstance(config, RunConfig):
+        changed = copy.copy(config)
+        changed.trace_id = trace_id
+        return changed
+    return {**(config or {}), "trace_id": trace_id}

@@ -1,0 +1,242 @@
+"""What is seen of each step of a run: token usage so far, progress, and whether it may go on."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from agents import Agent, AgentsException, RunContextWrapper, RunHooks, RunResult, RunResultStreaming, Tool
+from agents.items import TResponseInputItem
+from agents.lifecycle import RunHooksBase
+from agents.run import RunOptions
+from agents.usage import Usage
+
+from agentexec_otel._errors import ActivityCanceledError
+from agentexec_otel._guard import guarded
+from agentexec_otel.activity import ActivityRun
+from agentexec_otel.openai_agents._progress import Progress, remark
+
+TContext = TypeVar("TContext")
+
+_TOOL_FAILED: Final = "Error running tool"  # How the SDK begins what it makes of a tool's exception.
+
+
+class StoppedError(ActivityCanceledError, AgentsException):
+    """An `ActivityCanceledError` that the SDK passes on as it is instead of calling it a failure of a tool."""
+
+
+# -- tokens -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Input tokens, output tokens and model calls."""
+
+    input: int = 0
+    output: int = 0
+    requests: int = 0
+
+    @classmethod
+    def of(cls, usage: Usage) -> _Tokens:
+        return cls(usage.input_tokens, usage.output_tokens, usage.requests)
+
+    def __add__(self, other: _Tokens) -> _Tokens:
+        return _Tokens(self.input + other.input, self.output + other.output, self.requests + other.requests)
+
+    def __sub__(self, other: _Tokens) -> _Tokens:
+        return _Tokens(self.input - other.input, self.output - other.output, self.requests - other.requests)
+
+
+@dataclass(slots=True)
+class _Meter:
+    """A usage that the SDK adds to while runs go on, and where it stood when the first of them began."""
+
+    usage: Usage
+    before: _Tokens
+    holders: int = 0
+
+    @property
+    def counted(self) -> _Tokens:
+        return _Tokens.of(self.usage) - self.before
+
+
+class Tally:
+    """The tokens of all runs in one block. Runs within one another share the SDK's usage, which counts once."""
+
+    def __init__(self) -> None:
+        self._done = _Tokens()
+        self._meters: dict[int, _Meter] = {}
+
+    def hold(self, usage: Usage) -> None:
+        """Count what is added to `usage` from now on, until everybody who holds it has let it go."""
+        meter = self._meters.setdefault(id(usage), _Meter(usage, _Tokens.of(usage)))
+        meter.holders += 1
+
+    def release(self, usage: Usage) -> None:
+        """Keep what `usage` has counted, not the usage itself: many runs may come."""
+        meter = self._meters[id(usage)]
+        meter.holders -= 1
+        if not meter.holders:
+            del self._meters[id(usage)]
+            self._done += meter.counted
+
+    def record(self, run: ActivityRun) -> None:
+        """Put the totals so far on the activity."""
+        total = sum((meter.counted for meter in self._meters.values()), self._done)
+        run.record_usage(total.input, total.output, total.requests)
+
+
+_tallies: Final[WeakKeyDictionary[ActivityRun, Tally]] = WeakKeyDictionary()
+
+
+# -- hooks ------------------------------------------------------------------------------------------------------
+
+
+class StepHooks(RunHooks[Any]):
+    """The caller's run hooks, with a look at the activity before each model and tool call.
+
+    Hooks are where the SDK shows its usage while it runs; a run that fails leaves no result to read it from.
+    """
+
+    def __init__(self, run: ActivityRun, inner: RunHooks[Any] | None) -> None:
+        self.run = run
+        self.progress: Progress | None = None
+        self._inner = inner
+        self._tally = _tallies.setdefault(run, Tally())
+        self._held: dict[int, Usage] = {}
+        self._turn = 0
+        self._tools = 0  # at work
+        self._tools_idle = asyncio.Event()
+        for name in dir(inner):  # by name, so that a callback which a later SDK adds is passed on too
+            if name.startswith("on_") and name not in _OWN:
+                setattr(self, name, getattr(inner, name))
+
+    def show(self, progress: Progress) -> None:
+        """Write lines about the steps."""
+        progress.hooked = True
+        self.progress = progress
+
+    async def on_llm_start(
+        self,
+        context: RunContextWrapper[Any],
+        agent: Agent[Any],
+        system_prompt: str | None,
+        input_items: list[TResponseInputItem],
+    ) -> None:
+        usage = context.usage
+        if id(usage) not in self._held:
+            self._held[id(usage)] = usage
+            self._tally.hold(usage)
+        self._tools = 0  # Whatever the last turn called is done.
+        self._stop_if_canceled()
+        self._turn += 1
+        if self.progress is not None:
+            self.progress.turn(self._turn, agent.name)
+        if self._inner is not None:
+            await self._inner.on_llm_start(context, agent, system_prompt, input_items)
+
+    async def on_tool_start(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool) -> None:
+        if self._tools and self.run.canceled:
+            await self._tools_idle.wait()  # Raising now, the SDK would tear those that are at work.
+        self._stop_if_canceled()
+        self._tools += 1
+        self._tools_idle.clear()
+        if self.progress is not None:
+            self.progress.tool(tool.name)
+        if self._inner is not None:
+            await self._inner.on_tool_start(context, agent, tool)
+
+    async def on_tool_end(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool, result: object) -> None:
+        self._tools -= 1
+        if self._tools <= 0:
+            self._tools_idle.set()
+        if self.progress is not None:
+            self.progress.tool_done(tool.name)
+        if self._inner is not None:
+            await self._inner.on_tool_end(context, agent, tool, cast(str, result))
+
+    async def on_handoff(self, context: RunContextWrapper[Any], from_agent: Agent[Any], to_agent: Agent[Any]) -> None:
+        if self.progress is not None:
+            self.progress.handoff(from_agent.name, to_agent.name)
+        if self._inner is not None:
+            await self._inner.on_handoff(context, from_agent, to_agent)
+
+    def _stop_if_canceled(self) -> None:
+        if self.run.canceled:
+            raise StoppedError(self.run.agent_id)
+
+    def record_usage(self) -> None:
+        """Put the tokens of all model calls so far on the activity, at the end of a run."""
+        if self._held:
+            self._tally.record(self.run)
+            for usage in self._held.values():
+                self._tally.release(usage)
+            self._held.clear()
+
+
+_OWN: Final = frozenset(name for name in vars(StepHooks) if name.startswith("on_"))
+
+
+def watched(options: RunOptions[TContext], steps: StepHooks) -> RunOptions[TContext]:
+    """The options with `steps` as the hooks, unless what is given are no run hooks: then the SDK shall say so."""
+    hooks = cast(object, options.get("hooks"))
+    if hooks is not None and not isinstance(hooks, RunHooksBase):
+        return options
+    changed = options.copy()
+    changed["hooks"] = steps
+    return changed
+
+
+class TrackedRun:
+    """A run of agents in the block of an activity.
+
+    Args:
+        joined: The block is somebody else's, who leaves it, too.
+        discreet: What the model and its tools say must not be stored, so neither must the text of an exception.
+    """
+
+    def __init__(self, run: ActivityRun, steps: StepHooks, *, joined: bool = False, discreet: bool = False) -> None:
+        self.run = run
+        self.steps = steps
+        self._joined = joined
+        self._discreet = discreet
+
+    def close(self, result: RunResult | RunResultStreaming | None = None) -> None:
+        """The run is over; `result` is what it returned. Never raises."""
+        with guarded("recording the usage of a run"):
+            self.steps.record_usage()
+        if result is not None:
+            with guarded("reporting what a run waits for"):
+                self._say_what_waits(result)
+
+    def leave(self, left_by: BaseException | None, result: RunResult | RunResultStreaming | None = None) -> None:
+        """The run is over, and its block with it: left by this exception, or by its end (None). Never raises."""
+        self.close(result if left_by is None else None)
+        if not self._joined:
+            with guarded("ending an activity"):
+                told = without_text(left_by) if self._discreet and left_by is not None else left_by
+                self.run.__exit__(None if told is None else type(told), told, None)
+
+    def _say_what_waits(self, result: RunResult | RunResultStreaming) -> None:
+        """Say what an interrupted run waits for; it has not ended, it will be resumed."""
+        if waiting := len(result.interruptions):
+            if not self._joined:
+                self.run.leave_open()
+            remark(self.run, f"Stopped for the approval of {waiting} tool call{'s' if waiting > 1 else ''}.")
+
+
+def without_text(exc: BaseException) -> BaseException:
+    """An exception of the same kind that says no more than that."""
+    kind = type(exc)
+    said = _TOOL_FAILED if str(exc).startswith(_TOOL_FAILED) else kind.__name__
+
+    def text(_: BaseException) -> str:
+        return said
+
+    members: dict[str, object] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__str__": text}
+    silent: type[BaseException] = type(kind.__name__, (kind,), members)
+    made = silent.__new__(silent)
+    made.__cause__ = exc.__cause__
+    return made
