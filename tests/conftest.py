@@ -1,0 +1,126 @@
+"""Fixtures for every test: databases, spans, and a process-wide runtime that no test leaves behind.
+
+agentexec_otel is imported inside the fixtures, so that a test of the import itself starts from nothing.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic_settings import BaseSettings
+
+from tests.databases import KINDS, Database, Servers, open_database
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The developer's own settings decide nothing here; subprocesses inherit the clean environment."""
+    for name in list(os.environ):
+        if name.startswith(("AGENTEXEC_", "OTEL_")) and not name.startswith("AGENTEXEC_TEST_"):
+            del os.environ[name]
+    # A busy machine is no counterexample. The parent is Hypothesis' own profile, which is another one in CI.
+    settings.register_profile("patient", parent=settings(), deadline=None)
+    settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def own_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test leaves in the user's state or data folder (a spool, a database) is its own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_runtime(own_state_folder: None) -> Iterator[None]:
+    """Each test configures its own runtime, and the next one finds none."""
+    yield
+    reset_runtime()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """PostgreSQL and MariaDB, as far as they answer."""
+    found = Servers()
+    yield found
+    found.close()
+
+
+@pytest.fixture(params=KINDS)
+def database(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Database]:
+    """A fresh database with our tables, once each on SQLite, PostgreSQL and MariaDB.
+
+    `@pytest.mark.parametrize("database", ["sqlite"], indirect=True)` narrows it down.
+    """
+    import agentexec_otel as ax
+
+    with open_database(request.param, servers, tmp_path) as opened:
+        ax.Base.metadata.create_all(opened.engine)
+        yield opened
+        # The runtime lets go of its connections before the engine and the next test's reset.
+        reset_runtime()
+
+
+@pytest.fixture
+def empty_database(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Database]:
+    """A fresh database without tables: SQLite, or the kinds that indirect parametrisation names."""
+    with open_database(getattr(request, "param", "sqlite"), servers, tmp_path) as opened:
+        yield opened
+        reset_runtime()
+
+
+@pytest.fixture
+def span_exporter() -> InMemorySpanExporter:
+    """Where the spans of `tracer_provider` end up."""
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracer_provider(span_exporter: InMemorySpanExporter) -> Iterator[TracerProvider]:
+    """A provider of this test alone; the global one is never set."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(span_exporter))
+    yield provider
+    provider.shutdown()
+
+
+@pytest.fixture
+def spans(
+    request: pytest.FixtureRequest,
+    tracer_provider: TracerProvider,
+    span_exporter: InMemorySpanExporter,
+    servers: Servers,
+    tmp_path: Path,
+) -> Iterator[InMemorySpanExporter]:
+    """The spans that agentexec_otel ends, configured on the test's `database` where it has one, else on SQLite."""
+    import agentexec_otel as ax
+
+    if "database" in request.fixturenames:
+        ax.configure(request.getfixturevalue("database").url, tracer_provider=tracer_provider)
+        yield span_exporter
+        return
+    with open_database("sqlite", servers, tmp_path) as opened:
+        ax.Base.metadata.create_all(opened.engine)
+        ax.configure(opened.url, tracer_provider=tracer_provider)
+        yield span_exporter
+        reset_runtime()
+
+
+def reset_runtime() -> None:
+    """Stop the process-wide runtime and restore the settings; does nothing where a test has imported neither."""
+    if runtime := sys.modules.get("agentexec_otel._runtime"):
+        runtime.reset_for_tests()
+    if config := sys.modules.get("agentexec_otel._config"):
+        restore(config.CONF)
+
+
+def restore(conf: BaseSettings) -> None:
+    """Give every setting its default again."""
+    for name, declared in type(conf).model_fields.items():
+        default = declared.get_default(call_default_factory=True, validated_data={})
+        if getattr(conf, name) != default:
+            setattr(conf, name, default)

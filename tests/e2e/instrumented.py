@@ -1,0 +1,36 @@
+"""What the tests of instrumented runs share: the SDK instrumented and silent, and a look at the activities."""
+
+from typing import Any, cast
+
+import agents
+from agents.tracing import TracingProcessor
+from sqlalchemy.orm import Session
+
+import agentexec_otel as ax
+from agentexec_otel.activity.schemas import ActivityDetailSchema
+from tests.databases import Database
+
+
+def processors() -> tuple[TracingProcessor, ...]:
+    """The SDK's trace processors."""
+    provider: Any = agents.tracing.get_trace_provider()
+    return cast("tuple[TracingProcessor, ...]", provider._multi_processor._processors)
+
+
+def activities(database: Database) -> list[ActivityDetailSchema]:
+    """All activities, the newest first."""
+    assert ax.flush(5)
+    with Session(database.engine) as session:
+        ids = [item.agent_id for item in ax.activity.list(session).items]
+        return [detail for each in ids if (detail := ax.activity.detail(session, each)) is not None]
+
+
+def only(database: Database) -> ActivityDetailSchema:
+    """The one activity there is."""
+    (found,) = activities(database)
+    return found
+
+
+def lines(activity: ActivityDetailSchema) -> list[str]:
+    """Its lines between the first two and the last."""
+    return [line.message for line in activity.logs][2:-1]

@@ -1,0 +1,367 @@
+"""`AgentExecInstrumentor`: runs of an application that knows nothing of activities, on SQLite with a scripted model."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any, cast
+from uuid import uuid4
+
+import agents
+import pytest
+from agents import Agent, RunConfig, RunContextWrapper, RunHooks, Runner, Tool, function_tool
+from agents.run import AgentRunner, set_default_agent_runner
+from agents.tracing import TracingProcessor
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import agentexec_otel as ax
+from tests.databases import Database
+from tests.e2e.instrumented import activities, lines, only, processors
+from tests.e2e.scripted import INPUT_TOKENS, OUTPUT_TOKENS, agent, call, look_ups, say
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def sdk(instrumented: None) -> None:
+    """Every test has the SDK instrumented, and its traces go nowhere else."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_attached_nothing_logged(sdk: None, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """After each test no span or activity is current, and neither OpenTelemetry nor we have complained."""
+    with caplog.at_level(logging.INFO):
+        yield
+    assert not trace.get_current_span().get_span_context().is_valid
+    assert ax.activity.current() is None
+    about = ("opentelemetry", "agentexec_otel", "asyncio")
+    assert [record.getMessage() for record in caplog.records if record.name.startswith(about)] == []
+
+
+# -- an activity per top-level run ------------------------------------------------------------------------------
+
+
+async def test_a_run_is_an_activity(database: Database, spans: InMemorySpanExporter) -> None:
+    """Named after the starting agent, COMPLETE, with the run's tokens and calls on the row and on the one root span."""
+    await Runner.run(agent(*look_ups(1), say("found it"), name="Researcher"), "go")
+    activity = only(database)
+    assert (activity.agent_type, activity.status) == ("Researcher", "COMPLETE")
+    assert (activity.input_tokens, activity.output_tokens, activity.requests) == (
+        2 * INPUT_TOKENS,
+        2 * OUTPUT_TOKENS,
+        2,
+    )
+    (span,) = spans.get_finished_spans()
+    told_by_span = span.attributes or {}
+    assert span.name == "Researcher"
+    assert told_by_span["gen_ai.usage.input_tokens"] == 2 * INPUT_TOKENS
+    assert told_by_span["agentexec.requests"] == 2
+
+
+async def test_what_the_run_config_says_is_on_the_activity(database: Database) -> None:
+    """The workflow's name is the type, ``trace_metadata`` and ``group_id`` the metadata, whatever values they hold."""
+    config = RunConfig(workflow_name="Support", group_id="chat 7", trace_metadata={"tenant": "t1", "when": object})
+    await Runner.run(agent(say("done")), "go", run_config=config)
+    activity = only(database)
+    assert activity.agent_type == "Support"
+    assert activity.metadata == {"group_id": "chat 7", "tenant": "t1", "when": str(object)}
+    assert config.trace_id is None
+
+
+async def test_the_sdks_trace_has_the_activitys_id(database: Database) -> None:
+    """Both dashboards show the same id."""
+    seen: list[str] = []
+
+    class Listener(Quiet):
+        def on_trace_start(self, trace: Any) -> None:
+            seen.append(trace.trace_id)
+
+    agents.add_trace_processor(Listener())
+    await Runner.run(agent(say("done")), "go")
+    assert seen == [f"trace_{only(database).agent_id.hex}"]
+
+
+async def test_a_trace_id_of_the_application_names_the_activity(database: Database) -> None:
+    """Where it is a UUID; another one is kept in the metadata."""
+    wanted = uuid4()
+    await Runner.run(agent(say("done")), "go", run_config=RunConfig(trace_id=f"trace_{wanted.hex}"))
+    await Runner.run(agent(say("done")), "go", run_config=RunConfig(trace_id="trace_of_mine"))
+    second, first = activities(database)
+    assert (first.agent_id, first.metadata) == (wanted, None)
+    assert second.metadata == {"trace_id": "trace_of_mine"}
+
+
+async def test_an_activity_that_waits_is_run_by_its_id(database: Database) -> None:
+    """What a web process has created as QUEUED is what runs, not a second one."""
+    agent_id = await ax.activity.aio.create("import", metadata={"tenant": "t1"})
+    await Runner.run(agent(say("done")), "go", run_config=RunConfig(trace_id=f"trace_{agent_id.hex}"))
+    assert (only(database).agent_id, only(database).status) == (agent_id, "COMPLETE")
+
+
+async def test_a_trace_id_that_is_used_again_is_another_activity(database: Database) -> None:
+    """A conversation of several runs under one trace id keeps an activity for each, and finds them by it."""
+    config = RunConfig(trace_id=f"trace_{uuid4().hex}")
+    for _ in range(2):
+        await Runner.run(agent(say("done")), "go", run_config=config)
+    second, first = activities(database)
+    assert (first.status, second.status) == ("COMPLETE", "COMPLETE")
+    assert second.metadata == {"trace_id": config.trace_id}
+
+
+async def test_runs_in_a_trace_are_one_activity(database: Database, spans: InMemorySpanExporter) -> None:
+    """The application's `trace(...)` is what is tracked, with the tokens of all runs in it."""
+    with agents.trace("Two steps", group_id="g", metadata={"tenant": "t1"}) as sdk_trace:
+        await Runner.run(agent(say("done")), "go")
+        await asyncio.gather(*(Runner.run(agent(say("done")), "go") for _ in range(2)))
+        stream = Runner.run_streamed(agent(say("done")), "go")
+        async for _ in stream.stream_events():
+            pass
+    activity = only(database)
+    assert f"trace_{activity.agent_id.hex}" == sdk_trace.trace_id
+    assert (activity.agent_type, activity.status) == ("Two steps", "COMPLETE")
+    assert activity.metadata == {"group_id": "g", "tenant": "t1"}
+    assert (activity.input_tokens, activity.requests) == (4 * INPUT_TOKENS, 4)
+    assert len(spans.get_finished_spans()) == 1
+
+
+async def test_a_trace_that_is_left_by_an_exception_is_an_error(database: Database) -> None:
+    """Its own exception, whatever happened in it."""
+    with pytest.raises(LookupError), agents.trace("Two steps"):  # noqa: PT012  # the block is what is tested
+        await Runner.run(agent(say("done")), "go")
+        raise LookupError("no such page")
+    assert (only(database).status, only(database).error_type) == ("ERROR", "LookupError")
+
+
+async def test_runs_in_a_block_belong_to_its_activity(database: Database) -> None:
+    """`ax.activity.run` owns the end; the runs in it report and count."""
+    async with ax.activity.run("report") as run:
+        await Runner.run(agent(*look_ups(1), say("done")), "go")
+        run.update("Halfway", 50)
+        await Runner.run(agent(say("done")), "go")
+    activity = only(database)
+    assert (activity.agent_type, activity.status, activity.requests) == ("report", "COMPLETE", 3)
+
+
+async def test_an_agent_as_a_tool_belongs_to_the_run_around_it(database: Database) -> None:
+    """One activity, with the tokens of both, counted once."""
+    inner = agent(say("42"), name="Inner")
+    await Runner.run(agent(call("ask", input="go"), say("done"), tools=[inner.as_tool("ask", "Ask.")]), "go")
+    assert (only(database).requests, only(database).input_tokens) == (3, 3 * INPUT_TOKENS)
+
+
+async def test_runs_at_the_same_time_do_not_mix(database: Database) -> None:
+    """Each has its own id, lines and tokens."""
+    await asyncio.gather(*(Runner.run(agent(*look_ups(n), say("done"), name=f"A{n}"), "go") for n in range(5)))
+    assert {activity.agent_type: activity.requests for activity in activities(database)} == {
+        f"A{n}": n + 1 for n in range(5)
+    }
+
+
+async def test_the_openai_runner_keeps_its_activity(database: Database) -> None:
+    """An instrumented `OpenAIRunner` opens no second activity, and gets the lines of its steps."""
+    agent_id = await ax.activity.aio.create("research")
+    await ax.OpenAIRunner(agent_id).run(agent(*look_ups(1), say("done")), "go")
+    activity = only(database)
+    assert (activity.agent_id, activity.requests) == (agent_id, 2)
+    assert lines(activity) == ["Turn 1: Agent", "Calling look_up", "Turn 2: Agent"]
+
+
+async def test_a_run_that_waits_for_approval_is_left_open_and_resumed(database: Database) -> None:
+    """The resumed run goes on in the same activity, and ends it."""
+
+    @function_tool(needs_approval=True)
+    async def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    what = agent(call("pay"), say("done"), tools=[pay])
+    result = await Runner.run(what, "go")
+    assert only(database).status == "RUNNING"
+    state = result.to_state()
+    state.approve(result.interruptions[0])
+    await Runner.run(what, state)
+    activity = only(database)
+    assert (activity.status, activity.requests) == ("COMPLETE", 2)
+    assert "Stopped for the approval of 1 tool call." in lines(activity)
+
+
+# -- what it leaves alone ---------------------------------------------------------------------------------------
+
+
+class Quiet(TracingProcessor):
+    """A processor of somebody else."""
+
+    def on_trace_start(self, trace: Any) -> None: ...
+    def on_trace_end(self, trace: Any) -> None: ...
+    def on_span_start(self, span: Any) -> None: ...
+    def on_span_end(self, span: Any) -> None: ...
+    def shutdown(self) -> None: ...
+    def force_flush(self) -> None: ...
+
+
+def test_instrumenting_twice_is_instrumenting_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Also after uninstrumenting, which restores the SDK and leaves the processors of others."""
+    instrumentor = ax.AgentExecInstrumentor()
+    others = Quiet()
+    agents.add_trace_processor(others)
+    wrapped = AgentRunner.run
+    instrumentor.instrument()
+    assert AgentRunner.run is wrapped
+    caplog.clear()
+    instrumentor.uninstrument()
+    assert processors() == (others,)
+    assert AgentRunner.run is wrapped.__wrapped__  # type: ignore[attr-defined]
+    instrumentor.instrument()
+
+
+async def test_uninstrumented_runs_are_not_tracked(database: Database) -> None:
+    """Also through a wrapper that somebody has put over ours and that cannot be taken off."""
+    wrapped = AgentRunner.run
+
+    async def other(*args: Any, **kwargs: Any) -> Any:
+        return await wrapped(*args, **kwargs)
+
+    AgentRunner.run = other  # type: ignore[method-assign]
+    instrumentor = ax.AgentExecInstrumentor()
+    try:
+        instrumentor.uninstrument()
+        assert cast(Any, AgentRunner.run) is other
+        await Runner.run(agent(say("done")), "go")
+        assert activities(database) == []
+        instrumentor.instrument()
+        await Runner.run(agent(say("done")), "go")
+        assert only(database).status == "COMPLETE"
+    finally:
+        instrumentor.uninstrument()
+        AgentRunner.run = wrapped.__wrapped__  # type: ignore[method-assign, attr-defined]
+        instrumentor.instrument()
+
+
+async def test_a_library_that_replaces_all_processors_takes_nothing(database: Database) -> None:
+    """Runs are wrapped, and the next run puts the processor back for the traces of the application."""
+    agents.set_trace_processors([Quiet()])
+    with agents.trace("Two steps"):
+        await Runner.run(agent(say("done")), "go")
+        await Runner.run(agent(say("done")), "go")
+    assert (only(database).agent_type, only(database).status, only(database).requests) == ("Two steps", "COMPLETE", 2)
+
+
+async def test_hooks_of_the_application_are_called(database: Database) -> None:
+    """All of them, and what is no hooks is refused by the SDK as before."""
+    heard: list[str] = []
+
+    class Mine(RunHooks[Any]):
+        async def on_tool_start(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool) -> None:
+            heard.append(tool.name)
+
+        async def on_agent_end(self, context: Any, agent: Any, output: Any) -> None:
+            heard.append(str(output))
+
+        async def on_handoff(self, context: Any, from_agent: Any, to_agent: Any) -> None:
+            heard.append(to_agent.name)
+
+    second = agent(*look_ups(1), say("done"), name="Second")
+    first = agent(call("transfer_to_second"), handoffs=[second])
+    await Runner.run(first, "go", hooks=Mine())
+    assert heard == ["Second", "look_up", "done"]
+    with pytest.raises(TypeError):
+        await Runner.run(agent(say("done")), "go", hooks=cast(Any, "none"))
+
+
+async def test_a_runner_of_the_application_is_tracked(database: Database) -> None:
+    """One that inherits `AgentRunner` and calls it, and one that does everything by itself, by its trace."""
+
+    class Own(AgentRunner):
+        async def run(self, starting_agent: Any, input: Any, **kwargs: Any) -> Any:  # noqa: A002
+            return await super().run(starting_agent, input, **kwargs)
+
+    try:
+        set_default_agent_runner(Own())
+        await Runner.run(agent(say("done"), name="Own"), "go")
+    finally:
+        set_default_agent_runner(None)
+    assert (only(database).agent_type, only(database).requests) == ("Own", 1)
+
+
+@pytest.mark.usefixtures("default_loop")
+def test_the_model_provider_that_the_sdk_makes_is_still_its_own(database: Database) -> None:
+    """A trace id is given to a run without making a configuration whose provider the SDK would not close."""
+    closed: list[bool] = []
+
+    class Watched(AgentRunner):
+        async def _run_impl(self, *args: Any, **kwargs: Any) -> Any:
+            provider = kwargs["run_config"].model_provider
+            original = provider.aclose
+
+            async def aclose() -> None:
+                closed.append(True)
+                await original()
+
+            provider.aclose = aclose
+            return await super()._run_impl(*args, **kwargs)
+
+    try:
+        set_default_agent_runner(Watched())
+        Runner.run_sync(agent(say("done")), "go")
+    finally:
+        set_default_agent_runner(None)
+    assert closed == [True]
+
+
+# -- spans of the official instrumentation ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["instrumented before", "instrumented after"])
+async def test_genai_spans_nest_under_the_activity(
+    database: Database, spans: InMemorySpanExporter, tracer_provider: TracerProvider, first: bool
+) -> None:
+    """Of a run, of a stream and of the application's trace, in whichever order both were instrumented."""
+    genai = pytest.importorskip("opentelemetry.instrumentation.genai.openai_agents").OpenAIAgentsInstrumentor()
+    ours = ax.AgentExecInstrumentor()
+    if first:
+        ours.uninstrument()
+    genai.instrument(tracer_provider=tracer_provider)
+    if first:
+        ours.instrument()
+    try:
+        await Runner.run(agent(*look_ups(1), say("done"), name="Plain"), "go")
+        stream = Runner.run_streamed(agent(say("done"), name="Streamed"), "go")
+        async for _ in stream.stream_events():
+            pass
+        with agents.trace("Traced"):
+            await Runner.run(agent(say("done")), "go")
+        assert ax.flush(5)
+    finally:
+        genai.uninstrument()
+    ended = {span.context.span_id: span for span in spans.get_finished_spans() if span.context is not None}
+    roots = [span.name for span in ended.values() if span.parent is None]
+    parents = {span.name: ended[span.parent.span_id].name for span in ended.values() if span.parent is not None}
+    assert roots == ["Plain", "Streamed", "Traced"]
+    assert parents["execute_tool look_up"] == "invoke_agent Plain"
+    assert parents["invoke_agent Plain"] == "invoke_workflow Agent workflow"
+    assert parents["invoke_workflow Traced"] == "Traced"
+    assert {
+        span.name
+        for span in ended.values()
+        if str(span.instrumentation_scope and span.instrumentation_scope.name) == "agentexec_otel"
+    } == set(roots)
+
+
+# -- tracing disabled, nothing configured, no database ----------------------------------------------------------
+
+
+async def test_runs_are_tracked_where_tracing_is_disabled(database: Database) -> None:
+    """By one run, with lines and tokens, though the SDK makes no spans."""
+    await Runner.run(agent(*look_ups(1), say("done")), "go", run_config=RunConfig(tracing_disabled=True))
+    activity = only(database)
+    assert (activity.status, activity.requests) == ("COMPLETE", 2)
+    assert lines(activity) == ["Turn 1: Agent", "Calling look_up", "Turn 2: Agent"]
+
+
+@pytest.mark.usefixtures("default_loop")
+def test_run_sync_is_one_activity(database: Database) -> None:
+    """Though it calls `run`, and works inside of no event loop."""
+    Runner.run_sync(agent(*look_ups(1), say("done")), "go")
+    assert (only(database).status, only(database).requests) == ("COMPLETE", 2)
+    assert lines(only(database)) == ["Turn 1: Agent", "Calling look_up", "Turn 2: Agent"]

@@ -1,0 +1,187 @@
+"""Canceling an instrumented run from another process, and runs that are left behind."""
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import agents
+import pytest
+from agents import Runner, function_tool
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+import agentexec_otel as ax
+from agentexec_otel.openai_agents import _stream
+from tests.databases import Database
+from tests.e2e.instrumented import activities, only
+from tests.e2e.scripted import INPUT_TOKENS, agent, call, look_ups, say
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def sdk(instrumented: None) -> None:
+    """Every test has the SDK instrumented."""
+
+
+async def cancel_elsewhere(database: Database, agent_id: object) -> None:
+    """`ax.activity.cancel` in a process of its own; returns once it has committed."""
+    code = f"import agentexec_otel as ax; assert ax.activity.cancel({str(agent_id)!r}); ax.shutdown()"
+    environment = {**os.environ, "AGENTEXEC_DATABASE_URL": str(database.url), "AGENTEXEC_SPOOL_DIR": "off"}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, env=environment)
+    assert await process.wait() == 0
+
+
+async def running(database: Database) -> Any:
+    """The id of the run that has just been started."""
+    await asyncio.sleep(0.3)
+    return (await asyncio.to_thread(only, database)).agent_id
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["run", "streamed"])
+async def test_a_run_stops_at_its_next_step(database: Database, streamed: bool) -> None:
+    """Within 2 s of the cancellation's commit; it ends CANCELED with its tokens, the application is told."""
+    model_calls = agent(*look_ups(500), say("never"), seconds=0.1)
+
+    async def run() -> None:
+        if not streamed:
+            await Runner.run(model_calls, "go", max_turns=None)
+            return
+        async for _ in Runner.run_streamed(model_calls, "go", max_turns=None).stream_events():
+            pass
+
+    task = asyncio.create_task(run())
+    await cancel_elsewhere(database, await running(database))
+    committed = time.monotonic()
+    with pytest.raises(ax.ActivityCanceledError):
+        await asyncio.wait_for(task, 10)
+    assert time.monotonic() - committed < 2
+    activity = only(database)
+    assert (activity.status, activity.reason) == ("CANCELED", "cancelled")
+    assert activity.input_tokens is not None
+    assert activity.input_tokens >= INPUT_TOKENS
+
+
+async def test_the_tool_that_is_running_is_not_torn(database: Database) -> None:
+    """It works to its end; what would have come next does not begin, be it the model or the next tool of the turn."""
+    began: list[str] = []
+    ended: list[str] = []
+
+    @function_tool
+    async def work(name: str) -> str:
+        """Work."""
+        began.append(name)
+        await asyncio.sleep(3)
+        ended.append(name)
+        return "ok"
+
+    answers = [*call("work", name="first"), *call("work", name="second")]
+    config = agents.RunConfig(tool_execution=agents.ToolExecutionConfig(max_function_tool_concurrency=1))
+    task = asyncio.create_task(Runner.run(agent(answers, say("never"), tools=[work]), "go", run_config=config))
+    await cancel_elsewhere(database, await running(database))
+    with pytest.raises(ax.ActivityCanceledError):
+        await asyncio.wait_for(task, 10)
+    assert began == ended == ["first"]
+    assert only(database).status == "CANCELED"
+
+
+async def test_another_tool_is_not_torn_by_the_one_that_is_stopped(database: Database) -> None:
+    """A tool that would begin while another one works waits for it before the run is stopped."""
+    ended: list[str] = []
+    slow_began = asyncio.Event()
+
+    @function_tool
+    async def slow() -> str:
+        """Work."""
+        slow_began.set()
+        await asyncio.sleep(1)
+        ended.append("slow")
+        return "ok"
+
+    class Late(agents.RunHooks[Any]):
+        async def on_agent_start(self, context: Any, agent: Any) -> None:
+            return None
+
+    async def late_guardrail(data: Any) -> Any:
+        await slow_began.wait()
+        await ax.activity.aio.cancel((await asyncio.to_thread(only, database)).agent_id)
+        await asyncio.to_thread(ax.flush)
+        return agents.ToolGuardrailFunctionOutput(output_info=None)
+
+    @function_tool(tool_input_guardrails=[agents.ToolInputGuardrail(guardrail_function=late_guardrail)])
+    async def late() -> str:
+        """Never begin."""
+        ended.append("late")
+        return "ok"
+
+    with pytest.raises(ax.ActivityCanceledError):
+        await Runner.run(agent([*call("slow"), *call("late")], say("never"), tools=[slow, late]), "go", hooks=Late())
+    assert ended == ["slow"]
+
+
+async def test_tokens_are_kept_of_a_failed_and_of_a_canceled_run(database: Database) -> None:
+    """All that was spent until then, and the number of model calls."""
+    with pytest.raises(ConnectionError):
+        await Runner.run(agent(*look_ups(2), ConnectionError("no route")), "go")
+    assert (only(database).input_tokens, only(database).requests) == (2 * INPUT_TOKENS, 2)
+    task = asyncio.create_task(Runner.run(agent(*look_ups(1), *look_ups(50), seconds=0.05), "go", max_turns=None))
+    await asyncio.sleep(0.5)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    canceled = activities(database)[0]
+    assert canceled.status == "CANCELED"
+    assert (canceled.requests or 0) >= 1
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+async def test_abandoned_streams_leave_nothing_behind(
+    database: Database, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
+    """Never read, broken out of, or closed in another task: all end, memory stays, and no context is complained of."""
+
+    async def close_elsewhere(events: Any) -> None:
+        await events.aclose()
+
+    async def abandon(number: int) -> None:
+        result = Runner.run_streamed(agent(say("done")), "go")
+        if number % 3 == 1:
+            async for _ in result.stream_events():
+                break
+        elif number % 3 == 2:
+            events = result.stream_events()
+            await anext(aiter(events))
+            await asyncio.create_task(close_elsewhere(events))
+        await asyncio.sleep(0)
+
+    async def batch(first: int, size: int) -> int:
+        for number in range(first, first + size):
+            await abandon(number)
+        while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
+            await asyncio.sleep(0.01)
+        spans.clear()
+        await asyncio.to_thread(ax.flush, 60)
+        gc.collect()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    ax.CONF.progress = "off"
+    with caplog.at_level(logging.DEBUG):
+        warm = await batch(0, count // 3)
+        full = await batch(count // 3, count - count // 3)
+    assert full - warm < 40 * 1024 + count  # KiB; a leaked run would be 50 KiB and more
+    assert "different Context" not in caplog.text
+    assert "Failed to detach" not in caplog.text
+    assert ax.activity.current() is None
+    with database.engine.connect() as connection:
+        found = connection.exec_driver_sql("SELECT status, count(*) FROM agentexec_activity GROUP BY status").all()
+    assert {str(status): number for status, number in found} == {"COMPLETE": count}
+
+
+def test_a_process_that_cancels_needs_no_sdk(database: Database) -> None:
+    """The one that cancels imports no agents."""
+    code = "import sys, agentexec_otel as ax; ax.activity.cancel; assert 'agents' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,148 @@
+"""The lines that instrumented runs write about themselves, by ``AGENTEXEC_PROGRESS``."""
+
+from typing import Any
+from uuid import uuid4
+
+import agents
+import pytest
+from agents import Agent, RunConfig, RunErrorHandlerResult, Runner, function_tool
+from agents.tracing import guardrail_span, mcp_tools_span
+
+import agentexec_otel as ax
+from agentexec_otel.openai_agents._progress import BURST, Progress
+from tests.databases import Database
+from tests.e2e.instrumented import lines, only
+from tests.e2e.outcome_scenarios import refuse_input
+from tests.e2e.scripted import agent, call, look_ups, say
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def sdk(instrumented: None) -> None:
+    """Every test has the SDK instrumented."""
+
+
+def chain() -> Agent[Any]:
+    """Calls a good and a bad tool, and hands over."""
+    second = agent(call("fails"), say("done"), name="Second")
+    return agent(*look_ups(1), call("transfer_to_second"), name="First", handoffs=[second])
+
+
+async def test_steps_are_told(database: Database) -> None:
+    """By default: turns, tools, what failed (without its text), and handoffs with the agent that really took over."""
+    await Runner.run(chain(), "go")
+    assert lines(only(database)) == [
+        "Turn 1: First",
+        "Calling look_up",
+        "Turn 2: First",
+        "First → Second",
+        "Turn 3: Second",
+        "Calling fails",
+        "fails failed",
+        "Turn 4: Second",
+    ]
+    assert {line.percentage for line in only(database).logs[:-1]} == {None}
+
+
+async def test_nothing_is_told_when_off(database: Database) -> None:
+    """Only how it began and ended."""
+    ax.CONF.progress = "off"
+    await Runner.run(chain(), "go")
+    assert lines(only(database)) == []
+
+
+async def test_details_are_told_on_demand(database: Database) -> None:
+    """What a tool failed with, what is done, what passed, what MCP servers offer."""
+    ax.CONF.progress = "detail"
+    with agents.trace("Parts"):
+        await Runner.run(agent(*look_ups(1), call("fails"), say("done")), "go")
+        with guardrail_span("politeness"):
+            pass
+        with mcp_tools_span(server="files", result=["read", "write"]):
+            pass
+    told = lines(only(database))
+    assert "look_up is done" in told
+    assert any(line.startswith("fails failed: ") for line in told)  # in the words of the SDK, which may redact them
+    assert told[-2:] == ["Guardrail politeness passed", "files offers 2 tools"]
+
+
+async def test_streams_tell_the_same(database: Database) -> None:
+    """Whoever reads them."""
+    result = Runner.run_streamed(agent(*look_ups(1), say("done")), "go")
+    async for _ in result.stream_events():
+        pass
+    assert lines(only(database)) == ["Turn 1: Agent", "Calling look_up", "Turn 2: Agent"]
+
+
+async def test_limits_and_guardrails_are_told(database: Database) -> None:
+    """Also where the run gets over them."""
+
+    def handle(_: Any) -> RunErrorHandlerResult:
+        return RunErrorHandlerResult(final_output="this far")
+
+    with agents.trace("Two"):
+        with pytest.raises(agents.InputGuardrailTripwireTriggered):
+            await Runner.run(agent(say("done"), input_guardrails=[refuse_input]), "go")
+        await Runner.run(agent(*look_ups(3)), "go", max_turns=1, error_handlers={"max_turns": handle})
+    assert "Guardrail refuse_input tripped" in lines(only(database))
+    assert lines(only(database))[-1] == "Max turns (1) exceeded"
+
+
+async def test_reports_of_the_application_win(database: Database) -> None:
+    """From its first line on, turns and tool calls are left out, failures are not; its percentage stays."""
+
+    @function_tool
+    async def report() -> str:
+        """Report."""
+        run = ax.activity.current()
+        assert run is not None
+        run.update("Half of it is done", 50)
+        return "ok"
+
+    await Runner.run(agent(call("report"), *look_ups(2), call("fails"), say("done"), tools=[report]), "go")
+    assert lines(only(database)) == ["Turn 1: Agent", "Calling report", "Half of it is done", "fails failed"]
+    assert [line.percentage for line in only(database).logs if line.percentage is not None] == [50, 100]
+
+
+async def test_lines_are_throttled(database: Database) -> None:
+    """A run that spins writes a burst, then a line a second; each kind has its own allowance."""
+    now = 0.0
+    async with ax.activity.run("spinning") as run:
+        progress = Progress(run, clock=lambda: now)
+        for number in range(1_000):
+            progress.tool(f"tool {number}")
+        progress.tool_failed("important", None)
+        now = 3.0
+        for number in range(1_000):
+            progress.tool(f"late {number}")
+    told = lines(only(database))
+    assert len(told) == BURST + 1 + 3
+    assert told[BURST:] == ["important failed", "Calling late 0", "Calling late 1", "Calling late 2"]
+
+
+async def test_no_text_of_a_failure_is_stored_where_the_run_says_so(database: Database) -> None:
+    """``trace_include_sensitive_data=False`` keeps what tools and models say out of lines and endings."""
+    secret = str(uuid4())
+
+    @function_tool
+    async def leaky() -> str:
+        """Leak into a message for the model."""
+        raise ValueError(secret)
+
+    @function_tool(failure_error_function=None)
+    async def fatal() -> str:
+        """Leak into the run."""
+        raise ValueError(secret)
+
+    ax.CONF.progress = "detail"
+    with pytest.raises(agents.UserError):
+        await Runner.run(
+            agent(call("leaky"), call("fatal"), tools=[leaky, fatal]),
+            "go",
+            run_config=RunConfig(trace_include_sensitive_data=False),
+        )
+    activity = only(database)
+    assert (activity.error_type, activity.reason) == ("agents.exceptions.UserError", "tool")
+    assert secret not in " ".join(line.message for line in activity.logs)
+    assert activity.logs[-1].message == "Task failed: Error running tool"

@@ -1,0 +1,310 @@
+"""`ax.configure()`: whatever names a database, and one sentence for what does not."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool, QueuePool, StaticPool
+
+import agentexec_otel as ax
+from agentexec_otel import _runtime
+from agentexec_otel._event import Status
+from agentexec_otel_exporters.sql import SQLExporter
+from agentexec_otel_exporters.sql._engine import parse_url
+from tests.databases import Database
+from tests.sql.rows import count_rows, lines, row
+
+only_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+WAYS: list[Callable[[Database], Any]] = [
+    lambda database: database.url,
+    lambda database: make_url(database.url),
+    lambda database: database.async_url,
+    lambda database: create_engine(database.url, poolclass=NullPool),
+    lambda database: create_async_engine(database.async_url, poolclass=NullPool),
+]
+
+
+def test_ways_to_name_a_database(database: Database) -> None:
+    """A URL, as text or object, sync or async, and an engine of either kind: a life is stored."""
+    for way in WAYS:
+        ax.configure(way(database))
+        with ax.activity.run("task") as run:
+            run.update("Half way.", 50)
+        assert row(database.engine, run.agent_id).status is Status.COMPLETE
+        assert len(lines(database.engine, run.agent_id)) == 4
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_mariadb_by_its_own_name(database: Database) -> None:
+    """`mariadb+pymysql://` is another dialect of SQLAlchemy, and works on the same tables."""
+    url = make_url(database.url).set(drivername="mariadb+pymysql")
+    ax.configure(url)
+    agent_id = ax.activity.create("task", metadata={"tenant": "acme"})
+    ax.activity.complete(agent_id)
+    engine = create_engine(url, poolclass=NullPool)
+    with Session(engine) as session:
+        assert ax.activity.list(session, metadata_filter={"tenant": "acme"}).total == 1
+        other = ax.activity.create("other", session=session)
+    assert row(database.engine, other).status is Status.QUEUED
+    assert row(database.engine, agent_id).status is Status.COMPLETE
+
+
+def test_from_the_environment(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a database in the settings the first call configures by itself."""
+    monkeypatch.setattr(ax.CONF, "database_url", database.url)
+    agent_id = ax.activity.create("task")
+    assert row(database.engine, agent_id).status is Status.QUEUED
+    assert ax.health()["configured"]
+
+
+@only_sqlite
+def test_nothing_named(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unconfigured, a call says in one sentence what to do; `ax.configure()` alone makes a file here, with tables."""
+    calls: list[Callable[[], object]] = [
+        lambda: ax.activity.create("task"),
+        ax.activity.cancel_pending,
+        lambda: ax.activity.update(UUID(int=1), "x"),
+    ]
+    for call in calls:
+        with pytest.raises(ax.ConfigurationError, match=r"call ax\.configure\(engine_or_url\), or set"):
+            call()
+    assert ax.flush()
+    assert ax.shutdown()
+    assert not ax.health()["configured"]
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    ax.configure()
+    agent_id = ax.activity.create("task")
+    made = create_engine(f"sqlite:///{folder}/agentexec.db")
+    assert row(made, agent_id).status is Status.QUEUED
+    made.dispose()
+
+
+def test_engine_is_borrowed(database: Database) -> None:
+    """The writer connects as the application's engine does, but never through its pool, which may be exhausted."""
+    engine = create_engine(database.url, poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=1)
+    ax.configure(engine)
+    with engine.connect() as held:
+        held.execute(text("SELECT 1"))
+        agent_id = ax.activity.create("task")
+        assert ax.activity.complete(agent_id)
+        assert isinstance(engine.pool, QueuePool)
+        assert engine.pool.checkedout() == 1
+    assert ax.shutdown()
+    with engine.connect() as alive:
+        assert alive.execute(text("SELECT 1")).scalar() == 1
+    engine.dispose()
+    assert count_rows(database.engine) == (1, 2)
+
+
+@pytest.mark.parametrize("database", ["postgres", "mariadb"], indirect=True)
+def test_engine_lends_its_connect_arguments(database: Database) -> None:
+    """What the application's engine needs to connect, beyond its URL, is used by the writer as well."""
+    url = make_url(database.url)
+    hidden = {"user": url.username, "dbname" if database.kind == "postgres" else "database": url.database}
+    engine = create_engine(url.set(username=None, database=None), connect_args=hidden)
+    ax.configure(engine)
+    agent_id = ax.activity.create("task")
+    assert row(database.engine, agent_id).status is Status.QUEUED
+    engine.dispose()
+
+
+def test_rolled_back_application(database: Database) -> None:
+    """A line written while the application's transaction is open does not vanish with it."""
+    ax.configure(database.engine)
+    agent_id = ax.activity.create("task")
+    with Session(database.engine) as session:
+        session.execute(text("SELECT count(*) FROM agentexec_activity"))
+        assert ax.activity.update(agent_id, "Meanwhile.")
+        assert ax.flush()
+        session.rollback()
+    assert lines(database.engine, agent_id)[-1].message == "Meanwhile."
+
+
+def test_memory_database_of_the_application() -> None:
+    """An in-memory SQLite engine with StaticPool is used as it is, and not closed."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    ax.configure(engine, create_tables=True)
+    with ax.activity.run("task") as run:
+        run.update("Half way.", 50)
+    assert ax.shutdown()
+    assert row(engine, run.agent_id).status is Status.COMPLETE
+    engine.dispose()
+
+
+SECRET = "canary"
+REFUSED: list[tuple[Any, str]] = [
+    ("sqlite://", "in-memory SQLite"),
+    ("sqlite:///:memory:", "in-memory SQLite"),
+    ("sqlite:///file::memory:?cache=shared&uri=true", "in-memory SQLite"),
+    ("sqlite:///file:x?mode=memory&cache=shared&uri=true", "in-memory SQLite"),
+    ("sqlite+aiosqlite:///:memory:", "in-memory SQLite"),
+    ("", "is no database URL"),
+    ("nonsense", "is no database URL"),
+    (f"postgresql//user:{SECRET}@host/name", "is no database URL"),
+    (f"postgresql://user:{SECRET}@host:port/name", "is no database URL"),
+    (f"oracle://user:{SECRET}@host/name", "'oracle' is not supported: use PostgreSQL, MySQL, MariaDB or SQLite"),
+    (f"mssql+pyodbc://user:{SECRET}@host/name", "'mssql' is not supported"),
+    (f"postgresql+nope://user:{SECRET}@host/name", r"no driver 'postgresql\+nope': write postgresql\+psycopg://"),
+    (f"postgresql+psycopg2://user:{SECRET}@host/name", "psycopg2 is not installed"),
+    (f"mysql+mysqldb://user:{SECRET}@host/name", "MySQLdb is not installed"),
+]
+
+
+@pytest.mark.parametrize(("database_url", "expected"), REFUSED, ids=[str(url)[:24] for url, _ in REFUSED])
+def test_refused_databases(database_url: str, expected: str) -> None:
+    """What cannot be used is refused when it is configured, in one sentence, without its password."""
+    with pytest.raises(ax.ConfigurationError, match=expected) as caught:
+        ax.configure(database_url)
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not ax.health()["configured"]
+
+
+def test_memory_database_per_thread_is_refused() -> None:
+    """An engine that gives each thread a memory of its own is refused, with what to do instead."""
+    engine = create_engine("sqlite://")
+    if isinstance(engine.pool, StaticPool):
+        pytest.skip("this SQLAlchemy shares it by itself")
+    with pytest.raises(ax.ConfigurationError, match="poolclass=StaticPool"):
+        ax.configure(engine)
+    with pytest.raises(ax.ConfigurationError, match="StaticPool"):
+        ax.configure(create_async_engine("sqlite+aiosqlite://"))
+    engine.dispose()
+
+
+def test_encryption_survives_another_driver() -> None:
+    """What asyncpg is told in a URL reaches psycopg: encryption above all, and nothing that it would not know."""
+
+    def query_of(query: str) -> dict[str, Any]:
+        return dict(parse_url(f"postgresql+asyncpg://u:p@host/name?{query}").query)
+
+    assert query_of("ssl=require") == {"sslmode": "require"}
+    assert query_of("ssl=verify-full&application_name=x") == {"sslmode": "verify-full", "application_name": "x"}
+    assert query_of("ssl=true&prepared_statement_cache_size=0&timeout=5") == {"sslmode": "require"}
+    assert parse_url(URL.create("postgresql+psycopg", query={"sslmode": "verify-ca"})).query == {"sslmode": "verify-ca"}
+    assert parse_url("postgresql+asyncpg://u:p@host/name").drivername == "postgresql+psycopg"
+
+
+MISSING = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in ("psycopg", "pymysql", "greenlet"):
+            return None
+        return super().find_spec(name, path, target)
+
+sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+import agentexec_otel as ax
+
+for url in ("postgresql://u:canary@h/n", "postgresql+asyncpg://u:canary@h/n", "mysql+aiomysql://u:canary@h/n", "mariadb://h/n"):
+    try:
+        ax.configure(url)
+    except ax.MissingExtraError as missing:
+        print(isinstance(missing, (ImportError, ax.ConfigurationError)), missing)
+ax.configure("sqlite:///" + sys.argv[1], create_tables=True)
+print(ax.activity.complete(ax.activity.create("task")), "greenlet" in sys.modules)
+"""
+
+
+def test_missing_driver(tmp_path: Path) -> None:
+    """Without the driver: one sentence with the package and the pip command. SQLite needs none, and no greenlet."""
+    command = [sys.executable, "-c", MISSING, str(tmp_path / "x.db")]
+    result = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0, result.stderr
+    sentence = (
+        "True storing activities on {} needs the package {}, which is not installed: pip install 'agentexec-otel[{}]'"
+    )
+    assert result.stdout.splitlines() == [
+        sentence.format("postgresql", "psycopg", "postgres"),
+        sentence.format("postgresql", "psycopg", "postgres"),
+        sentence.format("mysql", "PyMySQL", "mysql"),
+        sentence.format("mariadb", "PyMySQL", "mysql"),
+        "True False",
+    ]
+
+
+# -- again ----------------------------------------------------------------------------------------------------------
+
+
+def test_configured_again(database: Database, tmp_path: Path) -> None:
+    """What was emitted before is stored where it belongs; what comes after goes to the new database."""
+    ax.configure(database.url)
+    first = ax.activity.create("first")
+    ax.activity.update(first, "Working.")
+    ax.configure(f"sqlite:///{tmp_path}/other.db", create_tables=True)
+    second = ax.activity.create("second")
+    assert ax.flush()
+    assert row(database.engine, first).last_seq == 2
+    other = create_engine(f"sqlite:///{tmp_path}/other.db")
+    assert row(other, second).last_seq == 1
+    assert count_rows(other) == (1, 1)
+    other.dispose()
+
+
+def test_run_that_is_open_meanwhile(database: Database) -> None:
+    """A block that is open while the SDK is configured again ends as it would have, and nobody waits for it."""
+    ax.configure(database.url)
+    with ax.activity.run("task") as run:
+        run.update("Before.")
+        ax.configure(database.url)
+        run.update("After.")
+    assert ax.flush()
+    assert [log.message for log in lines(database.engine, run.agent_id)] == [
+        "Waiting to start.", "Task started.", "Before.", "After.", "Task completed successfully.",
+    ]  # fmt: skip
+    assert row(database.engine, run.agent_id).status is Status.COMPLETE
+
+
+def test_refused_again_keeps_what_was(database: Database) -> None:
+    """A refused set-up leaves the one that works in force."""
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    with pytest.raises(ax.ConfigurationError):
+        ax.configure("nonsense")
+    assert ax.activity.complete(agent_id)
+
+
+@only_sqlite
+def test_first_calls_at_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several threads whose first calls configure from the environment share one runtime."""
+    monkeypatch.setattr(ax.CONF, "database_url", database.url)
+    found: list[object] = []
+
+    def work() -> None:
+        ax.activity.create("task")
+        found.append(_runtime.active())
+
+    threads = [Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len({id(one) for one in found}) == 1
+    assert count_rows(database.engine) == (8, 8)
+
+
+def test_exporter_by_hand(database: Database) -> None:
+    """`SQLExporter` is public: handed in, it is the store, and its identity names the database without a password."""
+    exporter = SQLExporter(make_url(database.url).update_query_dict({}))
+    assert isinstance(exporter.engine, Engine)
+    assert "root@" not in str(exporter.identity)
+    ax.configure(exporters=[exporter])
+    agent_id = ax.activity.create("task")
+    assert ax.activity.cancel_pending() == 1
+    assert row(database.engine, agent_id).status is Status.CANCELED

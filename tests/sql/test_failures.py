@@ -1,0 +1,226 @@
+"""What a database can do to a writer: poison rows, missing tables, held locks, refusals. Nothing is lost silently."""
+
+import logging
+import time
+from collections.abc import Iterator
+from threading import Timer
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, make_url
+from sqlalchemy.orm import Session
+
+import agentexec_otel as ax
+from agentexec_otel._errors import MisconfiguredExportError, PoisonExportError, TransientExportError
+from agentexec_otel._event import Outcome, Status
+from agentexec_otel.activity.models import Activity
+from agentexec_otel.export import ActivityProcessor, _delivery
+from agentexec_otel_exporters.sql import SQLExporter
+from tests.databases import Database
+from tests.sql.rows import count_rows, event, gap_free, lines, opening, row
+
+POISON: list[dict[str, Any]] = [
+    {"message": "secret lone \ud800 surrogate"},
+    {"message": "secret", "percentage": 101},
+    {"message": "secret", "outcome": Outcome(input_tokens=2**70)},
+]
+
+
+@pytest.fixture
+def processor(database: Database) -> Iterator[ActivityProcessor]:
+    made = ActivityProcessor(SQLExporter(database.url))
+    yield made
+    made.shutdown(2.0)
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A configuration error is tried again soon, not after half a minute."""
+    monkeypatch.setattr(_delivery, "MISCONFIGURED_BACKOFF", 0.1)
+
+
+def test_poison_is_found_and_the_rest_stored(
+    database: Database, processor: ActivityProcessor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Events in a batch of 500 that the database refuses are set aside and counted; the others are stored, in order."""
+    agent_id = uuid4()
+    told = [opening(agent_id), *(event(agent_id, message=str(number)) for number in range(496))]
+    for place, poison in zip((497, 250, 1), POISON, strict=True):
+        told.insert(place, event(agent_id, **poison))
+    for one in told:
+        assert processor.emit(one)
+    assert processor.force_flush(30.0)
+    assert [log.message for log in lines(database.engine, agent_id)[1:]] == [str(number) for number in range(496)]
+    assert gap_free(lines(database.engine, agent_id))
+    health = processor.health()
+    assert (health["committed"], health["dead_lettered"], health["pending"], health["dropped"]) == (497, 3, 0, 0)
+    assert health["last_error"] is None
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_nul_is_poison_on_postgresql(database: Database, processor: ActivityProcessor) -> None:
+    """An event that was built by hand, with what our own calls never let through, harms nobody but itself."""
+    good, bad = uuid4(), uuid4()
+    for one in (opening(good), opening(bad), event(bad, message="a\x00b"), event(good), event(bad)):
+        processor.emit(one)
+    assert processor.force_flush(10.0)
+    assert count_rows(database.engine) == (2, 4)
+    assert gap_free(lines(database.engine, bad))
+
+
+def test_create_without_tables(
+    empty: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`create()` raises at once, and its sentence says how to make the tables. Made, the next one works at once."""
+    ax.configure(empty)
+    began = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(ax.ActivityNotStoredError, match=r"ax\.Base\.metadata\.create_all\(engine\)"):
+            ax.activity.create("task")
+    monkeypatch.setattr(ax.CONF, "create_timeout", 0.5)
+    with pytest.raises(ax.ActivityNotStoredError, match="create_all"):
+        ax.activity.cancel_pending()
+    with pytest.raises(ax.ActivityNotStoredError, match="create_all"):
+        ax.activity.retry(uuid4())
+    ax.Base.metadata.create_all(empty)
+    assert ax.activity.cancel_pending() == 0
+    agent_id = ax.activity.create("task")
+    assert time.monotonic() - began < 5
+    assert ax.activity.complete(agent_id)
+    assert count_rows(empty) == (1, 2)
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) <= 2
+
+
+def test_create_tables_makes_what_is_missing(empty: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `create_tables` the tables are made when the SDK is configured, as often as it is."""
+    ax.configure(empty, create_tables=True)
+    agent_id = ax.activity.create("task")
+    monkeypatch.setattr(ax.CONF, "create_tables", True)
+    ax.configure(empty)
+    assert ax.activity.complete(agent_id)
+    with Session(empty) as session:
+        assert ax.activity.list(session).total == 1
+
+
+def test_lines_wait_for_their_table(database: Database, quick_retries: None) -> None:
+    """Lines of a running activity are kept while a table is gone, said to be in trouble, and stored once it is back."""
+    ax.configure(database.url)
+    with ax.activity.run("task") as run:
+        assert ax.flush()
+        hide(database, back=False)
+        for number in range(5):
+            assert run.update(f"Line {number}.", number)
+        assert not ax.flush(0.3)
+        health = ax.health()
+        assert not health["ok"]
+        assert "create_all" in health["exporters"][0]["last_error"]
+        hide(database, back=True)
+    assert ax.flush()
+    assert ax.health()["ok"]
+    logs = lines(database.engine, run.agent_id)
+    assert [log.message for log in logs[2:-1]] == [f"Line {number}." for number in range(5)]
+    assert gap_free(logs)
+    assert row(database.engine, run.agent_id).status is Status.COMPLETE
+
+
+def hide(database: Database, *, back: bool) -> None:
+    """Take the log table away by renaming it, and give it back."""
+    old, new = "agentexec_activity_log", "agentexec_hidden"
+    if back:
+        old, new = new, old
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+
+
+@pytest.mark.parametrize("seconds", [0.3, pytest.param(8.0, marks=pytest.mark.slow)])
+def test_lock_of_another_session(database: Database, seconds: float) -> None:
+    """While another session holds the activity's row, lines wait; after it they are stored, each once and in order."""
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    with database.engine.connect() as holder:
+        lock(holder, agent_id)
+        release = Timer(seconds, holder.rollback)
+        release.start()
+        for number in range(3):
+            assert ax.activity.update(agent_id, f"Line {number}.")
+        assert not ax.flush(seconds / 2)
+        assert ax.flush(30.0)
+        release.join()
+    logs = lines(database.engine, agent_id)
+    assert [log.message for log in logs[1:]] == ["Line 0.", "Line 1.", "Line 2."]
+    assert ax.health()["exporters"][0]["pending"] == 0
+
+
+def lock(connection: Connection, agent_id: UUID) -> None:
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(Activity.__table__.select().where(Activity.agent_id == agent_id).with_for_update())
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb"])
+@pytest.mark.parametrize("wrong", ["database", "user", "port"])
+def test_refusals_and_absence(
+    kind: str, wrong: str, servers: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A database that refuses us makes `create()` raise at once, one that is away in time; no secret is told."""
+    monkeypatch.setattr(ax.CONF, "create_timeout", 0.7)
+    changed: dict[str, Any] = {
+        "database": {"database": "agentexec_no_such_database"},
+        "user": {"username": "agentexec_no_such_user", "password": "canary-secret"},
+        "port": {"port": 1},
+    }
+    url = make_url(servers.get(kind).url).set(**changed[wrong])
+    ax.configure(url)
+    began = time.monotonic()
+    expected = "away or busy|not reachable" if wrong == "port" else "refuses us"
+    with pytest.raises(ax.ActivityNotStoredError, match=expected) as caught:
+        ax.activity.create("task")
+    assert time.monotonic() - began < (2.0 if wrong == "port" else 0.7)
+    assert "canary" not in f"{caught.value} {caplog.text} {ax.health()}"
+    assert not ax.health()["ok"]
+
+
+STATEMENTS: list[tuple[str, type[Exception]]] = [
+    ("SELECT * FROM agentexec_no_such_table", MisconfiguredExportError),
+    ("SELECT no_such_column FROM agentexec_activity", MisconfiguredExportError),
+    ("UPDATE agentexec_activity SET latest_percentage = 101", PoisonExportError),
+    ("UPDATE agentexec_activity SET agent_id = NULL", PoisonExportError),
+]
+
+
+def test_driver_errors_by_class(database: Database) -> None:
+    """The same fault is the same kind of failure on every database, told without SQL or parameters."""
+    from agentexec_otel_exporters.sql._errors import translated
+
+    exporter = SQLExporter(database.url)
+    exporter.export([opening()])
+    for statement, expected in STATEMENTS:
+        with pytest.raises(expected) as caught, translated(), exporter.engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+        assert "agentexec_activity " not in str(caught.value)
+    exporter.shutdown(1.0)
+
+
+def test_lock_waits_are_transient(database: Database) -> None:
+    """A lock that is not had in time is a failure that will pass, on every database."""
+    from agentexec_otel_exporters.sql._errors import translated
+
+    options: dict[str, Any] = {
+        "sqlite": {"timeout": 0.1},
+        "postgres": {"options": "-c lock_timeout=100"},
+        "mariadb": {"init_command": "SET innodb_lock_wait_timeout = 1"},
+    }
+    exporter = SQLExporter(database.url)
+    agent_id = uuid4()
+    exporter.export([opening(agent_id)])
+    impatient = create_engine(database.url, connect_args=options[database.kind])
+    with database.engine.connect() as holder:
+        lock(holder, agent_id)
+        with pytest.raises(TransientExportError), translated(), impatient.connect() as waiting:
+            lock(waiting, agent_id)
+        holder.rollback()
+    impatient.dispose()
+    exporter.shutdown(1.0)

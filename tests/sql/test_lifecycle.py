@@ -1,0 +1,268 @@
+"""Every call of the life cycle, on every database."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy.orm import Session
+
+import agentexec_otel as ax
+from agentexec_otel._event import Status
+from tests.databases import Database
+from tests.sql.processes import Peer
+from tests.sql.remote import call, configure, create, run_to_the_end, stop
+from tests.sql.rows import gap_free, lines, row
+
+
+@pytest.fixture(autouse=True)
+def configured(database: Database) -> None:
+    ax.configure(database.url)
+
+
+def history(database: Database, agent_id: UUID) -> list[tuple[str, str, int | None]]:
+    assert ax.flush()
+    return [(str(log.status), log.message, log.percentage) for log in lines(database.engine, agent_id)]
+
+
+def test_life_with_defaults(database: Database) -> None:
+    """Without a message each call writes the configured one; COMPLETE is 100 % unless told otherwise."""
+    agent_id = ax.activity.create("research")
+    assert ax.activity.update(agent_id, "Reading.", percentage=40)
+    assert ax.activity.update(agent_id, "Thinking.")
+    assert row(database.engine, agent_id).latest_percentage in (None, 40)
+    assert ax.activity.complete(agent_id)
+    assert history(database, agent_id) == [
+        ("QUEUED", "Waiting to start.", None),
+        ("RUNNING", "Reading.", 40),
+        ("RUNNING", "Thinking.", None),
+        ("COMPLETE", "Task completed successfully.", 100),
+    ]
+    stored = row(database.engine, agent_id)
+    assert (stored.agent_type, stored.status, stored.latest_percentage) == ("research", Status.COMPLETE, 100)
+    assert (stored.last_seq, stored.attempt, stored.error_type, stored.reason) == (4, 1, None, None)
+    assert stored.started_at is not None
+    assert stored.created_at <= stored.started_at <= stored.updated_at
+
+
+def test_create_returns_after_its_commit(database: Database) -> None:
+    """Another connection finds the row at once, with the id, the type and the metadata that were given."""
+    given = uuid4()
+    returned = ax.activity.create(
+        "research", "In line.", agent_id=str(given), metadata={"tenant": "acme", "n": [1, None]}
+    )
+    assert type(returned) is UUID
+    assert returned == given
+    with Session(database.engine) as session:
+        found = ax.activity.detail(session, given)
+    assert found is not None
+    assert (found.status, found.agent_type, found.logs[0].message) == (Status.QUEUED, "research", "In line.")
+    assert found.metadata == {"tenant": "acme", "n": [1, None]}
+    assert found.started_at is None
+    assert found.latest_percentage is None
+
+
+def test_messages_are_settings(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Assigning to `ax.CONF` changes the lines that are written from then on."""
+    monkeypatch.setattr(ax.CONF, "activity_message_create", "Queued for processing")
+    monkeypatch.setattr(ax.CONF, "activity_message_complete", "Successfully finished")
+    monkeypatch.setattr(ax.CONF, "activity_message_error", "Failed: {error} ({error})")
+    monkeypatch.setattr(ax.CONF, "activity_message_cancel", "Stopped.")
+    done, failed, canceled, swept = (ax.activity.create("task") for _ in range(4))
+    assert ax.activity.complete(done)
+    try:
+        raise RuntimeError("out of {error} and {0.__class__}")
+    except RuntimeError:
+        assert ax.activity.error(failed)
+    assert ax.activity.cancel(canceled)
+    assert ax.activity.cancel_pending() == 1
+    assert [history(database, one)[-1][1] for one in (done, failed, canceled, swept)] == [
+        "Successfully finished",
+        "Failed: out of {error} and {0.__class__} (out of {error} and {0.__class__})",
+        "Stopped.",
+        "Stopped.",
+    ]
+    assert {history(database, one)[0][1] for one in (done, failed, canceled, swept)} == {"Queued for processing"}
+
+
+def test_error_keeps_the_percentage_and_names_the_exception(database: Database) -> None:
+    """ERROR leaves the progress where it was; inside `except`, type and reason are the exception's."""
+    agent_id = ax.activity.create("task")
+    ax.activity.update(agent_id, "Half way.", percentage=50)
+    try:
+        raise TimeoutError("too slow")
+    except TimeoutError:
+        assert ax.activity.error(agent_id, "Gave up.")
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.latest_percentage) == (Status.ERROR, 50)
+    assert (stored.error_type, stored.reason) == ("TimeoutError", "timeout")
+    assert history(database, agent_id)[-1] == ("ERROR", "Gave up.", None)
+
+
+def test_error_outside_of_an_exception(database: Database) -> None:
+    """ERROR needs no exception; a percentage that is given is taken."""
+    agent_id = ax.activity.create("task")
+    assert ax.activity.error(agent_id, percentage=30)
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.latest_percentage, stored.error_type) == (Status.ERROR, 30, None)
+    assert history(database, agent_id)[-1] == ("ERROR", "Task failed: unknown error", 30)
+
+
+def test_update_with_a_terminal_status_ends(database: Database) -> None:
+    """`update(status=…)` ends an activity as the call of that name does, with the message given."""
+    given: list[Status | str] = [Status.COMPLETE, "ERROR", Status.CANCELED]
+    for status in given:
+        agent_id = ax.activity.create("task")
+        assert ax.activity.update(agent_id, "That was it.", percentage=80, status=status)
+        stored = row(database.engine, agent_id)
+        assert (stored.status, stored.latest_percentage) == (Status(status), 80)
+        assert not ax.activity.update(agent_id, "Again.", status=status)
+        assert history(database, agent_id)[1:] == [(str(status), "That was it.", 80), (str(status), "Again.", None)]
+
+
+def test_first_ending_stays(database: Database) -> None:
+    """What comes after a terminal status is kept as late, carries the winner's status, and changes nothing."""
+    agent_id = ax.activity.create("task")
+    ax.activity.update(agent_id, "Working.", percentage=10)
+    assert ax.activity.cancel(agent_id, "No longer needed.")
+    assert ax.activity.update(agent_id, "Still working.", percentage=90)
+    assert not ax.activity.complete(agent_id, "Done all the same.")
+    assert not ax.activity.error(agent_id, "Or not.")
+    assert not ax.activity.cancel(agent_id)
+    assert ax.flush()
+    stored, logs = row(database.engine, agent_id), lines(database.engine, agent_id)
+    assert (stored.status, stored.latest_percentage, stored.reason) == (Status.CANCELED, 10, "cancelled")
+    assert [log.late for log in logs] == [False, False, False, True, True, True, True]
+    assert {log.status for log in logs[2:]} == {Status.CANCELED}
+    assert gap_free(logs)
+
+
+def test_retry_is_the_next_attempt(database: Database) -> None:
+    """A retry re-opens with fresh progress; the history goes on, and a line of the old attempt is late."""
+    agent_id = ax.activity.create("task")
+    with pytest.raises(ax.ActivityStateError, match=f"activity {agent_id} is QUEUED"):
+        ax.activity.retry(agent_id)
+    ax.activity.update(agent_id, "First try.", percentage=60)
+    ax.activity.error(agent_id, "Failed.")
+    assert ax.activity.retry(agent_id) == 2
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.attempt, stored.latest_percentage) == (Status.QUEUED, 2, None)
+    assert (stored.started_at, stored.error_type, stored.reason) == (None, None, None)
+    ax.activity.update(agent_id, "Second try.", percentage=20)
+    assert ax.activity.complete(agent_id)
+    assert ax.activity.update(agent_id, "Once more.", status="QUEUED")
+    assert row(database.engine, agent_id).attempt == 3
+    logs = lines(database.engine, agent_id)
+    assert [log.attempt for log in logs] == [1, 1, 1, 2, 2, 2, 3]
+    assert [str(log.status) for log in logs] == [
+        "QUEUED", "RUNNING", "ERROR", "QUEUED", "RUNNING", "COMPLETE", "QUEUED",
+    ]  # fmt: skip
+    assert logs[3].message == "Waiting to start."
+    assert not any(log.late for log in logs)
+
+
+def test_retried_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None:
+    """The worker that ran attempt 1 runs attempt 2 as well, which another process has opened."""
+    web, worker = peers
+    for peer in peers:
+        peer.call(configure, database.url)
+    agent_id = web.call(create, "task")
+    worker.call(run_to_the_end, agent_id)
+    assert web.call(call, "retry", agent_id) == 2
+    assert worker.call(run_to_the_end, agent_id, ["again"])
+    for peer in peers:
+        assert peer.call(stop)
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.attempt, stored.last_seq) == (Status.COMPLETE, 2, 7)
+    assert not any(log.late for log in lines(database.engine, agent_id))
+
+
+def test_requeued_after_it_ended_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None:
+    """`update(status="QUEUED")` is a retry also where another process has ended the activity."""
+    agent_id = ax.activity.create("task")
+    peers[0].call(configure, database.url)
+    assert peers[0].call(call, "complete", agent_id)
+    assert peers[0].call(stop)
+    assert ax.activity.update(agent_id, "Once more.", status="QUEUED")
+    assert ax.flush()
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.attempt) == (Status.QUEUED, 2)
+
+
+def test_unknown_id_raises(database: Database) -> None:
+    """Every call that writes says which id it does not know, and writes nothing."""
+    unknown = uuid4()
+    for write in (
+        lambda: ax.activity.update(unknown, "x"),
+        lambda: ax.activity.complete(unknown),
+        lambda: ax.activity.error(unknown),
+        lambda: ax.activity.cancel(unknown),
+        lambda: ax.activity.retry(unknown),
+        lambda: ax.activity.run(unknown).__enter__(),
+    ):
+        with pytest.raises(ax.ActivityNotFoundError, match=str(unknown)) as caught:
+            write()
+        assert caught.value.agent_id == unknown
+        assert isinstance(caught.value, LookupError)
+    with Session(database.engine) as session:
+        assert ax.activity.detail(session, unknown) is None
+        assert ax.activity.logs(session, unknown) == []
+        assert ax.activity.list(session).total == 0
+
+
+@pytest.mark.asyncio
+async def test_unknown_id_on_an_event_loop(database: Database) -> None:
+    """On an event loop nothing waits for the look-up: the line is refused later, and the next call raises."""
+    unknown = uuid4()
+    assert ax.activity.update(unknown, "x")
+    assert ax.flush()
+    with pytest.raises(ax.ActivityNotFoundError):
+        ax.activity.update(unknown, "y")
+    with Session(database.engine) as session:
+        assert ax.activity.list(session).total == 0
+
+
+def test_same_id_twice(database: Database) -> None:
+    """Creating an id that exists raises ValueError, and leaves the first one as it is."""
+    agent_id = ax.activity.create("first")
+    with pytest.raises(ValueError, match=str(agent_id)):
+        ax.activity.create("second", agent_id=agent_id)
+    assert (row(database.engine, agent_id).agent_type, row(database.engine, agent_id).last_seq) == ("first", 1)
+    assert ax.activity.complete(agent_id)
+
+
+def test_queries(database: Database) -> None:
+    """`list`, `count_active` and `logs` say what the rows say."""
+    ids = [ax.activity.create(f"type {number % 2}") for number in range(5)]
+    ax.activity.update(ids[0], "Working.", percentage=5)
+    ax.activity.complete(ids[1])
+    ax.activity.cancel(ids[2])
+    assert ax.flush()
+    with Session(database.engine) as session:
+        assert ax.activity.count_active(session) == 3
+        first = ax.activity.list(session, page_size=2)
+        assert [item.agent_id for item in first.items] == [ids[4], ids[3]]
+        assert (first.total, first.pages, first.page, first.page_size) == (5, 3, 1, 2)
+        assert [item.agent_id for item in ax.activity.list(session, 3, 2).items] == [ids[0]]
+        assert ax.activity.list(session, 4, 2).items == []
+        assert ax.activity.list(session, status="RUNNING").items[0].latest_log == "Working."
+        assert ax.activity.list(session, status=[Status.QUEUED, Status.CANCELED]).total == 3
+        assert ax.activity.list(session, agent_type="type 1").total == 2
+        now = datetime.now(UTC)
+        assert ax.activity.list(session, created_after=now - timedelta(minutes=5), created_before=now).total == 5
+        assert ax.activity.list(session, created_after=now).total == 0
+        assert ax.activity.list(session, total=77).total == 77
+        logs = ax.activity.logs(session, ids[0])
+        assert [(log.seq, str(log.status)) for log in logs] == [(1, "QUEUED"), (2, "RUNNING")]
+        assert [log.seq for log in ax.activity.logs(session, ids[0], after_seq=1)] == [2]
+        assert [log.seq for log in ax.activity.logs(session, ids[0], limit=1)] == [1]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_bad_query_arguments(database: Database) -> None:
+    """A query argument out of range raises ValueError that shows the value."""
+    arguments: list[dict[str, Any]] = [{"page": 0}, {"page_size": -3}, {"page_size": 1001}, {"status": "DONE"}]
+    with Session(database.engine) as session:
+        for bad in arguments:
+            with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
+                ax.activity.list(session, **bad)

@@ -1,0 +1,100 @@
+"""Metadata filters find the rows whose value equals the one given: the same ones on every database."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+import agentexec_otel as ax
+from tests.databases import Database
+
+# Each is stored under the key "value" of one activity, named by its place.
+VALUES: list[Any] = [
+    "acme", "Acme", "5", 5, 5.0, 5.5, "5.5", True, "true", 1, "1", False, 0, "", None, "null", [5], {"a": 5}, -1, 2**62,
+    2**31, 0.1, 1e300, "tür 😀", "it's", "%", "a\\b", '"quoted"', " acme", "acme ",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def configured(database: Database) -> None:
+    ax.configure(database.url)
+
+
+def same(stored: Any, wanted: Any) -> bool:
+    """Equality of JSON values: numbers by value, and a boolean is no number."""
+    if isinstance(stored, bool) or isinstance(wanted, bool):
+        return stored is wanted
+    if isinstance(stored, int | float) and isinstance(wanted, int | float):
+        return stored == wanted
+    return type(stored) is type(wanted) and stored == wanted
+
+
+def test_each_type_finds_its_own(database: Database) -> None:
+    """A string finds that string, a number that number, a boolean that boolean; other rows' types do no harm."""
+    for place, value in enumerate(VALUES):
+        ax.activity.create(str(place), metadata={"value": value, "other": place})
+    ax.activity.create("none")
+    with Session(database.engine) as session:
+        for wanted in VALUES:
+            if not isinstance(wanted, str | bool | int | float):
+                continue
+            found = ax.activity.list(session, metadata_filter={"value": wanted})
+            expected = [str(place) for place, stored in enumerate(VALUES) if same(stored, wanted)]
+            assert sorted(item.agent_type for item in found.items) == sorted(expected), wanted
+            assert found.total == len(expected)
+
+
+def test_all_keys_have_to_match(database: Database) -> None:
+    """Several keys are joined by AND; a key that is missing matches nothing; an empty filter matches everything."""
+    one = ax.activity.create("one", metadata={"tenant": "acme", "user": 7, "beta": True})
+    ax.activity.create("two", metadata={"tenant": "acme", "user": 8})
+    with Session(database.engine) as session:
+        matching = ax.activity.list(session, metadata_filter={"tenant": "acme", "user": 7, "beta": True})
+        assert [item.agent_id for item in matching.items] == [one]
+        assert ax.activity.list(session, metadata_filter={"tenant": "acme"}).total == 2
+        assert ax.activity.list(session, metadata_filter={"absent": "acme"}).total == 0
+        assert ax.activity.list(session, metadata_filter={}).total == 2
+        assert ax.activity.detail(session, one, metadata_filter={"user": 7}) is not None
+        assert ax.activity.detail(session, one, metadata_filter={"user": 8}) is None
+        assert ax.activity.detail(session, one, metadata_filter={"user": "7"}) is None
+    assert ax.activity.cancel_pending(metadata_filter={"user": 8}) == 1
+
+
+def test_keys_with_every_allowed_character(database: Database) -> None:
+    """A key with dots, slashes, colons, dashes and spaces is that key, and no path into nested values."""
+    keys = ["a.b", "a/b", "a:b", "a-b", "a b", "0", "_x", "K" * 128]
+    ax.activity.create("flat", metadata=dict.fromkeys(keys, "yes"))
+    ax.activity.create("nested", metadata={"a": {"b": "yes"}})
+    with Session(database.engine) as session:
+        for key in keys:
+            found = ax.activity.list(session, metadata_filter={key: "yes"})
+            assert [item.agent_type for item in found.items] == ["flat"], key
+
+
+BAD: list[Any] = [
+    {"": "x"}, {"a'b": "x"}, {'a"b': "x"}, {"a$": "x"}, {"a[0]": "x"}, {"a,b": "x"}, {"{a}": "x"}, {"\x00": "x"},
+    {"K" * 129: "x"}, {"a\n": "x"}, {"a": None}, {"a": [1]}, {"a": {"b": 1}}, {"a": b"x"}, {"a": object()},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_bad_filters(database: Database) -> None:
+    """Another key, or a value that is no string, number or boolean, is a ValueError before any database is asked."""
+    with Session(database.engine) as session:
+        for bad in BAD:
+            with pytest.raises(ValueError, match="metadata_filter"):
+                ax.activity.list(session, metadata_filter=bad)
+            with pytest.raises(ValueError, match="metadata_filter"):
+                ax.activity.cancel_pending(session, metadata_filter=bad)
+        assert not session.in_transaction()
+
+
+def test_numbers_that_no_row_can_hold(database: Database) -> None:
+    """NaN, infinities and integers beyond 64 bits are stored as text: a filter for the number finds nothing."""
+    numbers: list[tuple[float, str]] = [(float("nan"), "NaN"), (float("inf"), "Infinity"), (10**30, str(10**30))]
+    for number, text in numbers:
+        ax.activity.create("task", metadata={"n": number, "m": 1})
+        with Session(database.engine) as session:
+            assert ax.activity.list(session, metadata_filter={"n": number}).total == 0
+            assert ax.activity.list(session, metadata_filter={"n": -number}).total == 0
+            assert ax.activity.list(session, metadata_filter={"n": text, "m": 1}).total == 1

@@ -1,0 +1,262 @@
+"""`run()`: the block that owns an activity, on every database."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from threading import Thread
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+import agentexec_otel as ax
+from agentexec_otel._event import Status
+from tests.databases import Database
+from tests.sql.processes import Peer
+from tests.sql.remote import call, configure, stop
+from tests.sql.rows import eventually, lines, row
+
+
+@pytest.fixture(autouse=True)
+def configured(database: Database) -> None:
+    ax.configure(database.url)
+
+
+def history(database: Database, agent_id: UUID) -> list[tuple[str, str]]:
+    assert ax.flush()
+    return [(str(log.status), log.message) for log in lines(database.engine, agent_id)]
+
+
+def test_block_ends_complete(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block writes QUEUED, RUNNING and COMPLETE with the configured texts, and what is reported in between."""
+    monkeypatch.setattr(ax.CONF, "activity_message_started", "Agent is working...")
+    with ax.activity.run("research", metadata={"tenant": "acme"}) as run:
+        assert run.owner
+        assert run.update("Reading.", 30)
+        assert ax.activity.update(run.agent_id, "Writing.", 60)
+        run.record_usage(1200, 34)
+    stored = row(database.engine, run.agent_id)
+    assert (stored.status, stored.latest_percentage, stored.metadata_) == (Status.COMPLETE, 100, {"tenant": "acme"})
+    assert (stored.input_tokens, stored.output_tokens) == (1200, 34)
+    assert stored.worker_id
+    assert history(database, run.agent_id) == [
+        ("QUEUED", "Waiting to start."),
+        ("RUNNING", "Agent is working..."),
+        ("RUNNING", "Reading."),
+        ("RUNNING", "Writing."),
+        ("COMPLETE", "Task completed successfully."),
+    ]
+
+
+class RefusedError(Exception):
+    """An application's own error."""
+
+
+def fail_in(run: ax.activity.ActivityRun, raised: BaseException) -> None:
+    with run:
+        assert ax.activity.current() is run
+        run.update("Half way.", 50)
+        raise raised
+
+
+ENDINGS: list[tuple[Callable[[], BaseException], Status, str | None, str]] = [
+    (lambda: RefusedError("no {braces} here"), Status.ERROR, f"{__name__}.RefusedError", "other"),
+    (TimeoutError, Status.ERROR, "TimeoutError", "timeout"),
+    (lambda: SystemExit(3), Status.ERROR, "SystemExit", "other"),
+    (lambda: SystemExit(0), Status.CANCELED, None, "cancelled"),
+    (KeyboardInterrupt, Status.CANCELED, None, "cancelled"),
+    (asyncio.CancelledError, Status.CANCELED, None, "cancelled"),
+]
+
+
+def test_block_ends_as_it_was_left(database: Database) -> None:
+    """An exception is ERROR with its type and a reason, a cancellation CANCELED; the exception goes on."""
+    for make, status, error_type, reason in ENDINGS:
+        raised = make()
+        run = ax.activity.run("task")
+        with pytest.raises(type(raised)) as caught:
+            fail_in(run, raised)
+        assert caught.value is raised
+        stored = row(database.engine, run.agent_id)
+        assert (stored.status, stored.error_type, stored.reason) == (status, error_type, reason)
+        assert stored.latest_percentage == 50
+        text = f"Task failed: {str(raised) or type(raised).__name__}" if status is Status.ERROR else "Task canceled."
+        assert history(database, run.agent_id)[-1] == (str(status), text)
+
+
+def test_existing_activity_is_run(database: Database) -> None:
+    """An id, as UUID or text, runs the activity that has it, with a first line of its own; a name creates a new one."""
+    for as_text in (False, True):
+        agent_id = ax.activity.create("task")
+        with ax.activity.run(str(agent_id) if as_text else agent_id, "Here we go.") as run:
+            assert run.agent_id == agent_id
+        assert history(database, agent_id)[1] == ("RUNNING", "Here we go.")
+    wanted = uuid4()
+    with ax.activity.run("new", agent_id=wanted) as run:
+        assert run.agent_id == wanted
+    assert row(database.engine, wanted).agent_type == "new"
+
+
+def test_metadata_belongs_to_a_new_activity() -> None:
+    """An id together with `metadata` or `agent_id` is refused before anything happens."""
+    given: list[Any] = [{"metadata": {"a": 1}}, {"agent_id": uuid4()}]
+    for more in given:
+        with pytest.raises(ValueError, match="belong to a new activity"):
+            ax.activity.run(uuid4(), **more)
+
+
+def test_inner_block_leaves_the_end_to_the_outer(database: Database) -> None:
+    """A block inside one of the same activity reports only; its failure decides nothing, and `current()` follows."""
+    assert ax.activity.current() is None
+    with ax.activity.run("task") as outer:
+        assert ax.activity.current() is outer
+        inner = ax.activity.run(outer.agent_id, "Inside.")
+        with pytest.raises(RefusedError):
+            fail_in(inner, RefusedError())
+        assert not inner.owner
+        with ax.activity.run(outer.agent_id):
+            pass
+        assert ax.activity.current() is outer
+        assert ax.flush()
+        assert row(database.engine, outer.agent_id).status is Status.RUNNING
+    assert ax.activity.current() is None
+    assert history(database, outer.agent_id) == [
+        ("QUEUED", "Waiting to start."),
+        ("RUNNING", "Task started."),
+        ("RUNNING", "Inside."),
+        ("RUNNING", "Half way."),
+        ("COMPLETE", "Task completed successfully."),
+    ]
+
+
+def test_ended_inside_stays_ended(database: Database) -> None:
+    """`complete`, `error` and `cancel` inside the block are its end; leaving it changes nothing."""
+    for end, status in (
+        (ax.activity.complete, "COMPLETE"),
+        (ax.activity.error, "ERROR"),
+        (ax.activity.cancel, "CANCELED"),
+    ):
+        with ax.activity.run("task") as run:
+            end(run.agent_id, "By hand.")
+        assert ax.flush()
+        in_time = [log for log in lines(database.engine, run.agent_id) if not log.late]
+        assert [(str(log.status), log.message) for log in in_time[2:]] == [(status, "By hand.")]
+        assert row(database.engine, run.agent_id).status == status
+
+
+def test_canceled_by_another_thread(database: Database) -> None:
+    """The block learns that another thread of its process has canceled it, and its own end comes late."""
+    with ax.activity.run("task") as run:
+        assert not run.canceled
+        thread = Thread(target=ax.activity.cancel, args=(run.agent_id,))
+        thread.start()
+        thread.join()
+        assert run.canceled
+    assert row(database.engine, run.agent_id).status is Status.CANCELED
+
+
+def test_canceled_by_another_process(database: Database, peers: tuple[Peer, Peer]) -> None:
+    """The block learns with its next line that another process has canceled it; the row keeps CANCELED."""
+    peers[0].call(configure, database.url)
+    with ax.activity.run("task") as run:
+        assert ax.flush()
+        assert peers[0].call(call, "cancel", run.agent_id)
+        run.update("Still here.")
+        assert eventually(lambda: run.canceled)
+    assert peers[0].call(stop)
+    assert ax.flush()
+    stored, logs = row(database.engine, run.agent_id), lines(database.engine, run.agent_id)
+    assert stored.status is Status.CANCELED
+    assert [(log.late, str(log.status)) for log in logs[2:]] == [
+        (False, "CANCELED"), (True, "CANCELED"), (True, "CANCELED"),
+    ]  # fmt: skip
+
+
+def test_run_of_an_activity_that_has_ended(database: Database) -> None:
+    """Running it again without a retry keeps its lines as late, and its end as it was."""
+    agent_id = ax.activity.create("task")
+    ax.activity.error(agent_id)
+    with ax.activity.run(agent_id) as run:
+        run.update("Too late.")
+    assert ax.flush()
+    assert row(database.engine, agent_id).status is Status.ERROR
+    assert [log.late for log in lines(database.engine, agent_id)] == [False, False, True, True, True]
+
+
+def test_block_is_entered_once() -> None:
+    """A block cannot be used twice, and has no id before it is entered."""
+    run = ax.activity.run("task")
+    with pytest.raises(RuntimeError, match="inside of it"):
+        _ = run.agent_id
+    with run:
+        pass
+    with pytest.raises(RuntimeError, match=r"call ax\.activity\.run"), run:
+        pass
+
+
+async def test_async_block(database: Database) -> None:
+    """`async with` does the same; `current()` holds across `await`, threads and tasks, and not beside them."""
+    seen: list[UUID | None] = []
+
+    def note() -> None:
+        found = ax.activity.current()
+        seen.append(found.agent_id if found is not None else None)
+
+    async def one(number: int) -> UUID:
+        async with ax.activity.run("task") as run:
+            await asyncio.sleep(0.01)
+            assert ax.activity.current() is run
+            run.update(f"Line {number}.")
+            await asyncio.to_thread(note)
+        return run.agent_id
+
+    ids = await asyncio.gather(*(one(number) for number in range(3)))
+    assert ax.activity.current() is None
+    assert sorted(filter(None, seen)) == sorted(ids)
+    for number, agent_id in enumerate(ids):
+        assert row(database.engine, agent_id).status is Status.COMPLETE
+        assert ("RUNNING", f"Line {number}.") in history(database, agent_id)
+
+
+async def test_canceled_task_is_canceled(database: Database) -> None:
+    """Cancelling the asyncio task that runs an activity ends it as CANCELED, and the cancellation goes on."""
+    entered = asyncio.Event()
+    runs: list[ax.activity.ActivityRun] = []
+
+    async def work() -> None:
+        async with ax.activity.run("task") as run:
+            runs.append(run)
+            entered.set()
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(work())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert row(database.engine, runs[0].agent_id).status is Status.CANCELED
+
+
+async def test_abandoned_generator(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """An async generator that another task closes than the one that started it ends its activity, without complaint."""
+    runs: list[Any] = []
+
+    async def stream() -> AsyncGenerator[int]:
+        async with ax.activity.run("stream") as run:
+            runs.append(run)
+            for number in range(10):
+                yield number
+
+    generator = stream()
+
+    async def begin() -> None:
+        await anext(generator)
+
+    async def close() -> None:
+        await generator.aclose()
+
+    await asyncio.create_task(begin())
+    await asyncio.create_task(close())
+    assert ax.flush()
+    assert row(database.engine, runs[0].agent_id).status is Status.CANCELED
+    assert ax.activity.current() is None
+    assert not caplog.records

@@ -1,0 +1,245 @@
+"""Spans and what is around them: no provider, a late one, a dropping one, and those with bugs."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+import agentexec_otel as ax
+from agentexec_otel import _runtime
+from agentexec_otel._event import ActivityEvent, SpanRef, Status
+from agentexec_otel._spans import ActivitySpans
+from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, StoredActivity
+from tests.databases import Database
+from tests.sql.recorder import Recorder
+from tests.sql.rows import event, row
+
+
+def test_sampler_that_drops(database: Database) -> None:
+    """Not sampled: no span is exported, and SQL is complete all the same."""
+    provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+    ax.configure(database.url, tracer_provider=provider)
+    with ax.activity.run("task") as run:
+        assert run.update("Working.")
+        assert not trace.get_current_span().is_recording()
+        assert trace.get_current_span().get_span_context().is_valid
+    stored = row(database.engine, run.agent_id)
+    assert (stored.status, stored.last_seq, stored.sampled) == (Status.COMPLETE, 4, False)
+    assert stored.span_id is not None
+
+
+def test_no_provider(database: Database) -> None:
+    """Without any provider everything else works, and no span is named."""
+    ax.configure(database.url)
+    with ax.activity.run("task") as run:
+        assert run.update("Working.")
+    stored = row(database.engine, run.agent_id)
+    assert (stored.status, stored.last_seq) == (Status.COMPLETE, 4)
+    assert (stored.trace_id, stored.span_id, stored.sampled) == (None, None, None)
+
+
+LATE_PROVIDER = """
+import sys
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+import agentexec_otel as ax
+
+ax.configure(sys.argv[1], create_tables=True)
+before = ax.activity.create("before")
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+with ax.activity.run("after"):
+    pass
+with ax.activity.run(before):
+    pass
+assert ax.shutdown()
+assert trace.get_tracer_provider() is provider
+print([span.name for span in exporter.get_finished_spans()])
+"""
+
+
+def test_provider_that_is_set_later(tmp_path: Path) -> None:
+    """The global provider is used also where the application sets it after `ax.configure()`, and is never replaced."""
+    command = [sys.executable, "-c", LATE_PROVIDER, f"sqlite:///{tmp_path}/x.db"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.stdout == "['after', 'before']\n", result.stderr
+
+
+class FailingProcessor(SpanProcessor):
+    """Another library's span processor, with a bug."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        if self.where == "start":
+            raise RuntimeError("bug")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self.where == "end":
+            raise RuntimeError("bug")
+
+
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_span_processor_that_raises(tmp_path: Path, where: str) -> None:
+    """A span processor that raises never reaches the run; SQL is complete."""
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(FailingProcessor(where))
+    ax.configure(f"sqlite:///{tmp_path}/x.db", tracer_provider=provider, create_tables=True)
+    with ax.activity.run("task") as run:
+        assert run.update("Working.")
+    assert ax.flush()
+    ax.activity.cancel(ax.activity.create("other"))
+    ax.activity.create("swept")
+    assert ax.activity.cancel_pending() == 1
+    store = _runtime.active().store
+    assert store is not None
+    found = store.lookup(run.agent_id)
+    assert found is not None
+    assert found.status is Status.COMPLETE
+    assert ax.health()["exporters"][0]["pending"] == 0
+
+
+class BrokenPropagator(TextMapPropagator):
+    """The application's propagator, with a bug."""
+
+    @property
+    def fields(self) -> set[str]:
+        return set()
+
+    def inject(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("bug")
+
+    def extract(self, *args: Any, **kwargs: Any) -> Context:
+        raise RuntimeError("bug")
+
+
+@pytest.fixture
+def broken_propagator() -> Iterator[None]:
+    """A global propagator that raises."""
+    before = propagate.get_global_textmap()
+    propagate.set_global_textmap(BrokenPropagator())
+    yield
+    propagate.set_global_textmap(before)
+
+
+def test_propagator_that_raises(spans: InMemorySpanExporter, broken_propagator: None) -> None:
+    """A global propagator with a bug costs the trace context, not the activity."""
+    with ax.activity.run("task") as run:
+        run.update("Working.")
+    assert ax.flush()
+    store = _runtime.active().store
+    assert store is not None
+    found = store.lookup(run.agent_id)
+    assert found is not None
+    assert found.status is Status.COMPLETE
+
+
+def test_baggage_stays_out_of_the_rows(spans: InMemorySpanExporter, tracer_provider: TracerProvider) -> None:
+    """The row has the creator's traceparent; baggage, which strangers may have sent, is not stored."""
+    from opentelemetry import baggage, context
+
+    token = context.attach(baggage.set_baggage("secret", "canary"))
+    try:
+        with tracer_provider.get_tracer("test").start_as_current_span("request") as request:
+            agent_id = ax.activity.create("task")
+    finally:
+        context.detach(token)
+    store = _runtime.active().store
+    assert store is not None
+    found = store.lookup(agent_id)
+    assert found is not None
+    assert found.opening.trace_context is not None
+    assert "canary" not in str(found.opening.trace_context)
+    assert f"{request.get_span_context().span_id:016x}" in found.opening.trace_context["traceparent"]
+
+
+# -- bounds -------------------------------------------------------------------------------------------------------
+
+
+class SlowStore(Recorder):
+    """A store whose look-ups wait for the gate."""
+
+    def lookup(self, agent_id: UUID) -> StoredActivity | None:
+        self.entered.set()
+        assert self.gate is not None
+        self.gate.wait(10)
+        return None
+
+    def read(self, connection: Any, agent_id: UUID) -> StoredActivity | None:
+        return None
+
+    def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> set[UUID]:
+        return set()
+
+    def write(self, connection: Any, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+        return []
+
+    def end_where(self, connection: Any, criteria: Sequence[Any], ending: Ending) -> Sequence[StoredActivity]:
+        return []
+
+    def reap(self, connection: Any, ending: Ending) -> Sequence[StoredActivity]:
+        return []
+
+    def heartbeat(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> Mapping[UUID, Ack]:
+        return {}
+
+    def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:
+        return {}
+
+    def release(self, worker_id: str, agent_ids: Sequence[UUID]) -> None:
+        """Nothing is held."""
+
+
+def test_nobody_waits_for_a_look_up(tracer_provider: TracerProvider) -> None:
+    """While the writer asks a database that hangs, other activities are met, opened and reported without a wait."""
+    store = SlowStore(gate=Event())
+    assert isinstance(store, ActivityStore)
+    known = ActivitySpans(tracer_provider.get_tracer("test"), store)
+    agent_id = uuid4()
+    known.unresolved(agent_id)
+    line = event(agent_id)
+    writer = Thread(target=known.settled, args=(line, Ack(Status.RUNNING)))
+    writer.start()
+    assert store.entered.wait(5)
+    done = Event()
+
+    def produce() -> None:
+        live = known.unresolved(uuid4())
+        known.observe(live, event(live.agent_id))
+        known.forget(live.agent_id)
+        done.set()
+
+    producer = Thread(target=produce)
+    producer.start()
+    waited = done.wait(2)
+    assert store.gate is not None
+    store.gate.set()
+    writer.join()
+    producer.join()
+    assert waited
+
+
+def test_abandoned_activities_are_forgotten(tracer_provider: TracerProvider) -> None:
+    """What this process keeps of activities that nobody ends here is bounded."""
+    known = ActivitySpans(tracer_provider.get_tracer("test"), None)
+    ids = [uuid4() for _ in range(25_000)]
+    for agent_id in ids:
+        known.unresolved(agent_id)
+    assert sum(known.known(agent_id) is not None for agent_id in ids) <= 10_001
+    assert known.known(ids[-1]) is not None

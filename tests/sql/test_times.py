@@ -1,0 +1,144 @@
+"""Times and order: aware UTC with microseconds everywhere, `updated_at` that moves, and clocks that decide nothing."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import create_engine, make_url
+from sqlalchemy.orm import Session
+
+import agentexec_otel as ax
+from agentexec_otel._event import Status
+from agentexec_otel_exporters.sql import SQLExporter
+from tests.databases import Database
+from tests.sql.rows import event, gap_free, lines, opening, row
+
+HOUR_NS = 3_600_000_000_000
+MOMENT_NS = 1_700_000_000_123_456_789
+MOMENT = datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)
+
+
+@pytest.fixture
+def exporter(database: Database) -> Iterator[SQLExporter]:
+    made = SQLExporter(database.url)
+    yield made
+    made.shutdown(1.0)
+
+
+def test_times_are_aware_utc_with_microseconds(database: Database, exporter: SQLExporter) -> None:
+    """What happened at a nanosecond comes back as that microsecond, in UTC, from rows and from queries."""
+    agent_id = uuid4()
+    exporter.export([opening(agent_id, at_ns=MOMENT_NS), event(agent_id, at_ns=MOMENT_NS + 1_000)])
+    stored, logs = row(database.engine, agent_id), lines(database.engine, agent_id)
+    assert stored.created_at == logs[0].created_at == MOMENT
+    assert stored.started_at == logs[1].created_at == MOMENT + timedelta(microseconds=1)
+    with Session(database.engine) as session:
+        found = ax.activity.detail(session, agent_id)
+        (item,) = ax.activity.list(session).items
+    assert found is not None
+    times = [stored.created_at, stored.started_at, logs[0].created_at, found.created_at, found.logs[1].created_at]
+    assert all(one is not None and one.utcoffset() == timedelta(0) for one in [*times, item.latest_log_timestamp])
+    assert found.updated_at.utcoffset() == timedelta(0)
+    assert abs(datetime.now(UTC) - found.updated_at) < timedelta(minutes=1)
+    assert item.elapsed_time_seconds == 0
+
+
+@pytest.mark.parametrize("database", ["postgres", "mariadb"], indirect=True)
+def test_zone_of_the_session_changes_nothing(database: Database) -> None:
+    """A server or a session in another time zone stores and shows the same moments."""
+    option = {"postgres": {"options": "-c timezone=Asia/Tokyo"}, "mariadb": {"init_command": "SET time_zone='+09:00'"}}
+    url = make_url(database.url).update_query_dict(option[database.kind])
+    exporter, elsewhere = SQLExporter(url), create_engine(url)
+    agent_id = uuid4()
+    exporter.export([opening(agent_id, at_ns=MOMENT_NS)])
+    exporter.shutdown(1.0)
+    assert row(database.engine, agent_id).created_at == row(elsewhere, agent_id).created_at == MOMENT
+    with Session(elsewhere) as session:
+        assert ax.activity.list(session, created_before=MOMENT).total == 0
+        assert ax.activity.list(session, created_after=MOMENT, created_before=MOMENT + timedelta(seconds=1)).total == 1
+        assert ax.activity.list(session, created_after=MOMENT.replace(tzinfo=None)).total == 1
+    elsewhere.dispose()
+
+
+def test_updated_at_moves_with_every_line(database: Database, exporter: SQLExporter) -> None:
+    """Each stored line moves `updated_at` strictly, late ones and those of equal clocks included."""
+    agent_id = uuid4()
+    steps = [
+        opening(agent_id, at_ns=MOMENT_NS),
+        *(event(agent_id, at_ns=MOMENT_NS) for _ in range(5)),
+        event(agent_id, percentage=10),
+        event(agent_id, Status.COMPLETE),
+        event(agent_id, message="late"),
+        event(agent_id, Status.QUEUED, reopens=True),
+    ]
+    seen: list[datetime] = []
+    for step in steps:
+        exporter.export([step])
+        seen.append(row(database.engine, agent_id).updated_at)
+    assert seen == sorted(set(seen))
+
+
+def test_updated_at_never_goes_back(database: Database, exporter: SQLExporter) -> None:
+    """Behind a row that a host with a fast clock has written, `updated_at` still moves forward: also by bulk calls."""
+    ax.configure(database.url)
+    ahead_ns = time.time_ns() + HOUR_NS
+    agent_id, swept = uuid4(), uuid4()
+    exporter.export([opening(agent_id, at_ns=ahead_ns), opening(swept, at_ns=ahead_ns)])
+    seen = [row(database.engine, agent_id).updated_at]
+    for message in ("one", "two"):
+        ax.activity.update(agent_id, message)
+        assert ax.flush()
+        seen.append(row(database.engine, agent_id).updated_at)
+    assert ax.activity.cancel_pending() == 2
+    seen.append(row(database.engine, agent_id).updated_at)
+    assert seen == sorted(set(seen))
+    assert row(database.engine, swept).updated_at > seen[0]
+
+
+def test_equal_clocks_keep_the_order(database: Database, exporter: SQLExporter) -> None:
+    """Lines of one tick, in one batch or in several, stay in the order in which they were stored."""
+    agent_id = uuid4()
+    messages = [f"line {number}" for number in range(60)]
+    exporter.export([opening(agent_id, at_ns=MOMENT_NS)])
+    for start in (0, 20, 40):
+        exporter.export([event(agent_id, message=text, at_ns=MOMENT_NS) for text in messages[start : start + 20]])
+    logs = lines(database.engine, agent_id)
+    assert gap_free(logs)
+    assert [log.message for log in logs[1:]] == messages
+    assert {log.created_at for log in logs} == {MOMENT}
+    with Session(database.engine) as session:
+        (item,) = ax.activity.list(session).items
+        assert item.latest_log == messages[-1]
+        assert [log.message for log in ax.activity.logs(session, agent_id, after_seq=41)] == messages[40:]
+
+
+def test_skewed_clocks_decide_nothing(database: Database, exporter: SQLExporter) -> None:
+    """Producers an hour apart, either way: order, status and latest line are those of arrival; times are as told."""
+    now_ns = time.time_ns()
+    fast_ns, slow_ns = now_ns + HOUR_NS, now_ns - HOUR_NS
+    agent_id = uuid4()
+    exporter.export([opening(agent_id, at_ns=fast_ns)])
+    exporter.export([event(agent_id, message="slow", at_ns=slow_ns, percentage=10)])
+    exporter.export([event(agent_id, message="fast", at_ns=fast_ns, percentage=20)])
+    exporter.export([event(agent_id, Status.ERROR, "slow end", at_ns=slow_ns)])
+    exporter.export([event(agent_id, Status.COMPLETE, "fast end", at_ns=fast_ns, percentage=100)])
+    stored, logs = row(database.engine, agent_id), lines(database.engine, agent_id)
+    assert (stored.status, stored.latest_percentage) == (Status.ERROR, 20)
+    assert [log.message for log in logs] == ["queued", "slow", "fast", "slow end", "fast end"]
+    assert logs[3].created_at - logs[2].created_at == timedelta(hours=-2)
+    with Session(database.engine) as session:
+        (item,) = ax.activity.list(session).items
+    assert (item.latest_log, item.status) == ("fast end", Status.ERROR)
+
+
+def test_list_is_newest_first_by_creation(database: Database, exporter: SQLExporter) -> None:
+    """Activities are listed by when they were created; equal moments have a fixed order that pages can rely on."""
+    order = [opening(at_ns=MOMENT_NS + 1_000 * (number // 4)) for number in range(12)]
+    for one in order:
+        exporter.export([one])
+    with Session(database.engine) as session:
+        pages = [ax.activity.list(session, page, 5).items for page in (1, 2, 3)]
+    listed: list[UUID] = [item.agent_id for page in pages for item in page]
+    assert listed == [one.agent_id for one in reversed(order)]

@@ -1,0 +1,229 @@
+"""The public API as an application writes it, with the types that it gets: checked by mypy and pyright, and run."""
+
+# pyright: reportUnnecessaryIsInstance=false
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Literal, assert_type
+from uuid import UUID
+
+from sqlalchemy import URL, Engine, MetaData
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+import agentexec_otel as ax
+from agentexec_otel.activity.models import Activity, ActivityLog, Status
+from agentexec_otel.activity.schemas import (
+    ActivityDetailSchema,
+    ActivityListItemSchema,
+    ActivityListSchema,
+    ActivityLogSchema,
+)
+from agentexec_otel.export import (
+    Ack,
+    ActivityEvent,
+    ActivityExporter,
+    ActivityProcessor,
+    ActivityStore,
+    Ending,
+    ExportError,
+    ExportResult,
+    MisconfiguredExportError,
+    Opening,
+    Outcome,
+    PoisonExportError,
+    Reject,
+    Retry,
+    SpanRef,
+    StoredActivity,
+    TransientExportError,
+)
+from agentexec_otel.testing import InMemoryActivityExporter
+from agentexec_otel_exporters.sql import SQLExporter, SQLSpanExporter
+
+
+def set_up(url: str, engine: Engine) -> None:
+    """All that `configure` takes, and the calls of the process."""
+    ax.configure(url)
+    ax.configure(engine, exporters=[InMemoryActivityExporter()], redact=str.upper, create_tables=True)
+    assert_type(ax.flush(), bool)
+    assert_type(ax.flush(timeout=1.0), bool)
+    assert_type(ax.shutdown(1.0), bool)
+    assert_type(ax.health(), dict[str, Any])
+    assert_type(ax.Base.metadata, MetaData)
+    ax.configure(engine.url)
+    assert_type(ax.recover(timeout=1.0), int)
+
+
+def other_set_ups(url: URL, async_engine: AsyncEngine) -> None:
+    """What is only type-checked here: it would change the process or needs another driver."""
+    ax.configure()
+    ax.configure(url, tracer_provider=None, logger_provider=None, otlp_endpoint="http://localhost:4318")
+    ax.configure(async_engine)
+    ax.install_signal_handlers()
+
+
+def settings() -> None:
+    """Settings are typed attributes."""
+    assert_type(ax.CONF, ax.Settings)
+    assert_type(ax.CONF.table_prefix, str)
+    assert_type(ax.CONF.database_url, str | None)
+    assert_type(ax.CONF.event_mode, Literal["span_event", "log", "both"])
+    assert_type(ax.CONF.message_limit, int)
+    assert_type(ax.CONF.terminal_timeout, float)
+
+
+def write() -> UUID:
+    """The life-cycle calls outside of a session."""
+    agent_id = assert_type(ax.activity.create("task", "In line.", metadata={"tenant": "acme"}), UUID)
+    assert_type(ax.activity.update(agent_id, "Working.", percentage=10), bool)
+    assert_type(ax.activity.update(str(agent_id), "Working.", status=Status.RUNNING), bool)
+    assert_type(ax.activity.complete(agent_id, percentage=None), bool)
+    assert_type(ax.activity.retry(agent_id, "Once more."), int)
+    assert_type(ax.activity.error(agent_id, message="Failed."), bool)
+    assert_type(ax.activity.cancel(agent_id), bool)
+    assert_type(ax.activity.cancel_pending(agent_type="task", older_than=timedelta(hours=1)), int)
+    assert_type(ax.activity.reap(), int)
+    return agent_id
+
+
+def write_in(session: Session, agent_id: UUID) -> None:
+    """The life-cycle calls in a session of the caller."""
+    created = ax.activity.create(task_name="task", message=None, agent_id=None, session=session)
+    assert_type(created, UUID)
+    assert_type(ax.activity.update(created, "Working.", 10, None, session), bool)
+    assert_type(ax.activity.complete(created, session=session), bool)
+    assert_type(ax.activity.cancel_pending(session, metadata_filter={"tenant": "acme"}), int)
+    assert_type(ax.activity.reap(session), int)
+
+
+def read(session: Session, agent_id: UUID) -> None:
+    """The queries and what they return."""
+    found = assert_type(ax.activity.detail(session, agent_id), ActivityDetailSchema | None)
+    if found is not None:
+        assert_type(found.agent_id, UUID)
+        assert_type(found.status, Status)
+        assert_type(found.latest_percentage, int | None)
+        assert_type(found.percentage, int | None)
+        assert_type(found.created_at, datetime)
+        assert_type(found.logs, list[ActivityLogSchema])
+        assert_type(found.logs[0].id, int)
+        assert_type(found.trace_id, str | None)
+        assert_type(found.metadata, dict[str, Any] | None)
+    page = assert_type(ax.activity.list(session, 1, 20, status=[Status.ERROR], agent_type="task"), ActivityListSchema)
+    assert_type(page.items, list[ActivityListItemSchema])
+    assert_type((page.total, page.pages, page.total_pages), tuple[int, int, int])
+    for item in page.items:
+        assert_type(item.latest_log, str | None)
+        assert_type(item.latest_log_timestamp, datetime | None)
+        assert_type(item.elapsed_time_seconds, int)
+    assert_type(ax.activity.count_active(session), int)
+    assert_type(ax.activity.logs(session, agent_id, after_seq=1, limit=5), list[ActivityLogSchema])
+    rows = session.query(Activity).filter(Activity.logs.any(status=Status.QUEUED)).all()
+    assert_type(rows, list[Activity])
+    for row in rows:
+        assert_type(row.logs, list[ActivityLog])
+        assert_type(row.status, Status)
+        assert_type(row.updated_at, datetime)
+
+
+def run() -> UUID:
+    """The block, its attributes, and what is current."""
+    with ax.activity.run("task", "Here we go.", metadata={"n": 1}) as block:
+        assert_type(block, ax.activity.ActivityRun)
+        assert_type(block.agent_id, UUID)
+        assert_type(block.update("Working.", 50), bool)
+        assert_type(block.canceled, bool)
+        assert_type(block.owner, bool)
+        assert_type(ax.activity.current(), ax.activity.ActivityRun | None)
+        block.record_usage(input_tokens=1, output_tokens=2)
+    return block.agent_id
+
+
+async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
+    """The twins for asyncio, and the synchronous queries on an AsyncSession."""
+    assert_type(await ax.activity.aio.create("task", session=session), UUID)
+    assert_type(await ax.activity.aio.update(agent_id, "Working.", percentage=5), bool)
+    assert_type(await ax.activity.aio.complete(agent_id), bool)
+    assert_type(await ax.activity.aio.error(agent_id), bool)
+    assert_type(await ax.activity.aio.cancel(agent_id), bool)
+    assert_type(await ax.activity.aio.retry(agent_id), int)
+    assert_type(await ax.activity.aio.cancel_pending(session=session), int)
+    assert_type(await ax.activity.aio.reap(session=session), int)
+    assert_type(await ax.activity.aio.detail(session, agent_id), ActivityDetailSchema | None)
+    assert_type(await ax.activity.aio.list(session, page_size=5), ActivityListSchema)
+    assert_type(await ax.activity.aio.logs(session, agent_id), list[ActivityLogSchema])
+    assert_type(await ax.activity.aio.count_active(session), int)
+    assert_type(await session.run_sync(ax.activity.detail, agent_id), ActivityDetailSchema | None)
+    async with ax.activity.run(agent_id) as block:
+        assert_type(block, ax.activity.ActivityRun)
+
+
+class Collecting:
+    """An exporter that an application writes."""
+
+    def __init__(self) -> None:
+        self.events: list[ActivityEvent] = []
+
+    def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
+        """Keep them."""
+        for event in events:
+            assert_type((event.event_id, event.agent_id), tuple[UUID, UUID])
+            assert_type(event.status, Status)
+            assert_type(event.opening, Opening | None)
+            assert_type(event.span, SpanRef | None)
+            assert_type(event.outcome, Outcome | None)
+            self.events.append(event)
+        return [Ack(event.status) if event.message else Reject("empty") for event in events] or [Retry(0.5)][:0]
+
+    def force_flush(self, timeout: float) -> bool:
+        """Nothing is held back."""
+        return True
+
+    def shutdown(self, timeout: float) -> None:
+        """Nothing to release."""
+
+
+def plug_in(url: str) -> None:
+    """Exporters are found by their methods alone."""
+    exporters: list[ActivityExporter] = [Collecting(), SQLExporter(url), InMemoryActivityExporter()]
+    assert isinstance(SQLExporter(url), ActivityStore)
+    assert not isinstance(Collecting(), ActivityStore)
+    processor = ActivityProcessor(exporters[0], max_batch_size=10)
+    assert_type(processor.shutdown(1.0), bool)
+    assert_type(Ending(Status.CANCELED, "text", Outcome()).status, Status)
+    assert_type(
+        StoredActivity(UUID(int=1), Opening("task"), Status.QUEUED, 1, 0, None).history, tuple[ActivityEvent, ...]
+    )
+    ax.configure(url, exporters=exporters[:1])
+    assert SQLSpanExporter(url).force_flush()
+
+
+def errors(agent_id: UUID) -> None:
+    """The exception tree, as `except` clauses use it."""
+    try:
+        ax.activity.update(agent_id, "text")
+    except ax.ActivityNotFoundError as missing:
+        assert_type(missing.agent_id, UUID)
+    for broad, narrow in (
+        (ax.AgentExecError, ax.ActivityNotFoundError),
+        (ax.AgentExecError, ax.ActivityNotStoredError),
+        (ax.AgentExecError, ax.ActivityStateError),
+        (ax.AgentExecError, ax.ConfigurationError),
+        (ax.ConfigurationError, ax.MissingExtraError),
+        (ImportError, ax.MissingExtraError),
+        (LookupError, ax.ActivityNotFoundError),
+        (ExportError, TransientExportError),
+        (ExportError, MisconfiguredExportError),
+        (ExportError, PoisonExportError),
+        (ax.AgentExecError, ExportError),
+    ):
+        assert issubclass(narrow, broad)
+    assert issubclass(ax.ActivityCanceledError, ax.AgentExecError)
+
+
+def agents(agent_id: UUID) -> None:
+    """What needs the extra is imported when it is used, and typed all the same."""
+    runner = ax.OpenAIRunner(agent_id, max_turns_recovery=True)
+    assert_type(runner, ax.OpenAIRunner)
+    assert_type(ax.AgentExecInstrumentor(), ax.AgentExecInstrumentor)

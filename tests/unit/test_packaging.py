@@ -1,0 +1,165 @@
+"""What users install: the wheel has the two packages, declares what it needs, and works in a clean environment."""
+
+import email
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from configparser import ConfigParser
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = {"all", "instruments", "mysql", "openai-agents", "otlp", "postgres"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built as `make wheel` builds it."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), cwd=ROOT)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that has the wheel and its required dependencies, and no extra."""
+    folder = tmp_path_factory.mktemp("clean") / "venv"
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    uv = Path(sys.executable).with_name("uv")
+    if uv.exists():
+        command = [str(uv), "pip", "install", "--quiet", "--python", str(python), str(wheel)]
+        # What `make setup` fetched is in uv's cache: the network is asked only where that is not enough.
+        if subprocess.run([*command, "--offline"], capture_output=True, check=False).returncode != 0:
+            run(*command)
+    else:
+        run(sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", str(wheel))
+    return python
+
+
+def run(*command: str, cwd: Path | None = None) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    assert result.returncode == 0, f"{command[0]} failed:\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
+def members(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def read(wheel: Path, suffix: str) -> str:
+    (name,) = [name for name in members(wheel) if name.endswith(suffix)]
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(name).decode()
+
+
+def metadata(wheel: Path) -> Message:
+    return email.message_from_string(read(wheel, ".dist-info/METADATA"))
+
+
+def test_wheel_has_exactly_our_two_packages(wheel: Path) -> None:
+    """No `exporters`, `tests` or `docs` ever reaches site-packages."""
+    tops = {name.partition("/")[0] for name in members(wheel)}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"agentexec_otel", "agentexec_otel_exporters"}
+
+
+def test_wheel_has_every_module(wheel: Path) -> None:
+    """What the sources have, the wheel has; nothing else is in it."""
+    sources = {
+        str(path.relative_to(root))
+        for root, package in ((ROOT, "agentexec_otel"), (ROOT / "exporters", "agentexec_otel_exporters"))
+        for path in (root / package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert {name for name in members(wheel) if ".dist-info/" not in name} == sources
+    assert {"agentexec_otel/py.typed", "agentexec_otel_exporters/py.typed"} <= sources
+
+
+def test_wheel_states_license_python_and_extras(wheel: Path) -> None:
+    """Installers read the licence, the lowest Python and the extras from the metadata."""
+    stated = metadata(wheel)
+    assert stated["Name"] == "agentexec-otel"
+    assert stated["License-Expression"] == "Apache-2.0"
+    assert stated["Requires-Python"] == ">=3.11"
+    assert set(stated.get_all("Provides-Extra", [])) == EXTRAS
+    assert "Apache License" in read(wheel, "/licenses/LICENSE")
+
+
+def test_auto_instrumentation_skips_us_without_the_agents_sdk(wheel: Path) -> None:
+    """opentelemetry-instrument reads the extra `instruments`, and passes us over where its packages are absent."""
+    required = metadata(wheel).get_all("Requires-Dist", [])
+    assert [one for one in required if "extra == 'instruments'" in one.replace('"', "'")] != []
+
+
+def test_entry_points(wheel: Path) -> None:
+    """The SDK finds its SQL exporter, and OpenTelemetry our span exporter, by these names."""
+    points = ConfigParser()
+    points.read_string(read(wheel, ".dist-info/entry_points.txt"))
+    assert dict(points["agentexec_otel_exporter"]) == {"sql": "agentexec_otel_exporters.sql:SQLExporter"}
+    assert dict(points["opentelemetry_traces_exporter"]) == {
+        "agentexec_sql": "agentexec_otel_exporters.sql:SQLSpanExporter"
+    }
+
+
+def test_works_without_any_extra(clean_python: Path, tmp_path: Path) -> None:
+    """The required dependencies are enough to record an activity on SQLite and to read it back."""
+    script = """
+import agentexec_otel as ax
+from importlib.metadata import entry_points
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+for group in ("agentexec_otel_exporter", "opentelemetry_traces_exporter"):
+    assert [point.load() for point in entry_points(group=group) if point.value.startswith("agentexec_otel")], group
+engine = create_engine("sqlite:///clean.db")
+ax.Base.metadata.create_all(engine)
+ax.configure(engine)
+agent_id = ax.activity.create("research")
+ax.activity.update(agent_id, "Half way", percentage=50)
+ax.activity.complete(agent_id)
+assert ax.flush()
+with Session(engine) as session:
+    detail = ax.activity.detail(session, agent_id)
+print(detail.status, *[log.percentage for log in detail.logs])
+"""
+    printed = run(str(clean_python), "-I", "-W", "error", "-c", script, cwd=tmp_path)
+    assert printed.split()[-1] == "100"
+    assert "COMPLETE" in printed
+
+
+@pytest.mark.parametrize(
+    ("statement", "package", "extra"),
+    [
+        ("ax.OpenAIRunner", "openai-agents", "openai-agents"),
+        ("ax.configure('postgresql://u@127.0.0.1:1/x')", "psycopg", "postgres"),
+        ("ax.configure('mysql+pymysql://u@127.0.0.1:1/x')", "PyMySQL", "mysql"),
+        ("ax.configure('sqlite:///x.db', otlp_endpoint='http://127.0.0.1:1')", "opentelemetry-exporter-otlp", "otlp"),
+    ],
+    ids=["openai-agents", "postgres", "mysql", "otlp"],
+)
+def test_missing_extra_is_one_sentence(
+    clean_python: Path, tmp_path: Path, statement: str, package: str, extra: str
+) -> None:
+    """Where an extra is absent, the error names the package and the pip command, in one line."""
+    script = f"import agentexec_otel as ax\ntry:\n    {statement}\nexcept ImportError as error:\n    print(error)\n"
+    printed = run(str(clean_python), "-I", "-c", script, cwd=tmp_path).strip()
+    assert f"pip install 'agentexec-otel[{extra}]'" in printed.replace('"', "'")
+    assert package.lower() in printed.lower()
+    assert len(printed.splitlines()) == 1
+
+
+def test_make_wheel_and_sdist_agree(tmp_path: Path) -> None:
+    """A wheel built from the sdist is the wheel built from the checkout."""
+    run(sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path), cwd=ROOT)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    (direct,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "again"), cwd=unpacked)
+    (again,) = (tmp_path / "again").glob("*.whl")
+    assert sorted(members(again)) == sorted(members(direct))

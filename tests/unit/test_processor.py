@@ -1,0 +1,419 @@
+"""`ActivityProcessor`: the queue, the writer, its bounds, and its end."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from threading import Event, Thread
+from threading import enumerate as all_threads
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+import agentexec_otel as ax
+from agentexec_otel._errors import MisconfiguredExportError, TransientExportError
+from agentexec_otel._event import ActivityEvent, Opening, SpanRef, Status
+from agentexec_otel.export import Ack, ActivityProcessor, ExportResult, Reject, Retry
+from tests.sql.recorder import Recorder
+from tests.sql.rows import event, eventually, opening
+
+SPAN = SpanRef("1" * 32, "2" * 16, sampled=True)  # what marks the line that starts an activity
+
+
+def processor_of(exporter: Any, **more: Any) -> ActivityProcessor:
+    return ActivityProcessor(exporter, **more)
+
+
+def adds_up(health: dict[str, Any]) -> bool:
+    """The conservation law of the counters."""
+    came = health["emitted"] + health["replayed"]
+    went = ("committed", "duplicate", "dropped", "dead_lettered", "rejected", "withdrawn", "pending")
+    return bool(came == sum(health[name] for name in went))
+
+
+def test_idle_writer_stores_at_once() -> None:
+    """A single event that finds the writer idle is stored without waiting for others."""
+    exporter = Recorder()
+    processor = processor_of(exporter)
+    for number in range(5):
+        began = time.monotonic()
+        processor.emit(event(uuid4(), message=str(number)))
+        assert eventually(lambda: len(exporter.events) == number + 1)  # noqa: B023
+        assert time.monotonic() - began < 0.5
+    assert exporter.messages == ["0", "1", "2", "3", "4"]
+    assert processor.shutdown(1.0)
+
+
+def test_batches_form_while_one_is_in_flight() -> None:
+    """Group commit without a timer: what comes during a transaction is the next batch, up to the limit, in order."""
+    exporter = Recorder(gate=Event())
+    processor = processor_of(exporter, max_batch_size=10)
+    processor.emit(event(uuid4(), message="first"))
+    assert exporter.entered.wait(5)
+    for number in range(25):
+        processor.emit(event(uuid4(), message=str(number)))
+    assert processor.pending == 26
+    assert exporter.gate is not None
+    exporter.gate.set()
+    assert processor.force_flush(5.0)
+    assert [len(batch) for batch in exporter.batches] == [1, 10, 10, 5]
+    assert exporter.messages == ["first", *map(str, range(25))]
+    assert processor.shutdown(1.0)
+
+
+def test_order_of_each_producer() -> None:
+    """Four threads at once: everything arrives once, and each thread's own lines in their order."""
+    exporter = Recorder()
+    processor = processor_of(exporter)
+
+    def produce(name: int) -> None:
+        for number in range(500):
+            processor.emit(event(uuid4(), message=f"{name} {number}"))
+
+    threads = [Thread(target=produce, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert processor.force_flush(10.0)
+    for name in range(4):
+        own = [message for message in exporter.messages if message.startswith(f"{name} ")]
+        assert own == [f"{name} {number}" for number in range(500)]
+    assert len(exporter.events) == 2000
+    assert adds_up(processor.health())
+    assert processor.shutdown(1.0)
+
+
+def test_only_progress_is_dropped() -> None:
+    """A full queue takes every life-cycle event and each activity's latest line; what it drops it counts."""
+    exporter = Recorder(gate=Event())
+    processor = processor_of(exporter, max_queue_size=16)
+    ids = [uuid4() for _ in range(3)]
+    processor.emit(event(uuid4(), message="in flight"))
+    assert exporter.entered.wait(5)
+    vital = [one for agent_id in ids for one in (opening(agent_id), event(agent_id, message="started", span=SPAN))]
+    accepted = [processor.emit(one) for one in vital]
+    accepted += [processor.emit(event(ids[n % 3], message=f"line {n}", percentage=n % 101)) for n in range(300)]
+    ends = [event(agent_id, Status.COMPLETE, "end") for agent_id in ids]
+    accepted += [processor.emit(one) for one in ends]
+    assert processor.pending < 40
+    assert exporter.gate is not None
+    exporter.gate.set()
+    assert processor.force_flush(5.0)
+    stored = exporter.events
+    assert {one.event_id for one in (*vital, *ends)} <= {one.event_id for one in stored}
+    for agent_id in ids:
+        own = [one.message for one in stored if one.agent_id == agent_id]
+        assert own[0] == "queued"
+        assert own[-1] == "end"
+        assert any(text.startswith("line 29") for text in own), "the latest line is kept"
+    health = processor.health()
+    assert health["dropped"] == 300 - sum(one.message.startswith("line") for one in stored)
+    assert health["dropped"] > 200
+    assert adds_up(health), health
+    assert processor.shutdown(1.0)
+
+
+def test_submit_tells_how_it_ended() -> None:
+    """The future of a submitted event has its answer, whichever it is."""
+    answers: list[ExportResult] = [Ack(Status.COMPLETE, late=True), Reject("no"), Ack(Status.ERROR)]
+    left = iter([answers[0], answers[1], Retry(), answers[2]])
+    processor = processor_of(Recorder(answer=lambda batch: [next(left) for _ in batch]), max_batch_size=1)
+    futures = [processor.submit(event(uuid4(), Status.COMPLETE)) for _ in answers]
+    assert [future.result(5) for future in futures] == answers
+    assert not futures[0].cancel()
+    health = processor.health()
+    assert (health["committed"], health["late"], health["retried"]) == (2, 1, 1)
+    assert health["dead_lettered"] + health["rejected"] == 1
+    assert adds_up(health)
+    assert processor.shutdown(1.0)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        RuntimeError("bug"),
+        KeyboardInterrupt(),
+        SystemExit(1),
+        GeneratorExit(),
+        type("OwnError", (BaseException,), {})(),
+    ],
+    ids=lambda raised: type(raised).__name__,
+)
+def test_writer_survives_whatever_is_raised(raised: BaseException) -> None:
+    """Any exception of an exporter, an interrupt too, costs nothing: the batch is tried again, the writer goes on."""
+    exporter = Recorder(raised)
+    processor = processor_of(exporter)
+    future = processor.submit(event(uuid4(), message="first"))
+    assert future.result(5) == Ack(Status.RUNNING)
+    processor.emit(event(uuid4(), message="second"))
+    assert processor.force_flush(5.0)
+    assert exporter.messages == ["first", "second"]
+    assert adds_up(processor.health())
+    assert processor.shutdown(1.0)
+
+
+def test_follow_up_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """A failure of what is told about settled events, or of housekeeping, is logged, and the next events are stored."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    exporter = Recorder()
+    processor = processor_of(exporter, on_settled=fail, on_idle=fail)
+    for _ in range(2):
+        assert processor.submit(event(uuid4())).result(5) == Ack(Status.RUNNING)
+    assert processor.shutdown(1.0)
+    assert "ZeroDivisionError" in caplog.text
+
+
+# -- store() ------------------------------------------------------------------------------------------------------
+
+
+def test_store_waits_for_the_commit() -> None:
+    """`store` returns the exporter's answer, once it is there, also a refusal."""
+    processor = processor_of(Recorder(answer=lambda batch: [Reject("exists already") for _ in batch]))
+    assert processor.store(opening(), 5.0) == Reject("exists already")
+    assert processor.health()["rejected"] == 1
+    assert adds_up(processor.health())
+    assert processor.shutdown(1.0)
+
+
+def test_store_that_times_out_is_withdrawn() -> None:
+    """What could not be stored in time is not stored later: it was waiting behind another batch, and is taken out."""
+    exporter = Recorder(gate=Event())
+    processor = processor_of(exporter)
+    processor.emit(event(uuid4(), message="in flight"))
+    assert exporter.entered.wait(5)
+    with pytest.raises(ax.ActivityNotStoredError, match=r"no commit within 0\.1 s"):
+        processor.store(opening(), 0.1)
+    assert exporter.gate is not None
+    exporter.gate.set()
+    processor.emit(event(uuid4(), message="after"))
+    assert processor.force_flush(5.0)
+    assert exporter.messages == ["in flight", "after"]
+    health = processor.health()
+    assert health["withdrawn"] == 1
+    assert adds_up(health), health
+    assert processor.shutdown(1.0)
+
+
+def test_commit_that_comes_late_is_canceled() -> None:
+    """Where the commit comes after the creator was told of the time-out, the activity is ended as CANCELED."""
+    exporter = Recorder(gate=Event())
+    processor = processor_of(exporter)
+    created = opening()
+    with pytest.raises(ax.ActivityNotStoredError):
+        processor.store(created, 0.2)
+    assert exporter.gate is not None
+    exporter.gate.set()
+    assert eventually(lambda: len(exporter.events) == 2)
+    assert processor.force_flush(5.0)
+    assert [(one.agent_id, one.status) for one in exporter.events] == [
+        (created.agent_id, Status.QUEUED),
+        (created.agent_id, Status.CANCELED),
+    ]
+    assert adds_up(processor.health()), processor.health()
+    assert processor.shutdown(1.0)
+
+
+class LosesReplies:
+    """Stores what it is given, and then says that the destination is away, until it is told otherwise."""
+
+    identity = None
+
+    def __init__(self) -> None:
+        self.stored: dict[UUID, ActivityEvent] = {}
+        self.away = True
+
+    def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
+        answers: list[ExportResult] = []
+        for one in events:
+            duplicate = one.event_id in self.stored
+            known = any(other.agent_id == one.agent_id for other in self.stored.values())
+            if one.expects_row and not known:
+                answers.append(Reject("unknown"))
+                continue
+            self.stored[one.event_id] = one
+            answers.append(Ack(one.status, duplicate=duplicate))
+        if self.away:
+            raise TransientExportError("the reply was lost")
+        return answers
+
+    def force_flush(self, timeout: float) -> bool:
+        return True
+
+    def shutdown(self, timeout: float) -> None:
+        """Nothing to release."""
+
+
+def test_withdrawn_though_it_was_stored() -> None:
+    """A row that was stored though its creator was told that it failed does not stay QUEUED."""
+    exporter = LosesReplies()
+    processor = processor_of(exporter)
+    created = opening()
+    with pytest.raises(ax.ActivityNotStoredError, match="the reply was lost"):
+        processor.store(created, 0.3)
+    exporter.away = False
+    assert eventually(lambda: list(exporter.stored.values())[-1].status is Status.CANCELED)
+    assert processor.force_flush(5.0)
+    assert [one.status for one in exporter.stored.values()] == [Status.QUEUED, Status.CANCELED]
+    assert adds_up(processor.health()), processor.health()
+    assert processor.shutdown(1.0)
+
+
+def test_refused_store_raises_at_once() -> None:
+    """A destination that refuses us is told at once, each time; once it does not, the next try gets through."""
+    refuses = True
+
+    def answer(batch: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+        if refuses:
+            raise MisconfiguredExportError("no table: create it")
+        stored.extend(batch)
+        return [Reject("unknown") if one.expects_row else Ack(one.status) for one in batch]
+
+    stored: list[ActivityEvent] = []
+    processor = processor_of(Recorder(answer=answer))
+    began = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(ax.ActivityNotStoredError, match="no table: create it"):
+            processor.store(opening(), 10.0)
+    refuses = False
+    created = opening()
+    assert processor.store(created, 10.0) == Ack(Status.QUEUED)
+    assert time.monotonic() - began < 3.0
+    assert processor.force_flush(5.0)
+    assert [one for one in stored if not one.expects_row] == [created]
+    assert adds_up(processor.health()), processor.health()
+    assert processor.shutdown(1.0)
+
+
+# -- flush and shutdown -------------------------------------------------------------------------------------------
+
+
+def test_flush_is_bounded_and_honest() -> None:
+    """`force_flush` is true only when everything is stored, and returns in time when it is not."""
+    exporter = Recorder(gate=Event())
+    processor = processor_of(exporter)
+    assert processor.force_flush(0.1)
+    processor.emit(event(uuid4()))
+    began = time.monotonic()
+    assert not processor.force_flush(0.2)
+    assert 0.15 < time.monotonic() - began < 1.0
+    assert exporter.gate is not None
+    exporter.gate.set()
+    assert processor.force_flush(5.0)
+    assert processor.shutdown(1.0)
+
+
+def test_shutdown_flushes_and_stops() -> None:
+    """Everything emitted before is stored, the exporter released once, and the thread gone; later calls do nothing."""
+    before = set(all_threads())
+    exporter = Recorder()
+    processor = processor_of(exporter)
+    for number in range(700):
+        processor.emit(event(uuid4(), message=str(number)))
+    assert processor.shutdown(5.0)
+    assert len(exporter.events) == 700
+    assert processor.shutdown(5.0)
+    assert len(exporter.shutdowns) == 1
+    assert not processor.emit(event(uuid4()))
+    assert isinstance(processor.submit(event(uuid4(), Status.COMPLETE)).result(1), Reject)
+    with pytest.raises(ax.ActivityNotStoredError, match="shut"):
+        processor.store(opening(), 5.0)
+    assert processor.shutdown(1.0)
+    assert set(all_threads()) <= before
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["away", "hanging"])
+def test_shutdown_is_bounded_and_honest(away: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a destination that is away or hangs, shutdown ends in time, is false, and says how many events were left."""
+    gate = Event()
+    exporter = Recorder(*(TransientExportError("away") for _ in range(1000 * away)), gate=None if away else gate)
+    processor = processor_of(exporter)
+    for _ in range(3):
+        processor.emit(event(uuid4()))
+        time.sleep(0.02)
+    waiting = processor.submit(event(uuid4(), Status.COMPLETE))
+    began = time.monotonic()
+    assert not processor.shutdown(0.3)
+    assert time.monotonic() - began < 1.5
+    assert capsys.readouterr().err.startswith("agentexec-otel: 4 activity events were not stored in time")
+    assert len(exporter.shutdowns) == 1
+    assert not waiting.done() or isinstance(waiting.result(), Reject)
+    gate.set()
+
+
+def test_nobody_waits_for_a_writer_that_ends() -> None:
+    """A call that waits for the writer while it is shut down in an outage is told, and does not hang."""
+    exporter = Recorder(*(TransientExportError("away") for _ in range(1000)))
+    processor = processor_of(exporter)
+    processor.emit(event(uuid4()))
+    failures: Future[BaseException] = Future()
+
+    def wait() -> None:
+        try:
+            processor.call(lambda: None, 20.0)
+        except TimeoutError as exc:
+            failures.set_result(exc)
+
+    waiter = Thread(target=wait)
+    waiter.start()
+    time.sleep(0.05)
+    processor.shutdown(0.2)
+    assert isinstance(failures.result(5), TimeoutError)
+    waiter.join()
+
+
+def test_exporter_that_fails_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """What `force_flush` and `shutdown` of an exporter raise reaches nobody."""
+
+    class Fails(Recorder):
+        def force_flush(self, timeout: float) -> bool:
+            raise RuntimeError("flush")
+
+        def shutdown(self, timeout: float) -> None:
+            raise RuntimeError("shutdown")
+
+    other = Recorder()
+    ax.configure(exporters=[Fails(), other])
+    ax.activity.create("task")
+    assert not ax.flush(1.0)
+    ax.shutdown(1.0)
+    assert len(other.events) == len(other.shutdowns) == 1
+
+
+# -- several exporters --------------------------------------------------------------------------------------------
+
+
+def test_exporters_of_others() -> None:
+    """Each exporter gets every event, in order; only the first one decides, and another that hangs delays nobody."""
+    first, second = Recorder(), Recorder(gate=Event())
+    ax.configure(exporters=[first, second])
+    began = time.monotonic()
+    agent_id = ax.activity.create("task", metadata={"tenant": "acme"})
+    assert ax.activity.update(agent_id, "Working.", 10)
+    assert ax.activity.complete(agent_id)
+    assert time.monotonic() - began < 2.0
+    assert first.messages == ["Waiting to start.", "Working.", "Task completed successfully."]
+    assert first.events[0].opening == Opening("task", {"tenant": "acme"}, {})
+    assert second.gate is not None
+    second.gate.set()
+    assert ax.flush()
+    assert second.events == first.events
+    names = [one["exporter"] for one in ax.health()["exporters"]]
+    assert names == ["Recorder", "Recorder"]
+
+
+def test_exporter_beside_a_database(tmp_path: Any) -> None:
+    """With a database, exporters handed in come behind it."""
+    other = Recorder()
+    ax.configure(f"sqlite:///{tmp_path}/x.db", exporters=[other], create_tables=True)
+    with ax.activity.run("task") as run:
+        run.update("Working.")
+    assert ax.flush()
+    assert [str(one.status) for one in other.events] == ["QUEUED", "RUNNING", "RUNNING", "COMPLETE"]
+    assert [one["exporter"] for one in ax.health()["exporters"]] == ["SQLExporter", "Recorder"]
+    assert ax.activity.retry(run.agent_id) == 2
+    assert ax.flush()
+    assert other.events[-1].reopens
