@@ -65,10 +65,15 @@ class ActivitySpans:
         self._record(event, get_current())
         return self._remember(live)
 
-    def reopened(self, event: ActivityEvent) -> None:
-        """This process has opened another attempt: its row is read again at the next call."""
+    def reopened(self, event: ActivityEvent, attempt: int) -> None:
+        """This process has asked for another attempt, and this one is the current: its row is read at the next call.
+
+        Not where that attempt is here already: somebody else had asked before, and it may run.
+        """
         self._record(event, get_current())
-        self.forget(event.agent_id)
+        live = self._live.get(event.agent_id)
+        if live is not None and (live.attempt or 0) < attempt:
+            self.forget(event.agent_id)
 
     def adopt(self, stored: StoredActivity) -> LiveActivity:
         """An activity as its row has it now: seen for the first time, or again after a retry."""
@@ -208,6 +213,8 @@ class ActivitySpans:
             if live.opening is None and not self._resolve(live):
                 return
             self._catch_up()
+            if result.status.terminal and result.span_id is None:
+                self.name_on_row(live)  # The line that offered our span came late: is it the one?
             lost = _names_another(live, result)
             with self._lock:
                 if event.attempt in (None, live.attempt):
@@ -242,11 +249,12 @@ class ActivitySpans:
 
     def name_on_row(self, *lives: LiveActivity) -> None:
         """Offer open spans to their rows; one whose row names another span is given up."""
-        offers = [(live.agent_id, live.attempt or 1, live.ref) for live in lives if live.ref is not None]
+        open_here = [live for live in lives if live.span is not None]
+        offers = [(live.agent_id, live.attempt or 1, live.ref) for live in open_here if live.ref is not None]
         if not offers or self._store is None:
             return
         named = self._store.attach_spans(offers)
-        for live in lives:
+        for live in open_here:
             if live.agent_id not in named:
                 live.span = None
                 self._learn_span(live)

@@ -69,7 +69,7 @@ def _recorded(runtime: Runtime, stored: StoredActivity, event: ActivityEvent, re
     """Mirror what a session has committed; a span opened by it is named on the row by the writer."""
     runtime.emit_to_others(event)
     if event.reopens:
-        runtime.spans.reopened(event)
+        runtime.spans.reopened(event, result.attempt if isinstance(result, Ack) else stored.attempt)
         return
     live = runtime.spans.adopt(stored)
     live.reported = True

@@ -185,9 +185,10 @@ def retry(agent_id: UUID | str, message: str | None = None) -> int:
     text = CONF.activity_message_create if message is None else message
     event = runtime.event(parsed, Status.QUEUED, text, reopens=True)
     result = runtime.primary.store(event, CONF.create_timeout)
+    attempt = result.attempt if isinstance(result, Ack) else stored.attempt
     runtime.emit_to_others(event)
-    runtime.spans.reopened(event)
-    return result.attempt if isinstance(result, Ack) else stored.attempt
+    runtime.spans.reopened(event, attempt)
+    return attempt
 
 
 def cancel_pending(
