@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import MissingExtraError
+from agentexec_otel._guard import suppressed_instrumentation
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export._spool import Spool, SpoolUnavailableError, default_directory
 
@@ -80,5 +81,6 @@ def sql_exporter(database: Database | None, create_tables: bool | None) -> Activ
         target, create = f"sqlite:///{Path.cwd() / _DEFAULT_FILE}", True
     exporter = next(iter(found)).load()(target)
     if create:
-        exporter.create_tables()
+        with suppressed_instrumentation():
+            exporter.create_tables()
     return exporter  # type: ignore[no-any-return]

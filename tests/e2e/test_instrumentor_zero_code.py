@@ -1,17 +1,21 @@
 """An application that knows nothing of us, started by ``opentelemetry-instrument``, and one that we cannot help."""
 
-import json
 import os
-import re
 import subprocess
 import sys
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
+from agentexec_otel.activity.schemas import ActivityDetailSchema
+from tests.e2e.collector import Collector, collecting
 
 APP = """
 import asyncio
@@ -51,37 +55,69 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_zero_code(tmp_path: Path) -> None:
-    """Rows, lines, the outcome, our span as the root and the official GenAI spans beneath it, and the app untouched."""
+    """Live rows, the outcome, and one trace over OTLP: our span its root, the official ones beneath it, none of SQL."""
     pytest.importorskip("opentelemetry.distro")
     url = f"sqlite:///{tmp_path / 'app.db'}"
-    done = start(
-        tmp_path,
-        APP,
-        str(Path(sys.executable).with_name("opentelemetry-instrument")),
-        AGENTEXEC_DATABASE_URL=url,
-        AGENTEXEC_CREATE_TABLES="true",
-        OTEL_TRACES_EXPORTER="console",
-        OTEL_METRICS_EXPORTER="none",
-        OTEL_LOGS_EXPORTER="none",
-        # Two packages give their instrumentor the name openai_agents; Logfire and SQLAlchemy's are not meant here.
-        OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sqlalchemy,sqlite3,psycopg,dbapi",
+    go_on = tmp_path / "go on"
+    waiting = APP.replace(
+        "    return", f"    while not Path({str(go_on)!r}).exists():\n        time.sleep(0.02)\n    return"
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Tea it is."), done.stdout
+    with collecting() as address, ThreadPoolExecutor(1) as pool:
+        app = pool.submit(
+            start,
+            tmp_path,
+            f"import time\nfrom pathlib import Path\n{waiting}",
+            str(Path(sys.executable).with_name("opentelemetry-instrument")),
+            AGENTEXEC_DATABASE_URL=url,
+            AGENTEXEC_CREATE_TABLES="true",
+            OTEL_TRACES_EXPORTER="otlp_proto_http",
+            OTEL_EXPORTER_OTLP_ENDPOINT=address,
+            OTEL_METRICS_EXPORTER="none",
+            OTEL_LOGS_EXPORTER="none",
+            OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sqlalchemy",  # which refuses SQLAlchemy 2.1, and says so
+        )
+        try:
+            live = until_it_says("Calling look_up", url, app)
+        finally:
+            go_on.touch()
+        done = app.result()
+    assert (done.returncode, done.stdout) == (0, "Tea it is.\n"), done.stderr
+    assert live.status == "RUNNING"
+    ended = stored(url)
+    assert (ended.agent_id, ended.agent_type, ended.status) == (live.agent_id, "Researcher", "COMPLETE")
+    assert (ended.requests, ended.logs[-1].status) == (2, "COMPLETE")
+    (root,) = [span for span in Collector.spans if not span.parent_span_id]
+    assert root.name == "Researcher"
+    assert {span.trace_id for span in Collector.spans} == {root.trace_id}
+    told = {attribute.key: attribute.value.string_value for attribute in root.attributes}
+    assert (told["agentexec.agent_id"], told["agentexec.status"]) == (str(ended.agent_id), "COMPLETE")
+    names = [span.name for span in Collector.spans]
+    assert names.count("execute_tool look_up") == 1
+    assert names.count("invoke_agent Researcher") == 1
+
+
+def stored(url: str) -> ActivityDetailSchema:
+    """The one activity."""
     engine = create_engine(url)
-    with Session(engine) as session:
-        (item,) = ax.activity.list(session).items
-        activity = ax.activity.detail(session, item.agent_id)
-    engine.dispose()
+    try:
+        with Session(engine) as session:
+            (item,) = ax.activity.list(session).items
+            activity = ax.activity.detail(session, item.agent_id)
+    finally:
+        engine.dispose()
     assert activity is not None
-    assert (activity.agent_type, activity.status, activity.requests) == ("Researcher", "COMPLETE", 2)
-    assert "Calling look_up" in [line.message for line in activity.logs]
-    spans = [json.loads(text) for text in re.findall(r"^\{$.*?^\}$", done.stdout, re.MULTILINE | re.DOTALL)]
-    (root,) = [span for span in spans if span["parent_id"] is None]
-    assert root["name"] == "Researcher"
-    assert root["attributes"]["agentexec.agent_id"] == str(activity.agent_id)
-    assert root["attributes"]["agentexec.status"] == "COMPLETE"
-    assert len(spans) > 1
+    return activity
+
+
+def until_it_says(line: str, url: str, app: Future[subprocess.CompletedProcess[str]]) -> ActivityDetailSchema:
+    """The activity, once it has this line, while the application runs."""
+    while not app.done():
+        time.sleep(0.05)
+        with suppress(OperationalError, ValueError):  # there are no tables or no activity yet
+            activity = stored(url)
+            if line in [log.message for log in activity.logs]:
+                return activity
+    raise AssertionError(app.result().stderr)
 
 
 def test_nothing_configured(tmp_path: Path) -> None:
