@@ -19,6 +19,7 @@ from agents.tracing.span_data import (
     MCPListToolsSpanData,
     TurnSpanData,
 )
+from opentelemetry.context import Context, attach, get_current
 
 from agentexec_otel._config import CONF
 from agentexec_otel._guard import guarded
@@ -32,6 +33,7 @@ _MOST_OPEN: Final = 10_000
 @dataclass(frozen=True, slots=True)
 class _OpenTrace:
     run: ActivityRun
+    within: Context  # what was current once the block had been entered
     handled: BaseException | None  # that was being handled already when the trace began
 
 
@@ -45,12 +47,13 @@ class ActivityTraceProcessor(TracingProcessor):
     def __init__(self) -> None:
         self._closing = _Closing(self)
         self._added = False
+        self._active = False
         self._open: OrderedDict[str, _OpenTrace] = OrderedDict()
         self._lock = Lock()
 
     def on_trace_start(self, trace: Trace) -> None:
         with guarded("opening an activity for a trace"):
-            if configured() and enclosing() is None and trace.trace_id not in self._open:
+            if self._active and configured() and enclosing() is None and trace.trace_id not in self._open:
                 enter = ActivityRun.__enter__ if self.register() else _enter_detached
                 self._begin(trace, enter)
 
@@ -65,7 +68,7 @@ class ActivityTraceProcessor(TracingProcessor):
         run = prepare(describe_trace(trace))
         enter(run)
         with self._lock:
-            self._open[trace.trace_id] = _OpenTrace(run, sys.exc_info()[1])
+            self._open[trace.trace_id] = _OpenTrace(run, get_current(), sys.exc_info()[1])
             if len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
         return run
@@ -82,14 +85,21 @@ class ActivityTraceProcessor(TracingProcessor):
         left_by = sys.exc_info()[1]
         if left_by is opened.handled:
             left_by = None
+        here = get_current()
         with guarded("ending the activity of a trace"):
             opened.run.__exit__(None if left_by is None else type(left_by), left_by, None)
+        if here is not opened.within:
+            attach(here)  # Logfire goes back to what was before its span and ours, then ends the trace.
+        if not self._active:
+            self.unregister()
 
     def on_span_start(self, span: Span[Any]) -> None:
-        _tell(_AT_START, span)
+        if self._active:
+            _tell(_AT_START, span)
 
     def on_span_end(self, span: Span[Any]) -> None:
-        _tell(_AT_END, span)
+        if self._active:
+            _tell(_AT_END, span)
 
     def shutdown(self) -> None:
         """Nothing is held back: the writers are shut down by `ax.shutdown`."""
@@ -105,6 +115,7 @@ class ActivityTraceProcessor(TracingProcessor):
         The SDK can add a processor or replace them all; it cannot list, order or remove them. False where it has
         changed so much that they cannot be ordered.
         """
+        self._active = True
         closing = self._closing
 
         def change(found: _Processors) -> _Processors:
@@ -120,9 +131,13 @@ class ActivityTraceProcessor(TracingProcessor):
         return ordered
 
     def unregister(self) -> None:
-        """Leave the others as they are."""
-        closing = self._closing
-        _change_processors(lambda found: tuple(one for one in found if one is not self and one is not closing))
+        """Open no more, and leave the others as they are; what is open already is ended with its trace.
+
+        A library that puts back the processors it had found may put these back, too: they then do nothing.
+        """
+        self._active = False
+        gone = (self,) if self._open else (self, self._closing)
+        _change_processors(lambda found: tuple(one for one in found if one not in gone))
 
 
 class _Closing(TracingProcessor):

@@ -164,6 +164,7 @@ class RunWrapper:
         self, agent: object, given: object, options: dict[str, Any], stored: StoredActivity | None
     ) -> tuple[TrackedRun, dict[str, Any]]:
         around = enclosing()
+        self._processor.register()  # Another library may have replaced all processors, ours too.
         block = around or self._within_trace()
         if block is None:
             about = describe(agent, given, _config(options))
@@ -184,7 +185,6 @@ class RunWrapper:
         trace = get_current_trace()
         if trace is None or trace.trace_id == "no-op":
             return None
-        self._processor.register()  # Another library may have replaced all processors, ours too.
         of_trace = self._processor.adopt(trace)
         return ActivityRun(None, of_trace.agent_id, None, None, None, waits=False) if is_open(of_trace) else None
 

@@ -1,0 +1,33 @@
+"""`AgentExecInstrumentor` beside OpenInference, Logfire and the official instrumentation, in any order."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.outcome_scenarios import installed
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [["openinference", "official"], ["logfire"], ["logfire", "openinference", "official"]],
+    ids=" and ".join,
+)
+def test_every_order_does(others: list[str]) -> None:
+    """One activity and span for each run, told in full, nothing left current; and nothing once uninstrumented."""
+    if missing := [library for library in others if installed(library) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.instrumented_beside", *others],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert {order: wrong for order, wrong in json.loads(done.stdout).items() if wrong} == {}
+    assert "detach" not in done.stderr
+    assert "Context" not in done.stderr
