@@ -25,7 +25,7 @@ from benchmarks.caller import agentexec_url, ask_agentexec
 
 _LEAST: Final = 0.5
 _SHARE: Final = {Scale.SMOKE: 100, Scale.QUICK: 5, Scale.FULL: 1}
-_BATCH: Final = 500
+_BATCH: Final = ax.CONF.max_batch_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def context(folder: Path, found: list[Database]) -> Context:
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_it_measures(name: str, tmp_path: Path) -> None:
-    """Each benchmark gives every database it is about a table whose rows are compared with a baseline of the same run."""
+    """Each benchmark gives every database a table whose rows are compared with a baseline of the same run."""
     with databases(tmp_path) as found:
         section = BENCHMARKS[name](context(tmp_path, found))
         kinds = [database.title for database in found]

@@ -77,9 +77,9 @@ class SQLExporter:
         with translated():
             try:
                 with self._transaction() as connection:
-                    return write_events(connection, events, replay=replay)
+                    return write_events(connection, events, replay=replay, new=not replay)
             except IntegrityError as exc:
-                # Stored before, by a try whose answer was lost or by another way in.
+                # Stored before, by a try whose answer was lost or by another way in; or an activity was not new.
                 if replay or not is_unique_violation(exc):
                     raise
             with self._transaction() as connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -63,6 +63,7 @@ class Row:
     requests: int | None
     opened: bool = False
     lease: Lease = "keep"
+    answer: Ack | None = field(default=None, compare=False, repr=False)
 
     def apply(self, event: ActivityEvent, *, replay: bool = False) -> tuple[dict[str, Any] | None, ExportResult]:
         """The log row of one event (None where it adds none), and the answer to its producer."""
@@ -84,8 +85,18 @@ class Row:
 
     def acknowledge(self, late: bool, *, duplicate: bool = False) -> Ack:
         """The answer for an event that is stored: where the activity stands now."""
-        outcome = Outcome(self.error_type, self.reason) if self.status.terminal else None
-        return Ack(self.status, self.attempt, late, duplicate, self.span_id, outcome)
+        answer = self.answer
+        if (
+            answer is None
+            or answer.status is not self.status
+            or answer.attempt != self.attempt
+            or answer.late is not late
+            or answer.duplicate is not duplicate
+            or answer.span_id != self.span_id
+        ):
+            outcome = Outcome(self.error_type, self.reason) if self.status.terminal else None
+            self.answer = answer = Ack(self.status, self.attempt, late, duplicate, self.span_id, outcome)
+        return answer
 
     def _open(self, opening: Opening, occurred_at_ns: int) -> None:
         self.opened = True
@@ -148,12 +159,21 @@ class Row:
             "message": event.message,
             "status": self.status,
             "percentage": event.percentage,
-            "created_at": moment(event.occurred_at_ns),
+            "created_at": event.occurred_at_ns,
             "seq": self.last_seq,
             "event_id": event.event_id,
             "attempt": self.attempt if event.attempt is None else event.attempt,
             "late": late,
         }
+
+
+def stub(row_id: UUID, agent_id: UUID, occurred_at_ns: int) -> Row:
+    """The row of an activity of which nothing is known but that something happened."""
+    created_at = moment(occurred_at_ns)
+    return Row(
+        row_id, agent_id, STUB_TYPE, created_at, created_at, Status.QUEUED, None, 0, 1,
+        None, None, None, None, None, None, None, None, None, None, None, None,
+    )  # fmt: skip
 
 
 def fold(
@@ -177,23 +197,25 @@ def fold(
     """
     logs: list[dict[str, Any]] = []
     results: list[ExportResult] = []
-    touched: set[UUID] = set()
-    known = dict(stored)
+    touched: dict[int, Row] = {}
+    # By their numbers, since UUIDs are slow to hash.
+    known = {event_id.int: late for event_id, late in stored.items()}
     for event in events:
         row = rows.get(event.agent_id)
         if row is None:
             results.append(Reject(f"no activity has the agent_id {event.agent_id}"))
             continue
-        if event.event_id in known:
-            results.append(row.acknowledge(known[event.event_id], duplicate=True))
+        number = event.event_id.int
+        if number in known:
+            results.append(row.acknowledge(known[number], duplicate=True))
             continue
         log, result = row.apply(event, replay=replay)
         results.append(result)
         if log is not None:
-            known[event.event_id] = log["late"]
+            known[number] = log["late"]
             logs.append(log)
-            touched.add(event.agent_id)
-    changed = [row for row in rows.values() if row.agent_id in touched]
+            touched[id(row)] = row
+    changed = [row for row in rows.values() if id(row) in touched]
     for row in changed:
         row.updated_at = max(now, row.updated_at + TICK)
     return logs, changed, results

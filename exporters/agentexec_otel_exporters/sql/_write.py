@@ -8,33 +8,27 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Float,
-    Insert,
     Select,
-    String,
     Table,
-    Update,
     bindparam,
-    case,
     false,
-    insert,
     literal,
-    null,
     or_,
     select,
     update,
 )
-from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from agentexec_otel._config import CONF
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._ids import uuid7
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity
+from agentexec_otel_exporters.sql._bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql._clock import database_now
-from agentexec_otel_exporters.sql._fold import STUB_TYPE, TICK, Row, fold, moment, nanoseconds
+from agentexec_otel_exporters.sql._fold import TICK, Row, fold, nanoseconds, stub
+from agentexec_otel_exporters.sql._statements import ROW_COLUMNS
 
 _ACTIVITY: Final = cast(Table, Activity.__table__)
 _LOG: Final = cast(Table, ActivityLog.__table__)
@@ -42,54 +36,9 @@ _CHUNK: Final = 500
 _HISTORY: Final = 100
 _REAPED: Final = 100
 
-_ROW_COLUMNS: Final = tuple(
-    _ACTIVITY.c[name]
-    for name in (
-        "id", "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "last_seq",
-        "attempt", "started_at", "metadata", "trace_context", "trace_id", "span_id", "sampled", "worker_id",
-        "error_type", "reason", "input_tokens", "output_tokens", "requests",
-    )
-)  # fmt: skip
-_SUMMARY: Final = (
-    "updated_at", "status", "latest_percentage", "last_seq", "attempt", "started_at", "trace_context", "trace_id",
-    "span_id", "sampled", "worker_id", "error_type", "reason", "input_tokens", "output_tokens",
-    "requests",
-)  # fmt: skip
-_OPENING: Final = ("agent_type", "created_at", "metadata")
-
-_LOCK: Final = (
-    select(*_ROW_COLUMNS)
-    .where(_ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
-    .order_by(_ACTIVITY.c.agent_id)
-    .with_for_update()
-)
-_STORED: Final = select(_LOG.c.event_id, _LOG.c.late).where(_LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
-_INSERT_LOGS: Final = insert(_LOG)
 _NOW: Final = database_now(literal(0))
 _LEASE_END: Final = database_now(bindparam("lease_seconds", type_=Float))
-
-
-def _by_lease(column: ColumnElement[Any], extended: ColumnElement[Any]) -> ColumnElement[Any]:
-    lease = bindparam("lease", type_=String)
-    return case((lease == "extend", extended), (lease == "clear", null()), else_=column)
-
-
-def _update_of(names: Iterable[str]) -> Update:
-    return (
-        update(_ACTIVITY)
-        .where(_ACTIVITY.c.id == bindparam("row_id"))
-        .values(
-            {
-                **{name: bindparam(f"new_{name}") for name in names},
-                "heartbeat_at": _by_lease(_ACTIVITY.c.heartbeat_at, _NOW),
-                "lease_expires_at": _by_lease(_ACTIVITY.c.lease_expires_at, _LEASE_END),
-            }
-        )
-    )
-
-
-_UPDATE: Final = _update_of(_SUMMARY)
-_UPDATE_OPENED: Final = _update_of((*_SUMMARY, *_OPENING))
+_STORED: Final = select(_LOG.c.event_id, _LOG.c.late).where(_LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
 _ATTACH: Final = (
     update(_ACTIVITY)
     .where(
@@ -106,17 +55,7 @@ _ATTACH: Final = (
 )
 
 
-def _insert_if_absent(dialect: str) -> Insert:
-    if dialect == "postgresql":
-        return postgresql.insert(_ACTIVITY).on_conflict_do_nothing(index_elements=["agent_id"])
-    if dialect == "sqlite":
-        return sqlite.insert(_ACTIVITY).on_conflict_do_nothing(index_elements=["agent_id"])
-    # INSERT IGNORE would also hide truncation; this ignores the one conflict that is meant.
-    return mysql.insert(_ACTIVITY).on_duplicate_key_update(agent_id=_ACTIVITY.c.agent_id)
-
-
 _NOTHING: Final = update(_ACTIVITY).where(false()).values(updated_at=_ACTIVITY.c.updated_at)
-_INSERT_ACTIVITIES: Final = {name: _insert_if_absent(name) for name in ("postgresql", "sqlite", "mysql", "mariadb")}
 
 
 def join_transaction(connection: Connection) -> None:
@@ -129,45 +68,40 @@ def join_transaction(connection: Connection) -> None:
 
 
 def write_events(
-    connection: Connection, events: Sequence[ActivityEvent], *, replay: bool = False
+    connection: Connection, events: Sequence[ActivityEvent], *, replay: bool = False, new: bool = False
 ) -> list[ExportResult]:
-    """Store a batch within the connection's transaction; rows are locked in the order of ``agent_id``."""
-    _insert_stubs(connection, [event for event in events if event.opening is not None])
-    agent_ids = sorted({event.agent_id for event in events})
-    rows = _lock(connection, agent_ids)
-    unknown = [event for event in events if event.agent_id not in rows and not event.expects_row]
-    if unknown:
-        _insert_stubs(connection, unknown)
-        rows = _lock(connection, agent_ids)
+    """Store a batch within the connection's transaction; rows are locked in the order of ``agent_id``.
+
+    Args:
+        new: Take activities that are opened here for new, which saves most of the work. Where one is not,
+            SQLAlchemy's IntegrityError is raised.
+    """
+    opened = _stubs(event for event in events if event.opening is not None)
+    fresh = opened if new else {}
+    if opened and not new:
+        insert_stubs(connection, list(opened.values()))
+    agent_ids = sorted({event.agent_id for event in events} - fresh.keys())
+    rows = lock_rows(connection, agent_ids) if agent_ids else {}
+    if len(rows) < len(agent_ids):
+        absent = _stubs(event for event in events if not event.expects_row and event.agent_id not in rows | fresh)
+        if absent:
+            insert_stubs(connection, list(absent.values()))
+            rows = lock_rows(connection, agent_ids)
     stored = _stored(connection, events) if replay else dict[UUID, bool]()
-    logs, changed, results = fold(rows, events, stored, datetime.now(UTC), replay=replay)
+    logs, changed, results = fold(rows | fresh, events, stored, datetime.now(UTC), replay=replay)
     if logs:
-        connection.execute(_INSERT_LOGS, logs)
-        _update(connection, changed)
+        insert_rows(connection, [row for row in changed if row.agent_id in fresh])
+        insert_lines(connection, logs)
+        update_rows(connection, [row for row in changed if row.agent_id not in fresh])
     return results
 
 
-def _insert_stubs(connection: Connection, events: Iterable[ActivityEvent]) -> None:
-    first = {event.agent_id: event for event in reversed(list(events))}
-    if not first:
-        return
-    rows = [
-        {
-            "id": uuid7(),
-            "agent_id": agent_id,
-            "agent_type": STUB_TYPE,
-            "created_at": moment(first[agent_id].occurred_at_ns),
-            "updated_at": moment(first[agent_id].occurred_at_ns),
-            "status": Status.QUEUED,
-        }
-        for agent_id in sorted(first)
-    ]
-    connection.execute(_INSERT_ACTIVITIES[connection.dialect.name], rows)
-
-
-def _lock(connection: Connection, agent_ids: Sequence[UUID]) -> dict[UUID, Row]:
-    found = connection.execute(_LOCK, {"agent_ids": agent_ids})
-    return {values.agent_id: Row(*values) for values in found}
+def _stubs(events: Iterable[ActivityEvent]) -> dict[UUID, Row]:
+    """A new row for each activity, in the order of ``agent_id``, before anything was applied to it."""
+    first: dict[UUID, ActivityEvent] = {}
+    for event in events:
+        first.setdefault(event.agent_id, event)
+    return {agent_id: stub(uuid7(), agent_id, first[agent_id].occurred_at_ns) for agent_id in sorted(first)}
 
 
 def _stored(connection: Connection, events: Sequence[ActivityEvent]) -> Mapping[UUID, bool]:
@@ -175,29 +109,9 @@ def _stored(connection: Connection, events: Sequence[ActivityEvent]) -> Mapping[
     return {row.event_id: row.late for row in found}
 
 
-def _update(connection: Connection, changed: Sequence[Row]) -> None:
-    for statement, names, rows in (
-        (_UPDATE, _SUMMARY, [row for row in changed if not row.opened]),
-        (_UPDATE_OPENED, (*_SUMMARY, *_OPENING), [row for row in changed if row.opened]),
-    ):
-        if rows:
-            connection.execute(
-                statement,
-                [
-                    {
-                        "row_id": row.id,
-                        "lease": row.lease,
-                        "lease_seconds": CONF.lease_seconds,
-                        **{f"new_{name}": getattr(row, name) for name in names},
-                    }
-                    for row in rows
-                ],
-            )
-
-
 def read_activity(connection: Connection, agent_id: UUID) -> StoredActivity | None:
     """An activity as its row has it, with the lines of its current attempt where no span holds them yet."""
-    values = connection.execute(select(*_ROW_COLUMNS).where(_ACTIVITY.c.agent_id == agent_id)).first()
+    values = connection.execute(select(*ROW_COLUMNS).where(_ACTIVITY.c.agent_id == agent_id)).first()
     if values is None:
         return None
     row = Row(*values)
@@ -230,13 +144,13 @@ def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRe
 def end_chunk(connection: Connection, criteria: Sequence[Any], ending: Ending) -> list[StoredActivity]:
     """End up to 500 that are QUEUED or RUNNING and meet the criteria; the changed ones as they were before."""
     active = _ACTIVITY.c.status.in_([Status.QUEUED, Status.RUNNING])
-    candidates = select(*_ROW_COLUMNS).where(active, *criteria).order_by(_ACTIVITY.c.id).limit(_CHUNK)
+    candidates = select(*ROW_COLUMNS).where(active, *criteria).order_by(_ACTIVITY.c.id).limit(_CHUNK)
     return _end(connection, candidates.with_for_update(), ending)
 
 
 def reap_chunk(connection: Connection, ending: Ending) -> list[StoredActivity]:
     """End up to 100 that are RUNNING behind an expired lease. Several reapers share the work."""
-    expired = select(*_ROW_COLUMNS).where(_ACTIVITY.c.status == Status.RUNNING, _ACTIVITY.c.lease_expires_at < _NOW)
+    expired = select(*ROW_COLUMNS).where(_ACTIVITY.c.status == Status.RUNNING, _ACTIVITY.c.lease_expires_at < _NOW)
     candidates = expired.order_by(_ACTIVITY.c.id).limit(_REAPED)
     return _end(connection, candidates.with_for_update(skip_locked=True), ending)
 
@@ -247,7 +161,7 @@ def _end(connection: Connection, candidates: Select[*tuple[Any, ...]], ending: E
         return []
     histories = _history(connection, {row.id: row for row in rows if row.span_id is None})
     now = datetime.now(UTC)
-    connection.execute(_INSERT_LOGS, [_ending_log(row, ending, now) for row in rows])
+    insert_lines(connection, [_ending_log(row, ending, now) for row in rows])
     _end_rows(connection, [row.id for row in rows if row.updated_at < now], ending, now)
     for row in rows:  # Written by a host whose clock is ahead of ours.
         if row.updated_at >= now:

@@ -1,0 +1,278 @@
+"""Rows in bulk: the driver is given values as it stores them, past SQLAlchemy's work on each parameter.
+
+That work is most of the cost of a batch. SQLite takes prepared tuples; PostgreSQL takes an array per column, and COPY
+where there are many lines. With other drivers SQLAlchemy does it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import repeat
+from operator import attrgetter, itemgetter
+from typing import Any, Final
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import JSON, Boolean, Connection, Dialect, String, Text, Uuid, func, select
+from sqlalchemy.exc import DBAPIError
+
+from agentexec_otel._config import CONF
+from agentexec_otel._event import Status
+from agentexec_otel.activity.models import StatusText, UtcDateTime
+from agentexec_otel_exporters.sql._fold import Row, moment
+from agentexec_otel_exporters.sql._statements import (
+    COPY,
+    INSERT_LINES,
+    INSERT_ROWS,
+    INSERT_STUBS,
+    LOCK,
+    LOCK_POSTGRESQL,
+    LOCK_SQLITE,
+    ROW_COLUMNS,
+    UPDATE_ROWS,
+    Bind,
+    Write,
+    postgresql_text,
+    row_by_row,
+    sqlite_text,
+)
+
+_MANY: Final = 50
+_BILLION: Final = 1_000_000_000
+
+_Given = Mapping[str, Sequence[Any]]
+"""Values by parameter; moments as datetimes or as nanoseconds since the epoch."""
+
+
+def insert_stubs(connection: Connection, stubs: Sequence[Row]) -> None:
+    """Insert activity rows, except those whose ``agent_id`` is there already."""
+    _write(connection, INSERT_STUBS, _attributes(INSERT_STUBS, stubs))
+
+
+def insert_lines(connection: Connection, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Insert log rows; each has every column but the id."""
+    given = {f"new_{name}": list(map(itemgetter(name), lines)) for name in INSERT_LINES.names}
+    if len(lines) >= _MANY and _driver(connection) == _PSYCOPG and _may_copy(connection):
+        _copy(connection, given)
+    else:
+        _write(connection, INSERT_LINES, given)
+
+
+def insert_rows(connection: Connection, new: Sequence[Row]) -> None:
+    """Insert folded rows. Raises SQLAlchemy's IntegrityError where one is there already."""
+    for lease, rows in _grouped(new, attrgetter("lease")).items():
+        _write(connection, INSERT_ROWS[lease], _attributes(INSERT_ROWS[lease], rows))
+
+
+def update_rows(connection: Connection, changed: Sequence[Row]) -> None:
+    """Write folded rows back."""
+    for key, rows in _grouped(changed, attrgetter("opened", "lease")).items():
+        _write(connection, UPDATE_ROWS[key], _attributes(UPDATE_ROWS[key], rows))
+
+
+def lock_rows(connection: Connection, agent_ids: Sequence[UUID]) -> dict[UUID, Row]:
+    """The rows of those activities that exist, locked in the order of ``agent_id``."""
+    return {row.agent_id: row for row in _LOCKS.get(_driver(connection), _lock_any)(connection, agent_ids)}
+
+
+def _attributes(write: Write, rows: Sequence[Row]) -> _Given:
+    return {f"new_{name}": list(map(attrgetter(name), rows)) for name in write.names}
+
+
+def _grouped(rows: Sequence[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _driver(connection: Connection) -> tuple[str, str]:
+    return connection.dialect.name, connection.dialect.driver
+
+
+_PYSQLITE: Final = ("sqlite", "pysqlite")
+_PSYCOPG: Final = ("postgresql", "psycopg")
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+def _write(connection: Connection, write: Write, given: _Given) -> None:
+    _WRITES.get(_driver(connection), _write_any)(connection, write, given)
+
+
+def _write_any(connection: Connection, write: Write, given: _Given) -> None:
+    common = {"lease_seconds": CONF.lease_seconds} if write.lease == "extend" else {}
+    columns = [_each(values, _moment) if name.endswith("_at") else values for name, values in given.items()]
+    rows = [dict(zip(given, values, strict=True)) | common for values in zip(*columns, strict=True)]
+    connection.execute(row_by_row(write, connection.dialect.name), rows)
+
+
+def _write_sqlite(connection: Connection, write: Write, given: _Given) -> None:
+    text, binds = sqlite_text(write)
+    columns = [
+        repeat(_fixed(bind)) if bind.name not in given else _each(given[bind.name], _TO_SQLITE.get(bind.kind))
+        for bind in binds
+    ]
+    connection.exec_driver_sql(text, list(zip(*columns, strict=False)))
+
+
+def _write_postgresql(connection: Connection, write: Write, given: _Given) -> None:
+    text, binds = postgresql_text(write)
+    parameters = {
+        bind.name: _fixed(bind) if bind.name not in given else _array(given[bind.name], _TO_ARRAY.get(bind.kind, str))
+        for bind in binds
+    }
+    connection.exec_driver_sql(text, parameters)
+
+
+_WRITES: Final[dict[tuple[str, str], Callable[[Connection, Write, _Given], None]]] = {
+    _PYSQLITE: _write_sqlite,
+    _PSYCOPG: _write_postgresql,
+}
+
+
+def _fixed(bind: Bind) -> Any:
+    return CONF.lease_seconds if bind.name == "lease_seconds" else bind.value
+
+
+def _array(values: Sequence[Any], convert: Callable[[Any], str]) -> str:
+    return f"{{{','.join(_each(values, convert, 'NULL'))}}}"
+
+
+def _each(values: Sequence[Any], convert: Callable[[Any], Any] | None, nothing: Any = None) -> Sequence[Any]:
+    if convert is None:
+        return values
+    return [nothing if value is None else convert(value) for value in values]
+
+
+_row_security: WeakKeyDictionary[Dialect, bool] = WeakKeyDictionary()
+
+
+def _may_copy(connection: Connection) -> bool:
+    """PostgreSQL refuses COPY where row-level security applies to us."""
+    dialect = connection.dialect
+    if dialect not in _row_security:
+        _row_security[dialect] = bool(connection.scalar(select(func.row_security_active(INSERT_LINES.table.name))))
+    return not _row_security[dialect]
+
+
+def _copy(connection: Connection, given: _Given) -> None:
+    _, binds = postgresql_text(INSERT_LINES)
+    columns = [_each(given[bind.name], _TO_COPY.get(bind.kind, str), r"\N") for bind in binds]
+    text = "\n".join(map("\t".join, zip(*columns, strict=True)))
+    driver: Any = connection.connection.dbapi_connection
+    error: type[Exception] = connection.dialect.loaded_dbapi.Error
+    try:
+        with driver.cursor() as cursor, cursor.copy(COPY) as copy:
+            copy.write(text)
+    except error as exc:
+        gone = connection.dialect.is_disconnect(exc, driver, None)  # type: ignore[arg-type]
+        if gone:
+            connection.invalidate(exc)
+        raise DBAPIError.instance(
+            COPY, None, exc, error, hide_parameters=True, connection_invalidated=gone, dialect=connection.dialect
+        ) from exc
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+def _lock_any(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
+    return [Row(*values) for values in connection.execute(LOCK, {"agent_ids": agent_ids})]
+
+
+def _lock_sqlite(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
+    wanted = json.dumps([agent_id.hex for agent_id in agent_ids])
+    return _rows(connection.exec_driver_sql(LOCK_SQLITE, (wanted,)), _FROM_SQLITE)
+
+
+def _lock_postgresql(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
+    wanted = f"{{{','.join(agent_id.hex for agent_id in agent_ids)}}}"
+    return _rows(connection.exec_driver_sql(LOCK_POSTGRESQL, {"agent_ids": wanted}), _FROM_POSTGRESQL)
+
+
+_LOCKS: Final[dict[tuple[str, str], Callable[[Connection, Sequence[UUID]], list[Row]]]] = {
+    _PYSQLITE: _lock_sqlite,
+    _PSYCOPG: _lock_postgresql,
+}
+
+
+def _rows(found: Iterable[Sequence[Any]], converters: Mapping[Any, Callable[[Any], Any]]) -> list[Row]:
+    by_column = [converters.get(type(column.type), _same) for column in ROW_COLUMNS]
+    rows: list[Row] = []
+    for values in found:
+        given: Any = [None if value is None else to(value) for to, value in zip(by_column, values, strict=True)]
+        rows.append(Row(*given))
+    return rows
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+# -- values as the drivers know them ------------------------------------------------------------------------------
+
+
+def _moment(value: datetime | int) -> datetime:
+    return value if isinstance(value, datetime) else moment(value)
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return str(moment(seconds * _BILLION).replace(tzinfo=None))
+
+
+def _time_text(value: datetime | int) -> str:
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=None).isoformat(" ", "microseconds")
+    seconds, rest = divmod(value, _BILLION)
+    return f"{_second(seconds)}.{rest // 1000:06}"
+
+
+def _quoted(text: str) -> str:
+    if "\\" in text or '"' in text:
+        text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_ESCAPES) if "\\" in text or not text.isprintable() else text
+
+
+_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
+
+_TO_SQLITE: Final[dict[Any, Callable[[Any], Any]]] = {
+    Uuid: attrgetter("hex"),
+    UtcDateTime: _time_text,
+    StatusText: str.__str__,
+    JSON: json.dumps,
+    Boolean: int,
+}
+_FROM_SQLITE: Final[dict[Any, Callable[[Any], Any]]] = {
+    Uuid: UUID,
+    UtcDateTime: lambda text: datetime.fromisoformat(text).replace(tzinfo=UTC),
+    StatusText: Status,
+    JSON: json.loads,
+    Boolean: bool,
+}
+_TO_COPY: Final[dict[Any, Callable[[Any], str]]] = {
+    Uuid: attrgetter("hex"),
+    UtcDateTime: lambda value: f"{_time_text(value)}+00",
+    StatusText: str.__str__,
+    Text: _escaped,
+}
+_TO_ARRAY: Final[dict[Any, Callable[[Any], str]]] = {
+    **_TO_COPY,
+    UtcDateTime: lambda value: f'"{_time_text(value)}+00"',
+    JSON: lambda value: _quoted(json.dumps(value)),
+    String: _quoted,
+    Text: _quoted,
+}
+_FROM_POSTGRESQL: Final[dict[Any, Callable[[Any], Any]]] = {
+    UtcDateTime: lambda value: value.astimezone(UTC),
+    StatusText: Status,
+}

@@ -1,0 +1,192 @@
+"""The statements of the transaction, for one row at a time and for many at once, and as texts for the drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Literal, cast
+
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Boolean,
+    ColumnElement,
+    Dialect,
+    Float,
+    Integer,
+    Select,
+    Table,
+    Text,
+    Uuid,
+    bindparam,
+    column,
+    func,
+    literal,
+    null,
+    select,
+    update,
+)
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
+from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.types import TypeEngine
+
+from agentexec_otel.activity.models import Activity, ActivityLog, UtcDateTime
+from agentexec_otel_exporters.sql._clock import database_now
+from agentexec_otel_exporters.sql._fold import Lease
+
+_ACTIVITY: Final = cast(Table, Activity.__table__)
+_LOG: Final = cast(Table, ActivityLog.__table__)
+
+ROW_COLUMNS: Final = tuple(
+    _ACTIVITY.c[name]
+    for name in (
+        "id", "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "last_seq",
+        "attempt", "started_at", "metadata", "trace_context", "trace_id", "span_id", "sampled", "worker_id",
+        "error_type", "reason", "input_tokens", "output_tokens", "requests",
+    )
+)  # fmt: skip
+"""What `Row` is made of."""
+
+_ROW: Final = tuple(one.name for one in ROW_COLUMNS)
+_LINE: Final = (
+    "activity_id", "message", "status", "percentage", "created_at", "seq", "event_id", "attempt", "late",
+)  # fmt: skip
+_STUB: Final = ("id", "agent_id", "agent_type", "created_at", "updated_at", "status", "last_seq", "attempt")
+_SUMMARY: Final = (
+    "id", "updated_at", "status", "latest_percentage", "last_seq", "attempt", "started_at", "trace_context", "trace_id",
+    "span_id", "sampled", "worker_id", "error_type", "reason", "input_tokens", "output_tokens", "requests",
+)  # fmt: skip
+_OPENED: Final = (*_SUMMARY, "agent_type", "created_at", "metadata")
+_LEASES: Final[dict[Lease, dict[str, ColumnElement[Any]]]] = {
+    "keep": {},
+    "extend": {
+        "heartbeat_at": database_now(literal(0)),
+        "lease_expires_at": database_now(bindparam("lease_seconds", type_=Float)),
+    },
+    "clear": {"heartbeat_at": null(), "lease_expires_at": null()},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What to do with rows of which these columns are given.
+
+    Attributes:
+        how: Insert them, or only those whose ``agent_id`` is not there, or update what has their ``id``.
+        lease: What becomes of an activity's lease.
+    """
+
+    table: Table
+    names: tuple[str, ...]
+    how: Literal["insert", "insert absent", "update"] = "insert"
+    lease: Lease = "keep"
+
+    def row_by_row(self, dialect: str) -> UpdateBase:
+        """The statement for one row, its values bound as ``new_…``."""
+        values = {name: bindparam(f"new_{name}", type_=self.table.c[name].type) for name in self.names}
+        if self.how == "update":
+            return self._update(values)
+        return self._unless_there(_INSERTS[dialect](self.table).values(values | _LEASES[self.lease]))
+
+    def at_once(self) -> UpdateBase:
+        """PostgreSQL's statement for all rows, with an array per column bound as ``new_…``."""
+        arrays = (bindparam(f"new_{name}", type_=ARRAY(_element(self.table.c[name].type))) for name in self.names)
+        rows = func.unnest(*arrays).table_valued(*map(column, self.names), name="new").render_derived()
+        if self.how == "update":
+            return self._update(dict(rows.c))
+        values = dict(rows.c) | _LEASES[self.lease]
+        inserted = postgresql.insert(self.table).from_select(
+            list(values), select(*values.values()), include_defaults=False
+        )
+        return self._unless_there(inserted)
+
+    def _update(self, values: Mapping[str, Any]) -> UpdateBase:
+        rest = {name: value for name, value in values.items() if name != "id"}
+        return update(self.table).where(self.table.c.id == values["id"]).values(rest | _LEASES[self.lease])
+
+    def _unless_there(self, inserted: postgresql.Insert | sqlite.Insert | mysql.Insert) -> UpdateBase:
+        if self.how == "insert":
+            return inserted
+        if isinstance(inserted, mysql.Insert):
+            # INSERT IGNORE would also hide truncation; this ignores the one conflict that is meant.
+            return inserted.on_duplicate_key_update(agent_id=self.table.c.agent_id)
+        return inserted.on_conflict_do_nothing(index_elements=["agent_id"])
+
+
+_INSERTS: Final[dict[str, Callable[[Table], postgresql.Insert | sqlite.Insert | mysql.Insert]]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+    "mysql": mysql.insert,
+    "mariadb": mysql.insert,
+}
+
+
+def _element(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    # A cast to VARCHAR(n) would cut in silence what the column refuses.
+    return kind if isinstance(kind, Uuid | Integer | Boolean | UtcDateTime | JSON) else Text()
+
+
+INSERT_LINES: Final = Write(_LOG, _LINE)
+INSERT_STUBS: Final = Write(_ACTIVITY, _STUB, "insert absent")
+INSERT_ROWS: Final = {
+    lease: Write(_ACTIVITY, tuple(one.name for one in ROW_COLUMNS), "insert", lease) for lease in _LEASES
+}
+UPDATE_ROWS: Final = {
+    (opened, lease): Write(_ACTIVITY, _OPENED if opened else _SUMMARY, "update", lease)
+    for opened in (False, True)
+    for lease in _LEASES
+}
+
+_READ: Final = select(*ROW_COLUMNS).order_by(_ACTIVITY.c.agent_id).with_for_update()
+LOCK: Final = _READ.where(_ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
+_LOCK_SQLITE: Final = _READ.where(
+    _ACTIVITY.c.agent_id.in_(select(func.json_each(bindparam("agent_ids", type_=Text)).table_valued("value").c.value))
+)
+_LOCK_POSTGRESQL: Final = _READ.where(_ACTIVITY.c.agent_id == func.any(bindparam("agent_ids", type_=ARRAY(Uuid))))
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A parameter of a statement's text: the type of its column, or its value where it has always the same."""
+
+    name: str
+    kind: type[TypeEngine[Any]] | None
+    value: Any
+
+
+@cache
+def row_by_row(write: Write, dialect: str) -> UpdateBase:
+    """As `Write.row_by_row`."""
+    return write.row_by_row(dialect)
+
+
+@cache
+def sqlite_text(write: Write) -> tuple[str, list[Bind]]:
+    """The text for one row, and its parameters in order."""
+    compiled = write.row_by_row("sqlite").compile(dialect=_SQLITE)
+    return str(compiled), [_bind(write, name, compiled.params) for name in compiled.positiontup or ()]
+
+
+@cache
+def postgresql_text(write: Write) -> tuple[str, list[Bind]]:
+    """The text for all rows, and its parameters by name."""
+    compiled = write.at_once().compile(dialect=_POSTGRESQL)
+    return str(compiled), [_bind(write, name, compiled.params) for name in compiled.params]
+
+
+def _bind(write: Write, name: str, values: Mapping[str, Any]) -> Bind:
+    of_column = name.removeprefix("new_")
+    return Bind(name, type(write.table.c[of_column].type) if of_column in write.names else None, values[name])
+
+
+def _text(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> str:
+    return str(statement.compile(dialect=dialect))
+
+
+_SQLITE: Final[Dialect] = sqlite.dialect()
+_POSTGRESQL: Final[Dialect] = psycopg.dialect()  # type: ignore[no-untyped-call]
+LOCK_SQLITE: Final = _text(_LOCK_SQLITE, _SQLITE)
+LOCK_POSTGRESQL: Final = _text(_LOCK_POSTGRESQL, _POSTGRESQL)
+COPY: Final = f"COPY {_LOG.name} ({', '.join(_LINE)}) FROM STDIN"
