@@ -25,6 +25,10 @@ from agentexec_otel._errors import (
     AgentExecError,
     ConfigurationError,
     MissingExtraError,
+    TaskFailedError,
+    TaskNotSentError,
+    TaskResultError,
+    UnknownTaskError,
 )
 from agentexec_otel._runtime import configure, flush, health, recover, shutdown
 from agentexec_otel._signals import install_signal_handlers
@@ -32,6 +36,7 @@ from agentexec_otel.activity.models import Base
 
 if TYPE_CHECKING:
     from agentexec_otel.openai_agents import AgentExecInstrumentor, OpenAIRunner
+    from agentexec_otel.tasks import Pool, Task, enqueue
 
 __version__ = "0.1.0"
 
@@ -47,9 +52,16 @@ __all__ = [
     "ConfigurationError",
     "MissingExtraError",
     "OpenAIRunner",
+    "Pool",
     "Settings",
+    "Task",
+    "TaskFailedError",
+    "TaskNotSentError",
+    "TaskResultError",
+    "UnknownTaskError",
     "activity",
     "configure",
+    "enqueue",
     "flush",
     "health",
     "install_signal_handlers",
@@ -61,7 +73,11 @@ __all__ = [
 _LAZY = {
     "AgentExecInstrumentor": ("agentexec_otel.openai_agents", "agents", "openai-agents"),
     "OpenAIRunner": ("agentexec_otel.openai_agents", "agents", "openai-agents"),
+    "Pool": ("agentexec_otel.tasks", "taskiq", "tasks"),
+    "Task": ("agentexec_otel.tasks", "taskiq", "tasks"),
+    "enqueue": ("agentexec_otel.tasks", "taskiq", "tasks"),
 }
+_PACKAGES = {"agents": "openai-agents", "taskiq": "taskiq"}
 
 
 def __getattr__(name: str) -> Any:
@@ -73,7 +89,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as exc:
         if exc.name != needs:
             raise
-        raise MissingExtraError(f"ax.{name}", extra, extra) from None
+        raise MissingExtraError(f"ax.{name}", _PACKAGES[needs], extra) from None
 
 
 def __dir__() -> list[str]:

@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     activity_message_error: str = Field(
         "Task failed: {error}", description="Line written when a run fails; `{error}` is replaced by the error."
     )
+    activity_message_retry: str = Field(
+        "Task failed and will be tried again: {error}",
+        description="Line written when a task fails whose engine tries it again; `{error}` is replaced by the error.",
+    )
     activity_message_cancel: str = Field("Task canceled.", description="Line written when a run is canceled.")
 
     event_mode: EventMode = Field(
@@ -80,6 +84,13 @@ class Settings(BaseSettings):
     )
     spool_max_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
         256 << 20, description="Limit of all spool files of one database together."
+    )
+
+    result_limit: Annotated[int, Field(ge=1_024)] = Field(
+        4 << 20, description="Largest result of a task, bytes of JSON."
+    )
+    result_seconds: Annotated[int, Field(ge=60)] = Field(
+        86_400, description="How long Redis and NATS keep the result of a task."
     )
 
     lease_seconds: Annotated[float, Field(ge=0.5)] = Field(

@@ -7,6 +7,10 @@
     ├── ActivityNotStoredError                create() or retry() could not commit in time
     ├── ActivityCanceledError                 somebody else has canceled the activity that runs here
     ├── ActivityStateError                    the call does not fit the activity's status
+    ├── UnknownTaskError (LookupError)        no task of this name is registered
+    ├── TaskNotSentError                      the broker did not take a task; its activity has ended as ERROR
+    ├── TaskFailedError                       the task whose result was asked for has ended as ERROR
+    ├── TaskResultError                       a result cannot be handed over, or is not there any more
     ├── ConfigurationError                    set-up is missing or contradicts itself
     │   └── MissingExtraError (ImportError)   a feature needs a package that is not installed
     └── ExportError                           raised by exporters, handled by the processor
@@ -20,6 +24,7 @@ the application.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from uuid import UUID
 
 
@@ -49,6 +54,43 @@ class ActivityCanceledError(AgentExecError):
 
 class ActivityStateError(AgentExecError):
     """The call does not fit the activity's present status, such as a retry of one that has not ended."""
+
+
+class UnknownTaskError(AgentExecError, LookupError):
+    """No task of this name is registered in a pool of this process."""
+
+    def __init__(self, task_name: str, known: Iterable[str]) -> None:
+        names = ", ".join(repr(name) for name in sorted(known)) or "none"
+        super().__init__(
+            f"no task is named {task_name!r} (registered here: {names}): import the module with its @pool.task function"
+        )
+        self.task_name = task_name
+
+
+class TaskNotSentError(AgentExecError):
+    """A task could not be handed to the broker. Its activity has ended as ERROR with the reason ``enqueue``."""
+
+    def __init__(self, task_name: str, agent_id: UUID, why: str) -> None:
+        super().__init__(
+            f"the task {task_name!r} could not be sent ({why}), and its activity {agent_id} has ended as ERROR: check"
+            " that the broker runs, and enqueue it again"
+        )
+        self.agent_id = agent_id
+
+
+class TaskFailedError(AgentExecError):
+    """The task has ended as ERROR. ``error_type`` and ``reason`` are those of its activity."""
+
+    def __init__(self, task_name: str, agent_id: UUID, error_type: str | None, reason: str | None) -> None:
+        what = ", ".join(part for part in (error_type, reason) if part)
+        super().__init__(f"the task {task_name!r} has failed ({what}): see the lines of its activity {agent_id}")
+        self.agent_id = agent_id
+        self.error_type = error_type
+        self.reason = reason
+
+
+class TaskResultError(AgentExecError):
+    """A task's result cannot be handed over: too large, no JSON, not kept, or not kept any longer."""
 
 
 class ConfigurationError(AgentExecError):

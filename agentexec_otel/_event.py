@@ -80,6 +80,8 @@ class ActivityEvent:
         expects_row: The activity's row must be there; without one (an unknown id, a deleted activity) the event is
             rejected instead of creating it.
         reopens: Opens the next attempt of an activity that has ended.
+        claims: Starts (RUNNING) or announces (QUEUED) an attempt, and is rejected where somebody else has started it,
+            or where it, or the attempt before it, has ended.
     """
 
     event_id: UUID
@@ -95,3 +97,4 @@ class ActivityEvent:
     worker_id: str | None = None
     expects_row: bool = False
     reopens: bool = False
+    claims: bool = False

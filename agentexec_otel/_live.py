@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from opentelemetry import trace
 
 from agentexec_otel._event import ActivityEvent, Opening, SpanRef, Status
+from agentexec_otel._guard import guarded
 from agentexec_otel.export import StoredActivity
 
 Usage = tuple[int | None, int | None, int | None]
@@ -29,6 +31,7 @@ class LiveActivity:
         opening_pending: Its row may not be there yet, since nobody has waited for it.
         usage: Input tokens, output tokens and requests by the block that counted them.
         reported: The application or the agent has added a line of its own.
+        on_cancel: Called, on whichever thread learns of it, when the activity is canceled; perhaps more than once.
     """
 
     agent_id: UUID
@@ -48,6 +51,13 @@ class LiveActivity:
     reported: bool = False
     started_here: bool = False
     usage: dict[object, Usage] = field(default_factory=dict[object, Usage])
+    on_cancel: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """It was canceled: tell the block that runs it."""
+        if self.on_cancel is not None:
+            with guarded("stopping a canceled run"):
+                self.on_cancel()
 
     @property
     def over(self) -> bool:

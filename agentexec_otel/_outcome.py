@@ -19,6 +19,7 @@ _REASONS: Final[dict[str, str]] = {
     "agents.exceptions.ModelTimeoutError": "timeout",
     "agents.exceptions.ToolTimeoutError": "tool",
     "agents.exceptions.UserError": "user_error",
+    "agentexec_otel._errors.TaskResultError": "result",
     "builtins.TimeoutError": "timeout",
 }
 _CANCELLATIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, ActivityCanceledError)

@@ -23,11 +23,12 @@ from agentexec_otel._ids import uuid7
 from agentexec_otel._live import LiveActivity
 from agentexec_otel._liveness import Liveness
 from agentexec_otel._log_records import log_record_sink
+from agentexec_otel._lookups import Lookups
 from agentexec_otel._metrics import register
 from agentexec_otel._parts import Worker, flush_at_exit_of_child, spool_for, sql_exporter
 from agentexec_otel._spans import ActivitySpans
 from agentexec_otel._text import clean_percentage, prepare_message
-from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, Ending, StoredActivity
+from agentexec_otel.export import Ack, ActivityExporter, ActivityProcessor, ActivityStore, Ending, StoredActivity
 
 if TYPE_CHECKING:
     from agentexec_otel._parts import Database
@@ -75,6 +76,8 @@ class Runtime:
             for exporter in exporters
         ]
         self.liveness = Liveness(self.store, self.spans, self._worker.id) if self.store is not None else None
+        self.lookups = Lookups(self.processors[0], self.store.lookup_many) if self.store is not None else None
+        self._standings = Lookups(self.processors[0], self.store.standing) if self.store is not None else None
         for processor in self.processors:
             processor.start_if_needed()
 
@@ -99,6 +102,13 @@ class Runtime:
         if self.store is None:
             raise ConfigurationError("this call needs a database: call ax.configure(engine_or_url)")
         return self.store
+
+    @property
+    def needed_standings(self) -> Lookups[Ack]:
+        """Where activities stand, for those who wait for their end."""
+        if self._standings is None:
+            raise ConfigurationError("this call needs a database: call ax.configure(engine_or_url)")
+        return self._standings
 
     def ask(self, work: Callable[[], _T]) -> _T:
         """Have the writer do `work`, and wait for it as long as `create` would.
@@ -277,6 +287,11 @@ def configure(
     atexit.register(shutdown)
     if previous is not None:
         previous.shutdown(CONF.shutdown_timeout)
+
+
+def is_configured() -> bool:
+    """Whether `configure` was called, here or in the process that this one was forked from."""
+    return _runtime is not None
 
 
 def active() -> Runtime:

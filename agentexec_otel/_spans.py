@@ -124,6 +124,8 @@ class ActivitySpans:
             live.percentage = event.percentage
         if event.status.terminal:
             live.ending = event
+        if event.status is Status.CANCELED:
+            live.cancel()
         return event
 
     def _keep(self, live: LiveActivity, event: ActivityEvent) -> None:
@@ -207,7 +209,10 @@ class ActivitySpans:
             return
         if event.opening is not None:
             live.opening_pending = False
-        if isinstance(result, Reject):
+        if isinstance(result, Reject) and event.claims:
+            if event.status is Status.RUNNING:
+                self._disown(live)
+        elif isinstance(result, Reject):
             live.unknown = event.expects_row
         elif isinstance(result, Ack):
             if live.opening is None and not self._resolve(live):
@@ -221,6 +226,12 @@ class ActivitySpans:
                     self._follow(live, event, result)
             if lost:
                 self._learn_span(live)
+
+    def _disown(self, live: LiveActivity) -> None:
+        """Somebody else has started it, or it has ended: what was opened for it here is given up."""
+        with self._lock:
+            live.span = live.owner = None
+            self.forget(live.agent_id)
 
     def _resolve(self, live: LiveActivity) -> bool:
         stored = self._store.lookup(live.agent_id) if self._store is not None else None
@@ -270,8 +281,10 @@ class ActivitySpans:
         lives = [self.adopt(stored) for stored in activities]
         self.offer(*(live for live in lives if live.ref is None))
         for live in lives:
-            live.canceled = ending.status is Status.CANCELED
             live.status = ending.status
+            if ending.status is Status.CANCELED:
+                live.canceled = True
+                live.cancel()
             event = ActivityEvent(uuid7(), live.agent_id, ending.status, ending.message, None, occurred_at_ns)
             self._catch_up()
             self._add_event(live.span, event)
@@ -312,8 +325,10 @@ class ActivitySpans:
             ack = replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
         if not ack.status.terminal:
             return
-        live.canceled = live.canceled or (ack.status is Status.CANCELED and live.ending is None)
         live.status = ack.status
+        if ack.status is Status.CANCELED and live.ending is None:
+            live.canceled = True
+            live.cancel()
         if live.span is not None:
             ours = live.ending is not None and live.ending.event_id == event.event_id and not ack.late
             self.end(live, ack.status, event.outcome if ours else ack.outcome, event, event.message if ours else None)

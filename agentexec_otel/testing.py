@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from agentexec_otel._event import TERMINAL, ActivityEvent, Status
-from agentexec_otel.export import Ack, ExportResult
+from agentexec_otel.export import Ack, ExportResult, Reject
 
 __all__ = ["InMemoryActivityExporter"]
 
@@ -35,6 +35,11 @@ class InMemoryActivityExporter:
         attempt = self._attempts.get(event.agent_id, 1)
         if event.event_id in self._seen:
             return Ack(known, attempt, duplicate=True)
+        wanted = event.attempt or attempt
+        if event.claims and (known in TERMINAL if wanted > attempt else wanted < attempt or known is not Status.QUEUED):
+            return Reject("somebody else has started it, or it has ended")
+        if wanted > attempt:
+            known, attempt = Status.QUEUED, wanted
         if event.reopens and known in TERMINAL:
             known, attempt = Status.QUEUED, attempt + 1
         late = known in TERMINAL or (event.attempt or attempt) < attempt

@@ -87,11 +87,21 @@ def create_soon(
 
     For instrumentation, which must not hold a run up, or make it fail.
     """
+    new_id = uuid4() if agent_id is None else parse_agent_id(agent_id)
+    create_later(task_name, message, new_id, metadata)
+    return new_id
+
+
+def create_later(
+    task_name: str, message: str | None = None, agent_id: UUID | str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Future[ExportResult]:  # fmt: skip
+    """As `create_soon`; the future tells when the row is committed."""
     runtime = _runtime.active()
     event = _opening_event(runtime, task_name, message, agent_id, metadata)
     runtime.spans.opened(event).opening_pending = True
-    runtime.emit(event)
-    return event.agent_id
+    runtime.emit_to_others(event)
+    return runtime.primary.submit(event)
 
 
 def update(

@@ -155,6 +155,9 @@ class ActivityRun:
             text = CONF.activity_message_started if self._message is None else self._message
             event = runtime.event(live.agent_id, Status.RUNNING, text, live=live)
             runtime.emit(runtime.spans.observe(live, event))
+        self._attach(live)
+
+    def _attach(self, live: LiveActivity) -> None:
         token = context.attach(trace.set_span_in_context(live.span)) if live.span is not None else None
         self._tokens = (_current.set(self), token)
 
@@ -178,6 +181,9 @@ class ActivityRun:
 
     def _leave(self, exc: BaseException | None) -> Future[ExportResult] | None:
         self._detach()
+        return self._finish(exc)
+
+    def _finish(self, exc: BaseException | None) -> Future[ExportResult] | None:
         live, _ = self._entered()
         runtime = _runtime.active()
         if not self._owner:
@@ -191,11 +197,7 @@ class ActivityRun:
         return self._end(live, runtime, exc)
 
     def _end(self, live: LiveActivity, runtime: Runtime, exc: BaseException | None) -> Future[ExportResult]:
-        status, outcome = outcome_of(exc)
-        usage = [_sum(counts) for counts in zip(*live.usage.values(), strict=True)]
-        if usage:
-            why = outcome or Outcome()
-            outcome = Outcome(why.error_type, why.reason, *usage)
+        status, outcome = self._outcome(live, exc)
         messages = {
             Status.COMPLETE: CONF.activity_message_complete,
             Status.CANCELED: CONF.activity_message_cancel,
@@ -203,6 +205,15 @@ class ActivityRun:
         }
         percentage = 100 if status is Status.COMPLETE else None
         return _lifecycle.submit_end(runtime, live, status, messages[status], percentage, outcome)
+
+    @staticmethod
+    def _outcome(live: LiveActivity, exc: BaseException | None) -> tuple[Status, Outcome | None]:
+        status, outcome = outcome_of(exc)
+        usage = [_sum(counts) for counts in zip(*live.usage.values(), strict=True)]
+        if usage:
+            why = outcome or Outcome()
+            outcome = Outcome(why.error_type, why.reason, *usage)
+        return status, outcome
 
     def _detach(self) -> None:
         tokens, self._tokens = self._tokens, None

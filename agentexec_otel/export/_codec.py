@@ -27,6 +27,7 @@ SCHEMA: Final = 1
 _NULL: Final = "null"
 _EXPECTS_ROW: Final = 1
 _REOPENS: Final = 2
+_CLAIMS: Final = 4
 _INT64: Final = 2**63 - 1
 
 _T = TypeVar("_T")
@@ -53,7 +54,7 @@ def encode(event: ActivityEvent) -> bytes:
         f"{quote(event.status)},{quote(event.message)},"
         f"{_NULL if percentage is None else percentage},{event.occurred_at_ns},"
         f"{_NULL if attempt is None else attempt},{_NULL if worker_id is None else quote(worker_id)},"
-        f"{_EXPECTS_ROW * event.expects_row + _REOPENS * event.reopens}"
+        f"{_EXPECTS_ROW * event.expects_row + _REOPENS * event.reopens + _CLAIMS * event.claims}"
         f"{'' if bare else _details(event)}]"
     )
     try:
@@ -136,6 +137,7 @@ def _event(fields: list[object]) -> ActivityEvent:
         worker_id=_optional(_text, fields[8], "worker id"),
         expects_row=bool(flags & _EXPECTS_ROW),
         reopens=bool(flags & _REOPENS),
+        claims=bool(flags & _CLAIMS),
         span=None if span is None else _span(span),
         opening=None if opening is None else _opening(opening),
         outcome=None if outcome is None else _outcome(outcome),

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -113,6 +114,17 @@ class ActivityProcessor:
             self._ready().put(Entry(event, future.set_result))
         return future
 
+    def offer(self, event: ActivityEvent) -> Future[ExportResult]:
+        """As `submit`, for an event that is worth nothing without this process: it is not spooled."""
+        future: Future[ExportResult] = Future()
+        future.set_running_or_notify_cancel()
+        if self._closed:
+            future.set_result(Reject("the writer has been shut down"))
+        else:
+            self._ready().put_first(Entry(event, future.set_result, lambda exc: None))
+            self._nudge.set()
+        return future
+
     def store(self, event: ActivityEvent, timeout: float) -> ExportResult:
         """Take an event and wait until it is settled; where that fails, withdraw it.
 
@@ -181,9 +193,16 @@ class ActivityProcessor:
         self._nudge.set()
         return future.result(timeout)
 
-    def call_soon(self, work: Callable[[], object]) -> None:
-        """Run `work` on the writer thread, behind the events that wait in memory, and do not wait."""
-        self._ready().put_job(Job(work))
+    def call_soon(self, work: Callable[[], object], give_up: Callable[[], object] = lambda: None) -> None:
+        """Run `work` on the writer thread, behind the events that wait in memory, and do not wait.
+
+        Args:
+            give_up: Called instead where the writer ends before it came to that.
+        """
+        if self._closed:
+            give_up()
+        else:
+            self._ready().put_job(Job(work, give_up))
 
     # -- what it says ---------------------------------------------------------------------------------------
 
@@ -354,6 +373,7 @@ class ActivityProcessor:
 
     def _work(self, items: list[Entry | Job | None]) -> None:
         self._in_flight += sum(isinstance(item, Entry) for item in items)
+        jobs = deque(item for item in items if isinstance(item, Job))
         batch: list[Entry] = []
         try:
             for item in items:
@@ -362,12 +382,11 @@ class ActivityProcessor:
                 elif item is not None:
                     self._deliver(batch)
                     batch = []
-                    item.run()
+                    jobs.popleft().run()
             self._deliver(batch)
         except ClosingError:
-            for item in items:
-                if isinstance(item, Job):
-                    item.give_up()
+            for job in jobs:
+                job.give_up()
             raise
 
     def _deliver(self, batch: list[Entry], *, replay: bool = False) -> None:

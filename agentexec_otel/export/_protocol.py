@@ -110,6 +110,10 @@ class ActivityStore(Protocol):
         """The activity's present state, or None. Raises `ExportError` where it cannot be read."""
         ...
 
+    def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:
+        """As `lookup`, for several at once; those that do not exist are left out."""
+        ...
+
     def read(self, connection: Any, agent_id: UUID) -> StoredActivity | None:
         """As `lookup`, inside the caller's own transaction (a SQLAlchemy `Connection`)."""
         ...

@@ -181,6 +181,9 @@ class SlowStore(Recorder):
         self.gate.wait(10)
         return None
 
+    def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:
+        return {}
+
     def read(self, connection: Any, agent_id: UUID) -> StoredActivity | None:
         return None
 

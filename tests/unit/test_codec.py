@@ -45,6 +45,7 @@ events = st.builds(
     worker_id=st.none() | texts,
     expects_row=st.booleans(),
     reopens=st.booleans(),
+    claims=st.booleans(),
 )
 plain = ActivityEvent(UUID(int=1), UUID(int=2), Status.RUNNING, "half way", 50, 1_763_798_369_123_456_789)
 
@@ -96,6 +97,7 @@ def test_the_strategy_covers_every_field() -> None:
         "worker_id",
         "expects_row",
         "reopens",
+        "claims",
     }
     assert [len(fields(part)) for part in (Opening, SpanRef, Outcome)] == [3, 3, 5]
 

@@ -50,10 +50,10 @@ def test_values_are_frozen_and_small(value: Any) -> None:
 
 
 def test_what_an_event_has_by_default() -> None:
-    """An event of no known attempt, that opens and re-opens nothing, and expects no row."""
+    """An event of no known attempt, that opens, re-opens and claims nothing, and expects no row."""
     event = ActivityEvent(UUID(int=2), UUID(int=1), Status.RUNNING, "text", 5, 7)
     assert (event.attempt, event.opening, event.span, event.outcome, event.worker_id) == (None,) * 5
-    assert (event.expects_row, event.reopens) == (False, False)
+    assert (event.expects_row, event.reopens, event.claims) == (False, False, False)
     assert replace(event, span=SPAN) != event
     assert replace(event, span=SPAN).span is SPAN
     assert Outcome() == Outcome(None, None, None, None)

@@ -114,6 +114,7 @@ events_strategy = st.lists(
         percentage=st.none() | st.integers(0, 100),
         attempt=st.none() | st.integers(1, 3),
         reopens=st.booleans(),
+        claims=st.booleans(),
         span=st.sampled_from([None, SPAN, OTHER_SPAN]),
         worker_id=st.sampled_from([None, "one", "two"]),
         outcome=st.sampled_from([None, Outcome("E", "r", 1, 2)]),
@@ -228,6 +229,39 @@ def test_retry_opens_the_next_attempt() -> None:
     assert (logs[0]["attempt"], logs[0]["late"]) == (1, True)
     apply(row, [event(attempt=2, span=OTHER_SPAN), event(Status.COMPLETE, attempt=2)])
     assert (row.status, row.span_id) == (Status.COMPLETE, OTHER_SPAN.span_id)
+
+
+def test_only_one_starts_an_attempt() -> None:
+    """A claim starts what is QUEUED; the second one, and one of what has ended or of an older attempt, adds nothing."""
+    row = stub()
+    apply(row, [opening()])
+    first = event(attempt=1, claims=True, worker_id="one")
+    logs, (won, lost) = apply(row, [first, event(attempt=1, claims=True, worker_id="two")])
+    assert isinstance(won, Ack)
+    assert (won.status, won.late, len(logs)) == (Status.RUNNING, False, 1)
+    assert isinstance(lost, Reject)
+    assert row.worker_id == "one"
+    apply(row, [event(Status.ERROR), event(Status.QUEUED, reopens=True)])
+    assert isinstance(apply(row, [event(attempt=1, claims=True)])[1][0], Reject)
+    assert isinstance(apply(row, [event(attempt=2, claims=True)])[1][0], Ack)
+    apply(row, [event(Status.CANCELED)])
+    assert isinstance(apply(row, [event(claims=True)])[1][0], Reject)
+    assert isinstance(apply(row, [event(attempt=3, claims=True)])[1][0], Reject), "what is over stays over"
+
+
+def test_next_attempt_follows_a_failed_one_only() -> None:
+    """An attempt is announced, or started, behind one that goes on; one that was canceled has no successor."""
+    row = stub()
+    apply(row, [opening(), event(attempt=1)])
+    _, (announced,) = apply(row, [event(Status.QUEUED, attempt=2, claims=True)])
+    assert isinstance(announced, Ack)
+    assert (row.status, row.attempt, row.error_type) == (Status.QUEUED, 2, None)
+    apply(row, [event(attempt=3, claims=True)])
+    assert (row.status, row.attempt) == (Status.RUNNING, 3), "its announcement was lost"
+    apply(row, [event(Status.CANCELED)])
+    for status in (Status.QUEUED, Status.RUNNING):
+        assert isinstance(apply(row, [event(status, attempt=4, claims=True)])[1][0], Reject)
+    assert (row.status, row.attempt) == (Status.CANCELED, 3)
 
 
 def test_attempt_that_was_not_seen_here() -> None:

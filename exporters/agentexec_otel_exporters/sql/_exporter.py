@@ -27,7 +27,7 @@ from agentexec_otel_exporters.sql._write import (
     end_chunk,
     heartbeat,
     join_transaction,
-    read_activity,
+    read_activities,
     reap_chunk,
     release,
     standing,
@@ -87,13 +87,17 @@ class SQLExporter:
 
     def lookup(self, agent_id: UUID) -> StoredActivity | None:
         """The activity's present state, or None. Raises `ExportError` where it cannot be read."""
+        return self.lookup_many([agent_id]).get(agent_id)
+
+    def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:
+        """The present state of those that exist; see `ActivityStore.lookup_many`."""
         with translated(), self._fork_gate.using(), self._watchdog.watching(), self._engine.connect() as connection:
-            return read_activity(connection.execution_options(**READ_ONLY), agent_id)
+            return read_activities(connection.execution_options(**READ_ONLY), agent_ids)
 
     def read(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:
         """As `lookup`, inside the caller's transaction. SQLAlchemy's exceptions pass through."""
         join_transaction(connection)
-        return read_activity(connection, agent_id)
+        return read_activities(connection, [agent_id]).get(agent_id)
 
     def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> Set[UUID]:
         """Name spans on their rows; see `ActivityStore.attach_spans`."""

@@ -71,6 +71,8 @@ class Row:
             self._open(event.opening, event.occurred_at_ns)
         elif event.opening is not None and event.status is Status.QUEUED:
             return None, Reject(f"an activity with the agent_id {self.agent_id} exists already")
+        if event.claims and not self._waits_for(event.attempt or self.attempt):
+            return None, Reject(f"the activity {self.agent_id} has been started by somebody else, or has ended")
         if event.attempt is not None and event.attempt > self.attempt:
             self._reopen(event.attempt)
         elif event.reopens and self.status.terminal:
@@ -82,6 +84,12 @@ class Row:
             self._count_tokens(event)
         self.last_seq += 1
         return self._log(event, late), self.acknowledge(late)
+
+    def _waits_for(self, attempt: int) -> bool:
+        """Whether this attempt is still to be started."""
+        if attempt > self.attempt:
+            return not self.status.terminal
+        return attempt == self.attempt and self.status is Status.QUEUED
 
     def acknowledge(self, late: bool, *, duplicate: bool = False) -> Ack:
         """The answer for an event that is stored: where the activity stands now."""

@@ -36,6 +36,7 @@ _CHUNK: Final = 500
 _HISTORY: Final = 100
 _REAPED: Final = 100
 
+_READ: Final = select(*ROW_COLUMNS).where(_ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
 _NOW: Final = database_now(literal(0))
 _LEASE_END: Final = database_now(bindparam("lease_seconds", type_=Float))
 _STORED: Final = select(_LOG.c.event_id, _LOG.c.late).where(_LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
@@ -109,14 +110,11 @@ def _stored(connection: Connection, events: Sequence[ActivityEvent]) -> Mapping[
     return {row.event_id: row.late for row in found}
 
 
-def read_activity(connection: Connection, agent_id: UUID) -> StoredActivity | None:
-    """An activity as its row has it, with the lines of its current attempt where no span holds them yet."""
-    values = connection.execute(select(*ROW_COLUMNS).where(_ACTIVITY.c.agent_id == agent_id)).first()
-    if values is None:
-        return None
-    row = Row(*values)
-    history = () if row.span_id is not None else _history(connection, {row.id: row}).get(row.id, ())
-    return _stored_activity(row, history)
+def read_activities(connection: Connection, agent_ids: Sequence[UUID]) -> dict[UUID, StoredActivity]:
+    """Activities as their rows have them, with the lines of the current attempt where no span holds them yet."""
+    rows = [Row(*values) for values in connection.execute(_READ, {"agent_ids": agent_ids})]
+    histories = _history(connection, {row.id: row for row in rows if row.span_id is None})
+    return {row.agent_id: _stored_activity(row, histories.get(row.id, ())) for row in rows}
 
 
 def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRef]]) -> set[UUID]:

@@ -1,0 +1,21 @@
+"""The command ``agentexec-otel``."""
+
+from __future__ import annotations
+
+import sys
+
+from agentexec_otel._errors import MissingExtraError
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command; what goes wrong is one line on stderr, and the exit code 1."""
+    try:
+        from agentexec_otel.cli._app import run
+    except ModuleNotFoundError as exc:
+        if exc.name not in ("typer", "click"):
+            raise
+        print(f"agentexec-otel: {MissingExtraError('the command', 'typer', 'tasks')}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    run()

@@ -1,0 +1,113 @@
+"""A function as a task: its context is checked on the way in, its result on the way out."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from agentexec_otel._errors import TaskResultError
+
+TaskFunction = Callable[..., Any]
+
+_PARAMETERS = ("agent_id", "context")
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A registered task.
+
+    Attributes:
+        context: Of the function's second parameter.
+        result: Of what the function returns; of anything where it does not say.
+    """
+
+    name: str
+    function: TaskFunction
+    is_async: bool
+    context: TypeAdapter[Any]
+    result: TypeAdapter[Any]
+
+    @classmethod
+    def of(cls, name: str, function: TaskFunction) -> Definition:
+        """Read a function's signature.
+
+        Raises:
+            TypeError: it does not take ``(agent_id, context)``, or the context has no type.
+        """
+        target = getattr(function, "__qualname__", repr(function))
+        parameters = tuple(inspect.signature(function).parameters)
+        if parameters != _PARAMETERS:
+            raise TypeError(
+                f"the task {name!r} takes ({', '.join(parameters)}): define {target}(agent_id: UUID, context: YourModel)"
+            )
+        hints = get_type_hints(function, include_extras=True)
+        if "context" not in hints:
+            raise TypeError(f"the context of the task {name!r} has no type: write {target}(agent_id, context: YourModel)")
+        is_async = inspect.iscoroutinefunction(function)
+        return cls(name, function, is_async, TypeAdapter(hints["context"]), TypeAdapter(hints.get("return", Any)))
+
+    def pack(self, context: object) -> Any:
+        """The context as plain JSON values, which the worker's validation will accept.
+
+        Raises:
+            pydantic.ValidationError: it is not what the task takes.
+        """
+        checked = self.context.validate_python(context)
+        plain = self.context.dump_python(checked, mode="json", warnings="none")
+        self.context.validate_python(plain)  # A model that was built or changed without validation.
+        return plain
+
+    def unpack(self, plain: object) -> Any:
+        """The context as the function takes it. Raises `pydantic.ValidationError`."""
+        return self.context.validate_python(plain)
+
+    def pack_result(self, value: object, limit: int) -> Any:
+        """What the function has returned, as plain JSON values.
+
+        Args:
+            limit: Most bytes of JSON.
+
+        Raises:
+            TaskResultError: it is too large, or cannot be expressed in JSON.
+        """
+        try:
+            plain = self.result.dump_python(value, mode="json", warnings="none")
+            size = len(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace"))
+        except (PydanticSerializationError, ValueError, TypeError, RecursionError) as exc:
+            raise TaskResultError(
+                f"the result of the task {self.name!r} cannot be expressed in JSON ({type(exc).__name__}): return a"
+                " pydantic model, or plain values"
+            ) from exc
+        if size > limit:
+            raise TaskResultError(
+                f"the result of the task {self.name!r} has {size:,} bytes, and AGENTEXEC_RESULT_LIMIT is {limit:,}:"
+                " store it elsewhere, and return where it is"
+            )
+        return plain
+
+    def unpack_result(self, plain: object) -> Any:
+        """The result as the function's return type says.
+
+        Raises:
+            TaskResultError: a worker of another version has returned something else.
+        """
+        try:
+            return self.result.validate_python(plain)
+        except ValidationError as exc:
+            raise TaskResultError(
+                f"what the task {self.name!r} has returned is not what it declares ({exc.error_count()} errors): do all"
+                " workers run this version?"
+            ) from exc
+
+    async def call(self, agent_id: UUID, context: object, run_sync: Callable[[Callable[[], Any]], Any]) -> Any:
+        """Call the function; one that is not asynchronous through `run_sync`, which is awaited."""
+        if self.is_async:
+            return await self.function(agent_id=agent_id, context=context)
+        return await run_sync(lambda: self.function(agent_id=agent_id, context=context))

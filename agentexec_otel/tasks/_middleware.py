@@ -1,0 +1,253 @@
+"""taskiq tasks as activities: one middleware on the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from taskiq import AsyncBroker, BrokerMessage, NoResultError, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq.decor import AsyncTaskiqDecoratedTask
+
+from agentexec_otel import _runtime, activity
+from agentexec_otel._config import CONF
+from agentexec_otel._event import Outcome, Status
+from agentexec_otel._guard import guarded
+from agentexec_otel._ids import parse_agent_id
+from agentexec_otel._outcome import qualified_name
+from agentexec_otel.activity._lifecycle import create_later, error_message, submit_end
+from agentexec_otel.tasks._run import TaskRun, claim
+
+_logger = logging.getLogger("agentexec_otel.tasks")
+
+AGENT_ID: Final = "agentexec_agent_id"
+ATTEMPT: Final = "agentexec_attempt"
+_RETRIES: Final = "_retries"  # taskiq's own, set by its retry middlewares
+
+_PATIENCE: Final = 2.0  # seconds that a task which is only watched waits for the database
+_MARK: Final = "_agentexec_tracked"
+
+
+class NotRunError(NoResultError):
+    """The task was not run, or was stopped: its activity was canceled, or another worker has it. taskiq stores nothing."""
+
+    __template__ = "The activity of this task was canceled, or another worker runs it"
+
+
+@dataclass(slots=True)
+class _Delivery:
+    """A message at work in this asyncio task."""
+
+    message: TaskiqMessage
+    run: TaskRun | None
+    left_by: BaseException | None = None
+    retried: bool = False
+
+
+_delivery: ContextVar[_Delivery | None] = ContextVar("agentexec_otel.tasks.delivery", default=None)
+
+
+class ActivityMiddleware(TaskiqMiddleware):
+    """Makes every task of a taskiq broker an activity.
+
+    ::
+
+        broker.add_middlewares(ActivityMiddleware())
+
+    The activity is QUEUED before the message is sent, RUNNING while the task works, and ends as it ends. Its
+    ``agent_id`` is the task's id where that is a UUID, its type the task's name. A task whose activity was canceled
+    does not start, and is canceled where it runs; a message that is delivered twice runs once. A retry of taskiq's
+    retry middlewares is the next attempt of the same activity.
+
+    Args:
+        strict: A task waits for the database: it is sent once its activity is stored, and starts once that is known
+            to be for this worker alone. False, for tasks that are only watched: a database that is away holds nothing
+            up for more than two seconds.
+    """
+
+    def __init__(self, *, strict: bool = False) -> None:
+        super().__init__()
+        self._strict = strict
+
+    def set_broker(self, broker: AsyncBroker) -> None:
+        """Called by taskiq when the middleware is added."""
+        super().set_broker(broker)
+        # taskiq tells nobody of a message that it could not send.
+        broker.kick = _telling(broker.kick)  # type: ignore[method-assign]
+
+    # -- where tasks are sent -------------------------------------------------------------------------------
+
+    async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        """Create the activity, or open its next attempt."""
+        if AGENT_ID not in message.labels:
+            agent_id = _id_of(message.task_id)
+            if self._strict:
+                await activity.aio.create(message.task_name, agent_id=agent_id)
+            else:
+                with guarded("creating the activity of a task"), suppress(TimeoutError):
+                    created = asyncio.wrap_future(create_later(message.task_name, agent_id=agent_id))
+                    await asyncio.wait_for(asyncio.shield(created), _PATIENCE)
+            message.labels.update({AGENT_ID: str(agent_id), ATTEMPT: "1"})
+        elif _RETRIES in message.labels:
+            with guarded("opening the next attempt of a task"):
+                await _retry(message)
+        return message
+
+    # -- where they run -------------------------------------------------------------------------------------
+
+    async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        """Start the activity, unless somebody else has."""
+        _delivery.set(None)
+        task = self.broker.find_task(message.task_name)
+        if AGENT_ID in message.labels and task is not None:
+            if self._strict:
+                await self._start(message, task)
+            else:
+                with guarded("starting the activity of a task"):
+                    await self._start(message, task)
+        return message
+
+    async def _start(self, message: TaskiqMessage, task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
+        agent_id = parse_agent_id(message.labels[AGENT_ID])
+        run = await claim(agent_id, _attempt_of(message), None if self._strict else _PATIENCE)
+        if run is None:
+            text = "task %s is not run here: its activity %s was canceled, or another worker has it"
+            _logger.info(text, message.task_name, agent_id)
+        _delivery.set(_Delivery(message, run))
+        _track(task)
+
+    async def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
+        """Note what the task has raised; whether it is tried again is known later."""
+        delivery = _delivery.get()
+        if delivery is not None:
+            delivery.left_by = exception
+
+    async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
+        """End the activity as the task has ended."""
+        delivery = _delivery.get()
+        run = delivery.run if delivery is not None else None
+        if delivery is None or run is None:
+            return
+        with guarded("ending the activity of a task"):
+            left_by = delivery.left_by
+            again = isinstance(result.error, NoResultError) and not isinstance(left_by, NoResultError)
+            if run.canceled:
+                run.end(asyncio.CancelledError())
+            elif left_by is not None and again and not delivery.retried:
+                run.end_attempt(left_by)  # It will be sent by a scheduler.
+            else:
+                run.end(None if isinstance(left_by, NoResultError) else left_by)
+
+
+def _id_of(task_id: str) -> UUID:
+    try:
+        return parse_agent_id(task_id)
+    except ValueError:
+        return uuid4()
+
+
+def _attempt_of(message: TaskiqMessage) -> int:
+    return int(message.labels.get(ATTEMPT, 1)) + int(message.labels.get(_RETRIES, 0))
+
+
+async def _retry(message: TaskiqMessage) -> None:
+    delivery = _delivery.get()
+    if delivery is not None and delivery.message.task_id == message.task_id:
+        # Inside of taskiq's retry middleware: the attempt that has just failed is still open.
+        if delivery.run is not None:
+            delivery.retried = True
+            delivery.run.end_attempt(delivery.left_by)
+        return
+    # From a scheduler. The worker could not always know that a retry would follow.
+    agent_id = parse_agent_id(message.labels[AGENT_ID])
+    runtime = _runtime.active()
+    if runtime.lookups is not None:
+        stored = await asyncio.wrap_future(runtime.lookups.soon(agent_id))
+        if stored is not None and stored.status is Status.ERROR and stored.attempt < _attempt_of(message):
+            await activity.aio.retry(agent_id)
+
+
+def _telling(kick: Callable[[BrokerMessage], Awaitable[None]]) -> Callable[[BrokerMessage], Awaitable[None]]:
+    """The broker's `kick`, with an ending for the activities of messages that it cannot send."""
+
+    async def send(message: BrokerMessage) -> None:
+        try:
+            await kick(message)
+        except BaseException as exc:
+            if AGENT_ID in message.labels:
+                await end_unsent(parse_agent_id(message.labels[AGENT_ID]), exc)
+            raise
+
+    return send
+
+
+async def end_unsent(agent_id: UUID, exc: BaseException) -> None:
+    """End the activity of a task that could not be sent, and wait a bounded time for the commit."""
+    with guarded("ending the activity of a task that was not sent"), suppress(TimeoutError):
+        runtime = _runtime.active()
+        outcome = Outcome(qualified_name(type(exc)), "enqueue")
+        ended = submit_end(runtime, runtime.find(agent_id), Status.ERROR, error_message(exc), None, outcome)
+        await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(ended)), CONF.terminal_timeout)
+
+
+# -- the task's function ----------------------------------------------------------------------------------------
+
+
+def _track(task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
+    """Have the task's function run in the block that its delivery has started."""
+    function = task.original_func
+    if not hasattr(function, _MARK):
+        wrapper = _tracked(function) if inspect.iscoroutinefunction(function) else _tracked_sync(function)
+        setattr(wrapper, _MARK, True)
+        task.original_func = wrapper
+
+
+def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    @wraps(function)
+    async def run_tracked(*args: Any, **kwargs: Any) -> Any:
+        delivery = _delivery.get()
+        if delivery is None:
+            return await function(*args, **kwargs)
+        run = _run_of(delivery)
+        with run:
+            # A task of its own, so that nothing but the function is canceled.
+            work = asyncio.create_task(function(*args, **kwargs))
+            run.when_canceled(work)
+            try:
+                return await work
+            except BaseException as exc:
+                delivery.left_by = exc
+                if run.canceled:
+                    raise NotRunError from exc  # What is raised in going is no reason to try again.
+                raise
+
+    return run_tracked
+
+
+def _tracked_sync(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def run_tracked(*args: Any, **kwargs: Any) -> Any:
+        delivery = _delivery.get()
+        if delivery is None:
+            return function(*args, **kwargs)
+        with _run_of(delivery):
+            try:
+                return function(*args, **kwargs)
+            except BaseException as exc:
+                delivery.left_by = exc
+                raise
+
+    return run_tracked
+
+
+def _run_of(delivery: _Delivery) -> TaskRun:
+    if delivery.run is None:
+        raise NotRunError
+    return delivery.run

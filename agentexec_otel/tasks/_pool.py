@@ -1,0 +1,259 @@
+"""`Pool` and `enqueue`: named tasks on a taskiq broker, each an activity."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from uuid import UUID
+
+from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker, SendTaskError, TaskiqEvents, TaskiqState
+from taskiq.decor import AsyncTaskiqDecoratedTask
+
+from agentexec_otel import _runtime, activity
+from agentexec_otel._config import CONF
+from agentexec_otel._errors import TaskNotSentError, UnknownTaskError
+from agentexec_otel.tasks._brokers import broker_of
+from agentexec_otel.tasks._definition import Definition, TaskFunction
+from agentexec_otel.tasks._middleware import AGENT_ID, ATTEMPT, ActivityMiddleware, end_unsent
+from agentexec_otel.tasks._task import Task
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_Function = TypeVar("_Function", bound=TaskFunction)
+
+_pools: Final[list[weakref.ref[Pool]]] = []
+
+
+class Pool:
+    """Named tasks, and the broker that carries them to workers.
+
+    ::
+
+        pool = ax.Pool("postgresql+psycopg://app@db/app", broker="redis://localhost")
+
+        @pool.task("research")
+        async def research(agent_id: UUID, context: ResearchContext) -> Report: ...
+
+        task = await ax.enqueue("research", ResearchContext(company="Acme"))
+        report = await task.result(timeout=60)
+
+    Args:
+        engine_or_url: Handed to `ax.configure`. None: what is configured already, else `AGENTEXEC_DATABASE_URL`, else
+            a local SQLite file.
+        broker: ``redis://``, ``amqp://`` (RabbitMQ) or ``nats://`` (JetStream), or a taskiq broker. None runs tasks in
+            the process, and on the event loop, that enqueues them.
+        results: Where results are kept: ``redis://``, ``nats://`` or a taskiq result backend. Default: with the broker;
+            RabbitMQ keeps none.
+        queue: Name of the broker's queue, for several applications on one broker.
+        concurrency: Most tasks that a worker process runs at once.
+        create_tables: As for `ax.configure`.
+
+    Raises:
+        ConfigurationError, MissingExtraError: a URL that is not supported, or whose package is not installed.
+    """
+
+    def __init__(
+        self,
+        engine_or_url: str | URL | Engine | AsyncEngine | None = None,
+        broker: str | AsyncBroker | None = None,
+        *,
+        results: str | AsyncResultBackend[Any] | None = None,
+        queue: str = "agentexec",
+        concurrency: int = 100,
+        create_tables: bool | None = None,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency!r}: a worker process runs at least one task at once")
+        self.broker: Final = broker_of(broker, results, queue, concurrency)
+        self.concurrency: Final = concurrency
+        self._tasks: dict[str, tuple[Definition, AsyncTaskiqDecoratedTask[Any, Any]]] = {}
+        self._starting: asyncio.Lock | None = None
+        self._started = False
+        self.broker.add_middlewares(ActivityMiddleware(strict=True))
+        self.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._note_started)
+        if engine_or_url is not None or not _runtime.is_configured():
+            _runtime.configure(engine_or_url, create_tables=create_tables)
+        _pools.append(weakref.ref(self))
+
+    # -- tasks ----------------------------------------------------------------------------------------------
+
+    def task(self, name: str, **labels: Any) -> Callable[[_Function], _Function]:
+        """Register a function as a task; the function itself stays as it is.
+
+        It takes ``(agent_id: UUID, context: Model)``, asynchronous or not (then it runs in a thread). What it returns
+        must fit into JSON.
+
+        Args:
+            labels: taskiq's, such as ``timeout=60`` or, with one of its retry middlewares, ``retry_on_error=True``.
+
+        Raises:
+            TypeError: another signature.
+            ValueError: the name is taken.
+        """
+
+        def register(function: _Function) -> _Function:
+            definition = Definition.of(name, function)
+            taken = self._tasks.get(name)
+            if taken is not None and not _is_reloaded(taken[0].function, function):
+                raise ValueError(f"this pool has a task {name!r} already: give the second one another name")
+            # Once a task has started, its message has served: nobody else may run it.
+            settings = {"ack_type": "when_received", **labels}
+            self._tasks[name] = definition, self.broker.register_task(_adapted(definition), name, **settings)
+            return function
+
+        return register
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """The names of the registered tasks."""
+        return frozenset(self._tasks)
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """The modules that the tasks' functions are from."""
+        return frozenset(definition.function.__module__ for definition, _ in self._tasks.values())
+
+    async def enqueue(
+        self,
+        task_name: str,
+        context: object,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        agent_id: UUID | str | None = None,
+        message: str | None = None,
+    ) -> Task:
+        """Create an activity, QUEUED, and send its task to the broker.
+
+        Args:
+            context: What the task takes; checked before anything is stored or sent.
+            metadata, agent_id, message: As for `ax.activity.create`.
+
+        Raises:
+            UnknownTaskError: no such task in this pool.
+            pydantic.ValidationError: the context is not what the task takes.
+            ActivityNotStoredError: the database does not take the activity; nothing was sent.
+            TaskNotSentError: the broker does not take the task; the activity has ended as ERROR, reason ``enqueue``.
+        """
+        if task_name not in self._tasks:
+            raise UnknownTaskError(task_name, self._tasks)
+        definition, task = self._tasks[task_name]
+        packed = definition.pack(context)
+        new_id = await activity.aio.create(task_name, message, agent_id, metadata=metadata)
+        kicker = task.kicker().with_task_id(str(new_id)).with_labels(**{AGENT_ID: str(new_id), ATTEMPT: "1"})
+        try:
+            await asyncio.wait_for(self._start_for(new_id), CONF.create_timeout)
+            await asyncio.wait_for(kicker.kiq(agent_id=str(new_id), context=packed), CONF.create_timeout)
+        except (SendTaskError, TimeoutError, _NotStartedError) as exc:
+            cause = exc.__cause__ or exc
+            raise TaskNotSentError(task_name, new_id, type(cause).__name__) from cause
+        return Task(new_id, task_name, definition.unpack(packed), definition, self.broker)
+
+    # -- the broker -----------------------------------------------------------------------------------------
+
+    async def startup(self) -> None:
+        """Connect to the broker. `enqueue` does it where it is still to be done."""
+        if self._starting is None:
+            self._starting = asyncio.Lock()
+        async with self._starting:
+            if not self._started:
+                await self.broker.startup()
+                self._started = True
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Let tasks of the in-process broker end, and close the connections. Those of workers are not concerned.
+
+        Args:
+            timeout: Seconds before tasks that still run are canceled. Default: ``AGENTEXEC_SHUTDOWN_TIMEOUT``.
+        """
+        if isinstance(self.broker, InMemoryBroker):
+            await _finished(self.broker, CONF.shutdown_timeout if timeout is None else timeout)
+        if self._started and not self.broker.is_worker_process:
+            self._started = False
+            await self.broker.shutdown()
+
+    async def __aenter__(self) -> Self:
+        await self.startup()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    def run(self, workers: int = 2) -> None:
+        """Run tasks in worker processes until SIGINT or SIGTERM; then those at work are finished.
+
+        The pool must be a module's variable: each process imports it. As ``agentexec-otel worker module:pool``.
+
+        Raises:
+            ConfigurationError: this pool's broker runs tasks where they are enqueued, or no module has the pool.
+        """
+        from agentexec_otel.tasks._worker import run_workers
+
+        run_workers(self, workers)
+
+    async def _start_for(self, agent_id: UUID) -> None:
+        try:
+            await self.startup()
+        except BaseException as exc:
+            await end_unsent(agent_id, exc)
+            if isinstance(exc, Exception):
+                raise _NotStartedError from exc
+            raise
+
+    async def _note_started(self, state: TaskiqState) -> None:
+        self._started = True
+
+
+class _NotStartedError(Exception):
+    """The broker cannot be reached."""
+
+
+async def enqueue(
+    task_name: str,
+    context: object,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    agent_id: UUID | str | None = None,
+    message: str | None = None,
+) -> Task:
+    """`Pool.enqueue` on the pool that has the task; on the latest, where several have one of that name."""
+    pools = [pool for reference in _pools if (pool := reference()) is not None]
+    for pool in reversed(pools):
+        if task_name in pool.tasks:
+            return await pool.enqueue(task_name, context, metadata, agent_id=agent_id, message=message)
+    raise UnknownTaskError(task_name, {name for pool in pools for name in pool.tasks})
+
+
+def _is_reloaded(one: TaskFunction, other: TaskFunction) -> bool:
+    """Whether this is the same function, from a module or a notebook cell that was run again."""
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+def _adapted(definition: Definition) -> Callable[..., Any]:
+    """The function as taskiq calls it: plain values in, plain values out."""
+
+    async def run(agent_id: str, context: Any) -> Any:
+        value = await definition.function(agent_id=UUID(agent_id), context=definition.unpack(context))
+        return definition.pack_result(value, CONF.result_limit)
+
+    def run_sync(agent_id: str, context: Any) -> Any:
+        value = definition.function(agent_id=UUID(agent_id), context=definition.unpack(context))
+        return definition.pack_result(value, CONF.result_limit)
+
+    return run if definition.is_async else run_sync
+
+
+async def _finished(broker: InMemoryBroker, timeout: float) -> None:
+    running: set[asyncio.Task[Any]] = set(broker._running_tasks)  # pyright: ignore[reportPrivateUsage]
+    if not running:
+        return
+    _, late = await asyncio.wait(running, timeout=timeout)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)

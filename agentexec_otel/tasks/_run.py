@@ -1,0 +1,192 @@
+"""A task's run of an activity: started by one worker only, ended by the engine's verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+from types import TracebackType
+from typing import Final, Self
+from uuid import UUID
+
+from agentexec_otel import _runtime
+from agentexec_otel._config import CONF
+from agentexec_otel._errors import ExportError
+from agentexec_otel._event import Status
+from agentexec_otel._live import LiveActivity
+from agentexec_otel._runtime import Runtime
+from agentexec_otel.activity import ActivityRun
+from agentexec_otel.activity._lifecycle import describe_error
+from agentexec_otel.export import Ack, ExportResult, StoredActivity
+
+_LONGEST_WAIT: Final = 1.0
+
+
+class TaskRun(ActivityRun):
+    """A block that was started by `claim`. Entering and leaving it sets the context; `end` ends the activity."""
+
+    def __init__(self, runtime: Runtime, live: LiveActivity) -> None:
+        super().__init__(None, live.agent_id, None, None, None, waits=False)
+        self._runtime, self._live = runtime, live
+        self._owner = True
+        live.owner = self
+
+    def __enter__(self) -> Self:
+        self._attach(self._entered()[0])
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._detach()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._detach()
+
+    def end(self, exc: BaseException | None) -> Future[ExportResult] | None:
+        """End the activity as a block that is left by `exc`, or by its end (None). The second call does nothing."""
+        live, _ = self._entered()
+        if self.canceled and not live.usage:
+            self._owner = False
+            live.owner = None
+            return None  # It has ended; there are no tokens to add.
+        return self._finish(exc)
+
+    def end_attempt(self, exc: BaseException | None) -> None:
+        """The attempt has failed, but the engine tries again: no ending of the activity, and its next attempt waits."""
+        live, _ = self._entered()
+        runtime = _runtime.active()
+        if not self._owner:
+            return
+        self._owner = False
+        live.owner = None
+        _, outcome = self._outcome(live, exc)
+        text = CONF.activity_message_retry.replace("{error}", describe_error(exc))
+        failed = runtime.event(live.agent_id, Status.RUNNING, text, live=live)
+        runtime.emit(runtime.spans.observe(live, failed))
+        runtime.spans.forget(live.agent_id)
+        runtime.primary.call_soon(lambda: runtime.spans.end(live, Status.ERROR, outcome, failed, failed.message))
+        queued = runtime.event(live.agent_id, Status.QUEUED, CONF.activity_message_create)
+        # Refused where the activity was canceled meanwhile. Not spooled: whoever starts the attempt opens it, too.
+        queued = replace(queued, attempt=(live.attempt or 1) + 1, claims=True)
+        runtime.primary.offer(queued)
+        runtime.emit_to_others(queued)
+
+    def when_canceled(self, stop: asyncio.Task[object]) -> None:
+        """Cancel this task of the running event loop as soon as somebody cancels the activity."""
+        live, _ = self._entered()
+        loop = asyncio.get_running_loop()
+        live.on_cancel = lambda: loop.call_soon_threadsafe(stop.cancel)
+        if self.canceled:
+            stop.cancel()
+
+
+async def claim(agent_id: UUID, attempt: int, patience: float | None = None) -> TaskRun | None:
+    """Start an attempt of an activity, as the only one.
+
+    Args:
+        patience: After so many seconds without an answer of the database, start all the same, unguarded. None waits
+            for as long as it takes.
+
+    Returns:
+        The block to run in; None where somebody else has started that attempt, where it has ended or is gone.
+
+    Raises:
+        TimeoutError: the writer was shut down.
+    """
+    runtime = _runtime.active()
+    deadline = None if patience is None else time.monotonic() + patience
+    try:
+        live = await _look_up(runtime, agent_id, attempt, deadline)
+        if live is None or live.owner is not None or live.status is not Status.QUEUED:
+            return None
+        return await _claimed(runtime, live, deadline)
+    except _OutOfPatienceError:
+        return _unguarded(runtime, agent_id)
+
+
+class _OutOfPatienceError(Exception):
+    """The database does not answer, and the run is not to wait for it."""
+
+
+async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None) -> TaskRun | None:
+    run = TaskRun(runtime, live)
+    started = runtime.event(live.agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
+    started = runtime.spans.observe(live, replace(started, claims=True))
+    answer = runtime.primary.offer(started)
+    timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+    try:
+        result = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(answer)), timeout)
+    except TimeoutError:
+        return run  # Started, as far as we are concerned; the claim stays in the queue.
+    except asyncio.CancelledError:
+        answer.add_done_callback(lambda done: _let_go(run, done.result()))
+        raise
+    if isinstance(result, Ack):
+        runtime.emit_to_others(started)
+        return run
+    if runtime.primary.closed:
+        raise TimeoutError("the writer has been shut down: the task was not started")
+    return None
+
+
+def _let_go(run: TaskRun, result: ExportResult) -> None:
+    """Whoever waited for the claim is gone."""
+    if isinstance(result, Ack):
+        run.end(asyncio.CancelledError())
+
+
+async def _look_up(runtime: Runtime, agent_id: UUID, attempt: int, deadline: float | None) -> LiveActivity | None:
+    """The activity at this attempt or a later one, from its row where this process does not know it."""
+    known = runtime.spans.known(agent_id)
+    if known is not None and known.opening is not None and (known.attempt or 0) >= attempt and not known.over:
+        return known
+    if runtime.lookups is None:
+        return known or runtime.spans.unresolved(agent_id)
+    stored = None
+    given_up = time.monotonic() + CONF.lookup_timeout
+    for wait in _waits():
+        try:
+            stored = await asyncio.wrap_future(runtime.lookups.soon(agent_id))
+        except ExportError:
+            pass  # The writer says what is wrong.
+        else:
+            if stored is not None and stored.attempt >= attempt:
+                return runtime.spans.adopt(stored)
+            if time.monotonic() >= given_up:
+                return None if stored is None else runtime.spans.adopt(_next_attempt(stored, attempt))
+        if deadline is not None and time.monotonic() >= deadline:
+            raise _OutOfPatienceError
+        await asyncio.sleep(wait)
+    return None
+
+
+def _next_attempt(stored: StoredActivity, attempt: int) -> StoredActivity:
+    """The activity as it will be once the line that opens this attempt is stored: its process may have died first."""
+    status = stored.status if stored.status.terminal else Status.QUEUED
+    return replace(stored, attempt=attempt, status=status, span=None, history=(), created_at_ns=time.time_ns())
+
+
+def _unguarded(runtime: Runtime, agent_id: UUID) -> TaskRun | None:
+    live = runtime.spans.unresolved(agent_id)
+    live.opening_pending = live.opening is None
+    if live.owner is not None:
+        return None
+    run = TaskRun(runtime, live)
+    started = runtime.event(agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
+    runtime.emit(runtime.spans.observe(live, started))
+    return run
+
+
+def _waits() -> Iterator[float]:
+    wait = 0.01
+    while True:
+        yield wait
+        wait = min(2 * wait, _LONGEST_WAIT)

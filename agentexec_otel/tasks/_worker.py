@@ -1,0 +1,90 @@
+"""Worker processes of a pool, through taskiq's own worker."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from taskiq import InMemoryBroker
+from taskiq.cli.worker.args import WorkerArgs
+from taskiq.cli.worker.process_manager import ProcessManager
+from taskiq.cli.worker.run import start_listen
+
+from agentexec_otel._errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agentexec_otel.tasks._pool import Pool
+
+_FORMAT: Final = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
+
+
+def load_pool(place: str) -> Pool:
+    """The pool at ``module:variable``, the module found from the working directory, too.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    from agentexec_otel.tasks._pool import Pool
+
+    module, found, variable = place.partition(":")
+    if not (module and found and variable):
+        raise ConfigurationError(f"{place!r} names no pool: write module:variable, such as app.worker:pool")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        pool = getattr(import_module(module), variable, None)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not module.startswith(exc.name):
+            raise
+        raise ConfigurationError(f"there is no module {exc.name!r} here ({here}), which {place!r} needs") from None
+    if not isinstance(pool, Pool):
+        raise ConfigurationError(f"{place!r} is no ax.Pool: name the variable that holds it")
+    return pool
+
+
+def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:
+    """See `Pool.run`."""
+    if workers < 1:
+        raise ValueError(f"workers is {workers!r}: start at least one process")
+    if isinstance(pool.broker, InMemoryBroker):
+        raise ConfigurationError(
+            "this pool runs its tasks where they are enqueued: for worker processes give it a broker, such as"
+            " ax.Pool(broker='redis://localhost')"
+        )
+    where = place or _place_of(pool)
+    args = WorkerArgs(
+        broker=where, modules=[], workers=workers, max_async_tasks=pool.concurrency, configure_logging=False
+    )
+    logging.basicConfig(level=logging.WARNING, format=_FORMAT)
+    logging.getLogger("taskiq.process-manager").setLevel(logging.INFO)
+    logging.getLogger("agentexec_otel").setLevel(logging.INFO)
+    ProcessManager(args=args, worker_function=partial(_work, where)).start()
+    for process in multiprocessing.active_children():
+        process.join()
+
+
+def _work(place: str, args: WorkerArgs) -> None:
+    logging.basicConfig(level=logging.WARNING, format=_FORMAT)
+    pool = load_pool(place)
+    work: Callable[[Any], None] = start_listen
+    args.broker = pool.broker  # type: ignore[assignment]  # which taskiq takes as well
+    work(args)
+
+
+def _place_of(pool: Pool) -> str:
+    """Where a process that imports the application finds this pool."""
+    modules = [sys.modules[name] for name in ("__main__", *sorted(pool.modules)) if name in sys.modules]
+    for module in modules:
+        for name, value in vars(module).items():
+            if value is pool:
+                return f"{module.__name__}:{name}"
+    raise ConfigurationError(
+        "no module has this pool as a variable, so worker processes cannot find it: make it at the top of a module"
+    )
