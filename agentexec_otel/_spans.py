@@ -98,7 +98,11 @@ class ActivitySpans:
             if known is not live and (known.attempt or 0) < (live.attempt or 0):
                 known = self._live[live.agent_id] = live
             if len(self._live) > _MOST_KNOWN:
-                idle = (key for key, one in self._live.items() if one.span is None and one.owner is None)
+                idle = (
+                    key
+                    for key, one in self._live.items()
+                    if one.span is None and one.owner is None and one is not known
+                )
                 for agent_id in list(itertools.islice(idle, _MOST_KNOWN // 10)):
                     del self._live[agent_id]
             return known
