@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
@@ -32,7 +32,7 @@ class Progress:
     """
 
     def __init__(self, run: ActivityRun, clock: Callable[[], float] = time.monotonic) -> None:
-        self._run = run
+        self._run = ref(run)  # `_known` holds this one for as long as the run lives
         self._clock = clock
         self._routine = _Bucket(clock)
         self._notable = _Bucket(clock)
@@ -76,17 +76,12 @@ class Progress:
         self._say(_STEPS, f"Max turns ({max_turns}) exceeded")
 
     def _say_routine(self, level: int, message: str) -> None:
-        with guarded("reporting what a run does"):
-            if _level() >= level and not self._reported() and self._routine.take():
-                remark(self._run, message)
+        if _level() >= level and (run := self._run()) is not None and self._routine.take() and not _reported(run):
+            remark(run, message)
 
     def _say(self, level: int, message: str) -> None:
-        if _level() >= level and self._notable.take():
-            remark(self._run, message)
-
-    def _reported(self) -> bool:
-        live = _runtime.active().spans.known(self._run.agent_id)
-        return live is not None and live.reported
+        if _level() >= level and (run := self._run()) is not None and self._notable.take():
+            remark(run, message)
 
 
 class _Bucket:
@@ -103,6 +98,13 @@ class _Bucket:
             return False
         self._at_hand -= 1
         return True
+
+
+def _reported(run: ActivityRun) -> bool:
+    with guarded("reporting what a run does"):
+        live = _runtime.active().spans.known(run.agent_id)
+        return live is not None and live.reported
+    return True
 
 
 def _level() -> int:
