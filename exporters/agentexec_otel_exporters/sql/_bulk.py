@@ -17,11 +17,11 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import JSON, Boolean, Connection, Dialect, String, Text, Uuid, func, select
-from sqlalchemy.exc import DBAPIError
 
 from agentexec_otel._config import CONF
 from agentexec_otel._event import Status
 from agentexec_otel.activity.models import StatusText, UtcDateTime
+from agentexec_otel_exporters.sql._driver import copy, execute, execute_many, fetch
 from agentexec_otel_exporters.sql._fold import Row, moment
 from agentexec_otel_exporters.sql._statements import (
     COPY,
@@ -117,7 +117,7 @@ def _write_sqlite(connection: Connection, write: Write, given: _Given) -> None:
         repeat(_fixed(bind)) if bind.name not in given else _each(given[bind.name], _TO_SQLITE.get(bind.kind))
         for bind in binds
     ]
-    connection.exec_driver_sql(text, list(zip(*columns, strict=False)))
+    execute_many(connection, text, list(zip(*columns, strict=False)))
 
 
 def _write_postgresql(connection: Connection, write: Write, given: _Given) -> None:
@@ -126,7 +126,7 @@ def _write_postgresql(connection: Connection, write: Write, given: _Given) -> No
         bind.name: _fixed(bind) if bind.name not in given else _array(given[bind.name], _TO_ARRAY.get(bind.kind, str))
         for bind in binds
     }
-    connection.exec_driver_sql(text, parameters)
+    execute(connection, text, parameters)
 
 
 _WRITES: Final[dict[tuple[str, str], Callable[[Connection, Write, _Given], None]]] = {
@@ -163,19 +163,7 @@ def _may_copy(connection: Connection) -> bool:
 def _copy(connection: Connection, given: _Given) -> None:
     _, binds = postgresql_text(INSERT_LINES)
     columns = [_each(given[bind.name], _TO_COPY.get(bind.kind, str), r"\N") for bind in binds]
-    text = "\n".join(map("\t".join, zip(*columns, strict=True)))
-    driver: Any = connection.connection.dbapi_connection
-    error: type[Exception] = connection.dialect.loaded_dbapi.Error
-    try:
-        with driver.cursor() as cursor, cursor.copy(COPY) as copy:
-            copy.write(text)
-    except error as exc:
-        gone = connection.dialect.is_disconnect(exc, driver, None)  # type: ignore[arg-type]
-        if gone:
-            connection.invalidate(exc)
-        raise DBAPIError.instance(
-            COPY, None, exc, error, hide_parameters=True, connection_invalidated=gone, dialect=connection.dialect
-        ) from exc
+    copy(connection, COPY, "\n".join(map("\t".join, zip(*columns, strict=True))))
 
 
 # -- reading ------------------------------------------------------------------------------------------------------
@@ -187,12 +175,12 @@ def _lock_any(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
 
 def _lock_sqlite(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
     wanted = json.dumps([agent_id.hex for agent_id in agent_ids])
-    return _rows(connection.exec_driver_sql(LOCK_SQLITE, (wanted,)), _FROM_SQLITE)
+    return _rows(fetch(connection, LOCK_SQLITE, (wanted,)), _FROM_SQLITE)
 
 
 def _lock_postgresql(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
     wanted = f"{{{','.join(agent_id.hex for agent_id in agent_ids)}}}"
-    return _rows(connection.exec_driver_sql(LOCK_POSTGRESQL, {"agent_ids": wanted}), _FROM_POSTGRESQL)
+    return _rows(fetch(connection, LOCK_POSTGRESQL, {"agent_ids": wanted}), _FROM_POSTGRESQL)
 
 
 _LOCKS: Final[dict[tuple[str, str], Callable[[Connection, Sequence[UUID]], list[Row]]]] = {

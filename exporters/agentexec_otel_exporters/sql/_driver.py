@@ -1,0 +1,53 @@
+"""Statements straight to the driver, for what must be quick; its errors come as SQLAlchemy would raise them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+
+def fetch(connection: Connection, text: str, parameters: Any) -> Sequence[Sequence[Any]]:
+    """The rows of a SELECT, as the driver returns them."""
+    with _cursor(connection, text) as cursor:
+        cursor.execute(text, parameters)
+        rows: Sequence[Sequence[Any]] = cursor.fetchall()
+        return rows
+
+
+def execute(connection: Connection, text: str, parameters: Any) -> None:
+    """Run a statement."""
+    with _cursor(connection, text) as cursor:
+        cursor.execute(text, parameters)
+
+
+def execute_many(connection: Connection, text: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Run a statement for each row."""
+    with _cursor(connection, text) as cursor:
+        cursor.executemany(text, rows)
+
+
+def copy(connection: Connection, text: str, data: str) -> None:
+    """PostgreSQL's COPY … FROM STDIN, of text in its own format."""
+    with _cursor(connection, text) as cursor, cursor.copy(text) as into:
+        into.write(data)
+
+
+@contextmanager
+def _cursor(connection: Connection, text: str) -> Generator[Any]:
+    dialect = connection.dialect
+    driver: Any = connection.connection.dbapi_connection
+    error: type[Exception] = dialect.loaded_dbapi.Error
+    try:
+        with closing(driver.cursor()) as cursor:
+            yield cursor
+    except error as exc:
+        gone = dialect.is_disconnect(exc, driver, None)  # type: ignore[arg-type]
+        if gone:
+            connection.invalidate(exc)
+        raise DBAPIError.instance(
+            text, None, exc, error, hide_parameters=True, connection_invalidated=gone, dialect=dialect
+        ) from exc
