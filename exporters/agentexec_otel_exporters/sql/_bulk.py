@@ -22,7 +22,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._event import Status
 from agentexec_otel.activity.models import StatusText, UtcDateTime
 from agentexec_otel_exporters.sql._driver import copy, execute, execute_many, fetch
-from agentexec_otel_exporters.sql._fold import Row, moment
+from agentexec_otel_exporters.sql._fold import Lease, Row, moment
 from agentexec_otel_exporters.sql._statements import (
     COPY,
     INSERT_LINES,
@@ -69,13 +69,22 @@ def insert_rows(connection: Connection, new: Sequence[Row]) -> None:
 
 def update_rows(connection: Connection, changed: Sequence[Row]) -> None:
     """Write folded rows back."""
-    for key, rows in _grouped(changed, attrgetter("opened", "lease")).items():
+    for key, rows in _grouped(changed, _change).items():
         _write(connection, UPDATE_ROWS[key], _attributes(UPDATE_ROWS[key], rows))
+
+
+def _change(row: Row) -> tuple[str, Lease]:
+    if row.opened:
+        return "opening", row.lease
+    return "progress" if row.shape == row.before else "summary", row.lease
 
 
 def lock_rows(connection: Connection, agent_ids: Sequence[UUID]) -> dict[UUID, Row]:
     """The rows of those activities that exist, locked in the order of ``agent_id``."""
-    return {row.agent_id: row for row in _LOCKS.get(_driver(connection), _lock_any)(connection, agent_ids)}
+    rows = _LOCKS.get(_driver(connection), _lock_any)(connection, agent_ids)
+    for row in rows:
+        row.before = row.shape
+    return {row.agent_id: row for row in rows}
 
 
 def _attributes(write: Write, rows: Sequence[Row]) -> _Given:

@@ -64,6 +64,15 @@ class Row:
     opened: bool = False
     lease: Lease = "keep"
     answer: Ack | None = field(default=None, compare=False, repr=False)
+    before: tuple[object, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What mere progress leaves as it was `before`."""
+        return (
+            self.agent_type, self.status, self.attempt, self.started_at, self.trace_context, self.span_id,
+            self.worker_id, self.error_type, self.reason, self.input_tokens, self.output_tokens, self.requests,
+        )  # fmt: skip
 
     def apply(self, event: ActivityEvent, *, replay: bool = False) -> tuple[dict[str, Any] | None, ExportResult]:
         """The log row of one event (None where it adds none), and the answer to its producer."""

@@ -54,11 +54,16 @@ _LINE: Final = (
     "activity_id", "message", "status", "percentage", "created_at", "seq", "event_id", "attempt", "late",
 )  # fmt: skip
 _STUB: Final = ("id", "agent_id", "agent_type", "created_at", "updated_at", "status", "last_seq", "attempt")
+_PROGRESS: Final = ("id", "updated_at", "latest_percentage", "last_seq")
 _SUMMARY: Final = (
-    "id", "updated_at", "status", "latest_percentage", "last_seq", "attempt", "started_at", "trace_context", "trace_id",
-    "span_id", "sampled", "worker_id", "error_type", "reason", "input_tokens", "output_tokens", "requests",
+    *_PROGRESS, "status", "attempt", "started_at", "trace_context", "trace_id", "span_id", "sampled", "worker_id",
+    "error_type", "reason", "input_tokens", "output_tokens", "requests",
 )  # fmt: skip
-_OPENED: Final = (*_SUMMARY, "agent_type", "created_at", "metadata")
+_UPDATED: Final = {
+    "progress": _PROGRESS,
+    "summary": _SUMMARY,
+    "opening": (*_SUMMARY, "agent_type", "created_at", "metadata"),
+}
 _LEASES: Final[dict[Lease, dict[str, ColumnElement[Any]]]] = {
     "keep": {},
     "extend": {
@@ -134,10 +139,9 @@ INSERT_ROWS: Final = {
     lease: Write(_ACTIVITY, tuple(one.name for one in ROW_COLUMNS), "insert", lease) for lease in _LEASES
 }
 UPDATE_ROWS: Final = {
-    (opened, lease): Write(_ACTIVITY, _OPENED if opened else _SUMMARY, "update", lease)
-    for opened in (False, True)
-    for lease in _LEASES
+    (what, lease): Write(_ACTIVITY, names, "update", lease) for what, names in _UPDATED.items() for lease in _LEASES
 }
+"""What has changed, most often no more than the progress, and the lease."""
 
 _READ: Final = select(*ROW_COLUMNS).order_by(_ACTIVITY.c.agent_id).with_for_update()
 LOCK: Final = _READ.where(_ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
