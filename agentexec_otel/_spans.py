@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.context import Context, get_current
 
 from agentexec_otel import _semconv as semconv
+from agentexec_otel._errors import ExportError
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._guard import guarded
 from agentexec_otel._ids import uuid7
@@ -30,6 +32,7 @@ from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, Reje
 _MOST_KNOWN = 10_000
 _MOST_HISTORY = 100
 _MOST_WAITING = 10_000
+_MOST_AT_ONCE = 500
 
 
 class ActivitySpans:
@@ -283,7 +286,11 @@ class ActivitySpans:
     def ended(self, activities: Sequence[StoredActivity], ending: Ending, occurred_at_ns: int) -> None:
         """Follow a bulk ending: end the spans that are open here, and give one to those that never ran."""
         lives = [self.adopt(stored) for stored in activities]
-        self.offer(*(live for live in lives if live.ref is None))
+        without_span = [live for live in lives if live.ref is None]
+        for start in range(0, len(without_span), _MOST_AT_ONCE):
+            with suppress(ExportError):
+                self._read_lines(without_span[start : start + _MOST_AT_ONCE])
+        self.offer(*without_span)
         for live in lives:
             live.status = ending.status
             if ending.status is Status.CANCELED:
@@ -294,6 +301,17 @@ class ActivitySpans:
             self._add_event(live.span, event)
             self._record(event, self._context(live))
             self.end(live, ending.status, ending.outcome, event, ending.message)
+
+    def _read_lines(self, lives: Sequence[LiveActivity]) -> None:
+        """What was said before the end, for spans that begin with it."""
+        if self._store is None:
+            return
+        found = self._store.lookup_many([live.agent_id for live in lives])
+        with self._lock:
+            for live in lives:
+                if live.agent_id in found:
+                    fill(live, found[live.agent_id])
+                    live.history = [line for line in live.history if not line.status.terminal]
 
     def running(self) -> list[UUID]:
         """The activities that run in this process."""

@@ -133,7 +133,7 @@ class ActivityStore(Protocol):
         """End every QUEUED or RUNNING activity that meets the SQL `criteria`.
 
         In the caller's own transaction, or without a connection in one of its own. Returns those it changed, as they
-        were before.
+        were before, without their lines.
         """
         ...
 

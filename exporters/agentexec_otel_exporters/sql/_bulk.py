@@ -199,16 +199,16 @@ _LOCKS: Final[dict[tuple[str, str], Callable[[Connection, Sequence[UUID]], list[
 
 
 def _rows(found: Iterable[Sequence[Any]], converters: Mapping[Any, Callable[[Any], Any]]) -> list[Row]:
-    by_column = [converters.get(type(column.type), _same) for column in ROW_COLUMNS]
+    by_position = [(at, converters.get(type(column.type))) for at, column in enumerate(ROW_COLUMNS)]
+    needed = [(at, convert) for at, convert in by_position if convert is not None]
     rows: list[Row] = []
     for values in found:
-        given: Any = [None if value is None else to(value) for to, value in zip(by_column, values, strict=True)]
+        given: list[Any] = [*values]
+        for at, convert in needed:
+            if given[at] is not None:
+                given[at] = convert(given[at])
         rows.append(Row(*given))
     return rows
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 # -- values as the drivers know them ------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from agentexec_otel_exporters.sql._statements import ROW_COLUMNS
 
 _ACTIVITY: Final = cast(Table, Activity.__table__)
 _LOG: Final = cast(Table, ActivityLog.__table__)
-_CHUNK: Final = 500
+_CHUNK: Final = 1_000
 _HISTORY: Final = 100
 _REAPED: Final = 100
 
@@ -140,31 +140,31 @@ def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRe
 
 
 def end_chunk(connection: Connection, criteria: Sequence[Any], ending: Ending) -> list[StoredActivity]:
-    """End up to 500 that are QUEUED or RUNNING and meet the criteria; the changed ones as they were before."""
+    """End up to 1,000 that are QUEUED or RUNNING and meet the criteria; the changed ones as they were before."""
     active = _ACTIVITY.c.status.in_([Status.QUEUED, Status.RUNNING])
-    candidates = select(*ROW_COLUMNS).where(active, *criteria).order_by(_ACTIVITY.c.id).limit(_CHUNK)
+    candidates = select(_ACTIVITY.c.agent_id).where(active, *criteria).order_by(_ACTIVITY.c.agent_id).limit(_CHUNK)
     return _end(connection, candidates.with_for_update(), ending)
 
 
 def reap_chunk(connection: Connection, ending: Ending) -> list[StoredActivity]:
     """End up to 100 that are RUNNING behind an expired lease. Several reapers share the work."""
-    expired = select(*ROW_COLUMNS).where(_ACTIVITY.c.status == Status.RUNNING, _ACTIVITY.c.lease_expires_at < _NOW)
-    candidates = expired.order_by(_ACTIVITY.c.id).limit(_REAPED)
+    expired = _ACTIVITY.c.lease_expires_at < _NOW
+    running = select(_ACTIVITY.c.agent_id).where(_ACTIVITY.c.status == Status.RUNNING, expired)
+    candidates = running.order_by(_ACTIVITY.c.agent_id).limit(_REAPED)
     return _end(connection, candidates.with_for_update(skip_locked=True), ending)
 
 
-def _end(connection: Connection, candidates: Select[*tuple[Any, ...]], ending: Ending) -> list[StoredActivity]:
-    rows = [Row(*values) for values in connection.execute(candidates)]
+def _end(connection: Connection, candidates: Select[UUID], ending: Ending) -> list[StoredActivity]:
+    rows = list(lock_rows(connection, connection.scalars(candidates).all()).values())
     if not rows:
         return []
-    histories = _history(connection, {row.id: row for row in rows if row.span_id is None})
     now = datetime.now(UTC)
     insert_lines(connection, [_ending_log(row, ending, now) for row in rows])
     _end_rows(connection, [row.id for row in rows if row.updated_at < now], ending, now)
     for row in rows:  # Written by a host whose clock is ahead of ours.
         if row.updated_at >= now:
             _end_rows(connection, [row.id], ending, row.updated_at + TICK)
-    return [_stored_activity(row, histories.get(row.id, ())) for row in rows]
+    return [_stored_activity(row, ()) for row in rows]
 
 
 def _end_rows(connection: Connection, ids: Sequence[UUID], ending: Ending, updated_at: datetime) -> None:
