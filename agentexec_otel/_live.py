@@ -31,6 +31,7 @@ class LiveActivity:
         opening_pending: Its row may not be there yet, since nobody has waited for it.
         usage: Input tokens, output tokens and requests by the block that counted them.
         reported: The application or the agent has added a line of its own.
+        stops: Its block leaves soon after it was canceled, and its last line then says what was spent.
         on_cancel: Called, on whichever thread learns of it, when the activity is canceled; perhaps more than once.
     """
 
@@ -51,6 +52,7 @@ class LiveActivity:
     reported: bool = False
     started_here: bool = False
     usage: dict[object, Usage] = field(default_factory=dict[object, Usage])
+    stops: bool = False
     on_cancel: Callable[[], None] | None = None
 
     def cancel(self) -> None:

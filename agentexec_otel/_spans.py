@@ -300,7 +300,8 @@ class ActivitySpans:
             self._catch_up()
             self._add_event(live.span, event)
             self._record(event, self._context(live))
-            self.end(live, ending.status, ending.outcome, event, ending.message)
+            if not _more_to_come(live, event):
+                self.end(live, ending.status, ending.outcome, event, ending.message)
 
     def _read_lines(self, lives: Sequence[LiveActivity]) -> None:
         """What was said before the end, for spans that begin with it."""
@@ -351,9 +352,10 @@ class ActivitySpans:
         if ack.status is Status.CANCELED and live.ending is None:
             live.canceled = True
             live.cancel()
-        if live.span is not None:
+        if live.span is not None and not _more_to_come(live, event):
             ours = live.ending is not None and live.ending.event_id == event.event_id and not ack.late
-            self.end(live, ack.status, event.outcome if ours else ack.outcome, event, event.message if ours else None)
+            outcome = event.outcome if ours else _with_usage(ack.outcome, event.outcome)
+            self.end(live, ack.status, outcome, event, event.message if ours else None)
 
     def end(
         self, live: LiveActivity, status: Status, outcome: Outcome | None, event: ActivityEvent, why: str | None
@@ -390,6 +392,20 @@ class ActivitySpans:
         self._lock = threading.RLock()
         self._live = {}
         self._waiting = deque()
+
+
+def _more_to_come(live: LiveActivity, event: ActivityEvent) -> bool:
+    """Whether a canceled activity's span waits for the last line of the block that runs it, which counts the tokens."""
+    counted = event.outcome is not None and event.outcome.requests is not None
+    return live.stops and live.status is Status.CANCELED and not counted
+
+
+def _with_usage(outcome: Outcome | None, late: Outcome | None) -> Outcome | None:
+    """How the row says that it ended, with what a late line says was spent, which the row has taken, too."""
+    if late is None:
+        return outcome
+    why = outcome or Outcome()
+    return replace(late, error_type=why.error_type, reason=why.reason)
 
 
 def _names_another(live: LiveActivity, ack: Ack) -> bool:

@@ -142,12 +142,13 @@ class OpenAIRunner:
         }
         async with activity.run(self.agent_id) as run:
             steps = StepHooks(run, hooks)
+            tracked = TrackedRun(run, steps)
             result = None
             try:
                 result = await self._run(run, starting_agent, input, watched(options, steps))
                 return result
             finally:
-                TrackedRun(run, steps).close(result)
+                tracked.close(result)
 
     def run_streamed(
         self,

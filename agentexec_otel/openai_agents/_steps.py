@@ -13,6 +13,7 @@ from agents.lifecycle import RunHooksBase
 from agents.run import RunOptions
 from agents.usage import Usage
 
+from agentexec_otel import _runtime
 from agentexec_otel._errors import ActivityCanceledError
 from agentexec_otel._guard import guarded
 from agentexec_otel.activity import ActivityRun
@@ -89,6 +90,11 @@ class Tally:
 
 
 _tallies: Final[WeakKeyDictionary[ActivityRun, Tally]] = WeakKeyDictionary()
+
+
+def record_usage(run: ActivityRun) -> None:
+    """Put the totals of all runs in this block on the activity, be they 0."""
+    _tallies.setdefault(run, Tally()).record(run)
 
 
 # -- hooks ------------------------------------------------------------------------------------------------------
@@ -169,11 +175,10 @@ class StepHooks(RunHooks[Any]):
 
     def record_usage(self) -> None:
         """Put the tokens of all model calls so far on the activity, at the end of a run."""
-        if self._held:
-            self._tally.record(self.run)
-            for usage in self._held.values():
-                self._tally.release(usage)
-            self._held.clear()
+        self._tally.record(self.run)
+        for usage in self._held.values():
+            self._tally.release(usage)
+        self._held.clear()
 
 
 _OWN: Final = frozenset(name for name in vars(StepHooks) if name.startswith("on_"))
@@ -202,6 +207,7 @@ class TrackedRun:
         self.steps = steps
         self._joined = joined
         self._discreet = discreet
+        leaves_when_canceled(run)
 
     def close(self, result: RunResult | RunResultStreaming | None = None) -> None:
         """The run is over; `result` is what it returned. Never raises."""
@@ -222,9 +228,18 @@ class TrackedRun:
     def _say_what_waits(self, result: RunResult | RunResultStreaming) -> None:
         """Say what an interrupted run waits for; it has not ended, it will be resumed."""
         if waiting := len(result.interruptions):
-            if not self._joined:
+            if not self._joined and not self.run.canceled:
+                leaves_when_canceled(self.run, False)
                 self.run.leave_open()
             remark(self.run, f"Stopped for the approval of {waiting} tool call{'s' if waiting > 1 else ''}.")
+
+
+def leaves_when_canceled(run: ActivityRun, leaves: bool = True) -> None:
+    """Say that this block, where it ends its activity, counts tokens once it has stopped: the span waits for that."""
+    with guarded("following a run"):
+        live = _runtime.active().spans.known(run.agent_id) if run.owner else None
+        if live is not None:
+            live.stops = leaves
 
 
 def without_text(exc: BaseException) -> BaseException:

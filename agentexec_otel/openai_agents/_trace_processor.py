@@ -26,6 +26,7 @@ from agentexec_otel._guard import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._opening import configured, describe_trace, enclosing, prepare
 from agentexec_otel.openai_agents._progress import Progress, progress_of
+from agentexec_otel.openai_agents._steps import leaves_when_canceled, record_usage
 
 _MOST_OPEN: Final = 10_000
 
@@ -67,6 +68,7 @@ class ActivityTraceProcessor(TracingProcessor):
     def _begin(self, trace: Trace, enter: Callable[[ActivityRun], object]) -> ActivityRun:
         run = prepare(describe_trace(trace))
         enter(run)
+        leaves_when_canceled(run)
         with self._lock:
             self._open[trace.trace_id] = _OpenTrace(run, get_current(), sys.exc_info()[1])
             if len(self._open) > _MOST_OPEN:
@@ -87,6 +89,7 @@ class ActivityTraceProcessor(TracingProcessor):
             left_by = None
         here = get_current()
         with guarded("ending the activity of a trace"):
+            record_usage(opened.run)
             opened.run.__exit__(None if left_by is None else type(left_by), left_by, None)
         if here is not opened.within:
             attach(here)  # Logfire goes back to what was before its span and ours, then ends the trace.
