@@ -176,7 +176,8 @@ def span_label(span: ReadableSpan) -> Text:
     """Name, status and duration of a span."""
     attributes = span.attributes or {}
     seconds = ((span.end_time or 0) - (span.start_time or 0)) / 1e9
-    return Text.assemble((span.name, "bold"), f"  {seconds:.2f} s  {attributes.get('agentexec.status', '')}")
+    status = attributes.get("agentexec.status")
+    return Text.assemble((span.name, "bold"), f"  {seconds:.2f} s", f"  {status}" if status else "")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ async def search(topic: str) -> str:
 @function_tool
 async def read_article(number: int) -> str:
     """Read one article."""
-    await asyncio.sleep(0.2)
+    with trace.get_tracer("demo").start_as_current_span("read article", attributes={"number": number}):
+        await asyncio.sleep(0.2)
     return f"Article {number}: installations doubled, prices fell by a third."
 
 

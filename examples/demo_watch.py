@@ -59,16 +59,26 @@ class Watcher:
             while time.monotonic() < deadline:
                 with Session(self.engine) as session:
                     items = ax.activity.list(session).items
-                    for item in items:
-                        for line in ax.activity.logs(session, item.agent_id, after_seq=self.seen.get(item.agent_id, 0)):
-                            self.show(item, line)
-                            if (line.percentage or 0) >= patience.get(item.agent_type, 101):
-                                del patience[item.agent_type]
-                                ax.activity.cancel(item.agent_id, "Canceled by the process that watches.")
+                    for item, line in self.news(session, items):
+                        self.show(item, line)
+                        if (line.percentage or 0) >= patience.get(item.agent_type, 101):
+                            del patience[item.agent_type]
+                            ax.activity.cancel(item.agent_id, "Canceled by the process that watches.")
                 if len(items) == runs and all(item.status in ENDED for item in items):
                     return True
                 time.sleep(POLL_SECONDS)
         return False
+
+    def news(
+        self, session: Session, items: list[ActivityListItemSchema]
+    ) -> list[tuple[ActivityListItemSchema, ActivityLogSchema]]:
+        """The lines of all runs since the last look, in the order in which they were said."""
+        found = [
+            (item, line)
+            for item in items
+            for line in ax.activity.logs(session, item.agent_id, after_seq=self.seen.get(item.agent_id, 0))
+        ]
+        return sorted(found, key=lambda each: each[1].created_at)
 
     def show(self, item: ActivityListItemSchema, line: ActivityLogSchema) -> None:
         """One line of a run's history; what agents report is text and never markup."""
