@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 from agentexec_otel._errors import ActivityCanceledError
@@ -23,6 +24,22 @@ _REASONS: Final[dict[str, str]] = {
     "builtins.TimeoutError": "timeout",
 }
 _CANCELLATIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, ActivityCanceledError)
+
+
+_SAYS: Final = "__agentexec_otel_says__"
+
+
+def keep_to_yourself(exc: BaseException, said: str) -> None:
+    """Have all that is ever stored of this exception's text be `said`, wherever it goes."""
+    with suppress(Exception):
+        setattr(exc, _SAYS, said)
+
+
+def text_of(exc: BaseException) -> str:
+    """What may be stored of an exception's text; its type's name where it has none or cannot tell it."""
+    with suppress(Exception):
+        return str(getattr(exc, _SAYS, "") or exc) or type(exc).__name__
+    return type(exc).__name__
 
 
 def qualified_name(exc_type: type[BaseException]) -> str:

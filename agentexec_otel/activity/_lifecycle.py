@@ -25,7 +25,7 @@ from agentexec_otel._guard import guarded
 from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._live import LiveActivity
 from agentexec_otel._liveness import lost_ending
-from agentexec_otel._outcome import outcome_of
+from agentexec_otel._outcome import outcome_of, text_of
 from agentexec_otel._runtime import Runtime
 from agentexec_otel._text import clean_message, prepare_message, prepare_metadata
 from agentexec_otel.activity._filter import metadata_criteria
@@ -252,11 +252,7 @@ def error_message(exc: BaseException | None) -> str:
 
 def describe_error(exc: BaseException | None) -> str:
     """An exception's text; its type's name where it has none or cannot tell it."""
-    if exc is None:
-        return "unknown error"
-    with suppress(Exception):
-        return str(exc) or type(exc).__name__
-    return type(exc).__name__
+    return "unknown error" if exc is None else text_of(exc)
 
 
 def submit_end(

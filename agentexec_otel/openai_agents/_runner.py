@@ -142,13 +142,14 @@ class OpenAIRunner:
         }
         async with activity.run(self.agent_id) as run:
             steps = StepHooks(run, hooks)
-            tracked = TrackedRun(run, steps)
-            result = None
+            tracked = TrackedRun(run, steps, run_config)
             try:
                 result = await self._run(run, starting_agent, input, watched(options, steps))
-                return result
-            finally:
-                tracked.close(result)
+            except BaseException as exc:
+                tracked.close(exc)
+                raise
+            tracked.close(None, result)
+            return result
 
     def run_streamed(
         self,
@@ -228,7 +229,8 @@ class OpenAIRunner:
 
         within = copy_context()
         within.run(run.__enter__)
-        stream = ActivityStream(TrackedRun(run, steps), within, wrap_up if self.max_turns_recovery else None)
+        tracked = TrackedRun(run, steps, options.get("run_config"))
+        stream = ActivityStream(tracked, within, wrap_up if self.max_turns_recovery else None)
         try:
             result = within.run(partial(Runner.run_streamed, agent, given, **options))
         except BaseException as exc:

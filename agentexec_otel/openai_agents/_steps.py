@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from agents import Agent, AgentsException, RunContextWrapper, RunHooks, RunResult, RunResultStreaming, Tool
+from agents import (
+    Agent,
+    AgentsException,
+    RunConfig,
+    RunContextWrapper,
+    RunHooks,
+    RunResult,
+    RunResultStreaming,
+    Tool,
+)
 from agents.items import TResponseInputItem
 from agents.lifecycle import RunHooksBase
 from agents.run import RunOptions
@@ -16,6 +26,7 @@ from agents.usage import Usage
 from agentexec_otel import _runtime
 from agentexec_otel._errors import ActivityCanceledError
 from agentexec_otel._guard import guarded
+from agentexec_otel._outcome import keep_to_yourself, text_of
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._progress import Progress, remark
 
@@ -199,31 +210,36 @@ class TrackedRun:
 
     Args:
         joined: The block is somebody else's, who leaves it, too.
-        discreet: What the model and its tools say must not be stored, so neither must the text of an exception.
+        config: Of the run. It may say that what the model and its tools say must not be stored, so neither must the
+            text of an exception.
     """
 
-    def __init__(self, run: ActivityRun, steps: StepHooks, *, joined: bool = False, discreet: bool = False) -> None:
+    def __init__(
+        self, run: ActivityRun, steps: StepHooks, config: RunConfig | Mapping[str, Any] | None, *, joined: bool = False
+    ) -> None:
         self.run = run
         self.steps = steps
         self._joined = joined
-        self._discreet = discreet
+        self._discreet = not _setting(config, "trace_include_sensitive_data")
         leaves_when_canceled(run)
 
-    def close(self, result: RunResult | RunResultStreaming | None = None) -> None:
-        """The run is over; `result` is what it returned. Never raises."""
+    def close(self, left_by: BaseException | None, result: RunResult | RunResultStreaming | None = None) -> None:
+        """The run is over: it raised this exception, or returned `result`. Never raises."""
         with guarded("recording the usage of a run"):
             self.steps.record_usage()
-        if result is not None:
+        if left_by is not None and self._discreet:
+            of_tool = text_of(left_by).startswith(_TOOL_FAILED)
+            keep_to_yourself(left_by, _TOOL_FAILED if of_tool else type(left_by).__name__)
+        if left_by is None and result is not None:
             with guarded("reporting what a run waits for"):
                 self._say_what_waits(result)
 
     def leave(self, left_by: BaseException | None, result: RunResult | RunResultStreaming | None = None) -> None:
         """The run is over, and its block with it: left by this exception, or by its end (None). Never raises."""
-        self.close(result if left_by is None else None)
+        self.close(left_by, result)
         if not self._joined:
             with guarded("ending an activity"):
-                told = without_text(left_by) if self._discreet and left_by is not None else left_by
-                self.run.__exit__(None if told is None else type(told), told, None)
+                self.run.__exit__(None if left_by is None else type(left_by), left_by, None)
 
     def _say_what_waits(self, result: RunResult | RunResultStreaming) -> None:
         """Say what an interrupted run waits for; it has not ended, it will be resumed."""
@@ -234,24 +250,18 @@ class TrackedRun:
             remark(self.run, f"Stopped for the approval of {waiting} tool call{'s' if waiting > 1 else ''}.")
 
 
+_DEFAULTS: Final = RunConfig()
+
+
+def _setting(config: RunConfig | Mapping[str, Any] | None, name: str) -> Any:
+    """What a run's configuration says, or else the environment."""
+    default = getattr(_DEFAULTS, name)
+    return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
+
+
 def leaves_when_canceled(run: ActivityRun, leaves: bool = True) -> None:
     """Say that this block, where it ends its activity, counts tokens once it has stopped: the span waits for that."""
     with guarded("following a run"):
         live = _runtime.active().spans.known(run.agent_id) if run.owner else None
         if live is not None:
             live.stops = leaves
-
-
-def without_text(exc: BaseException) -> BaseException:
-    """An exception of the same kind that says no more than that."""
-    kind = type(exc)
-    said = _TOOL_FAILED if str(exc).startswith(_TOOL_FAILED) else kind.__name__
-
-    def text(_: BaseException) -> str:
-        return said
-
-    members: dict[str, object] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__str__": text}
-    silent: type[BaseException] = type(kind.__name__, (kind,), members)
-    made = silent.__new__(silent)
-    made.__cause__ = exc.__cause__
-    return made

@@ -36,8 +36,6 @@ from agentexec_otel.openai_agents._trace_processor import ActivityTraceProcessor
 _LOOK_UP_SECONDS: Final = 0.25  # off the event loop
 _UNNOTICED_SECONDS: Final = 0.015  # on it; only for runs whose trace id the application has chosen
 
-_DEFAULTS: Final = RunConfig()
-
 _Options = RunOptions[Any]
 _Run = Callable[..., Coroutine[Any, Any, RunResult]]
 _RunSync = Callable[..., RunResult]
@@ -177,8 +175,7 @@ class RunWrapper:
         options = cast("dict[str, Any]", watched(cast(_Options, options), steps))
         if around is None:
             block.__enter__()
-        discreet = _setting_is_off(_config(options), "trace_include_sensitive_data")
-        return TrackedRun(block, steps, joined=around is not None, discreet=discreet), options
+        return TrackedRun(block, steps, _config(options), joined=around is not None), options
 
     def _within_trace(self) -> ActivityRun | None:
         """A block within the activity of the trace that the application has opened around this run, if it has."""
@@ -187,14 +184,6 @@ class RunWrapper:
             return None
         of_trace = self._processor.adopt(trace)
         return ActivityRun(None, of_trace.agent_id, None, None, None, waits=False) if is_open(of_trace) else None
-
-
-def _setting_is_off(config: RunConfig | dict[str, Any] | None, name: str) -> bool:
-    """Whether a run's configuration, or else the environment, says no."""
-    if isinstance(config, RunConfig):
-        return not getattr(config, name)
-    given: dict[str, Any] = config or {}
-    return not given[name] if name in given else not getattr(_DEFAULTS, name)
 
 
 def _config(options: dict[str, Any]) -> RunConfig | dict[str, Any] | None:

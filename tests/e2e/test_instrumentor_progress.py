@@ -7,6 +7,7 @@ import agents
 import pytest
 from agents import Agent, RunConfig, RunErrorHandlerResult, Runner, function_tool
 from agents.tracing import guardrail_span, mcp_tools_span
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
 from agentexec_otel.openai_agents._progress import BURST, Progress
@@ -121,13 +122,24 @@ async def test_lines_are_throttled(database: Database) -> None:
     assert told[BURST:] == ["important failed", "Calling late 0", "Calling late 1", "Calling late 2"]
 
 
-async def test_no_text_of_a_failure_is_stored_where_the_run_says_so(database: Database) -> None:
-    """``trace_include_sensitive_data=False`` keeps what tools and models say out of lines and endings."""
-    secret = str(uuid4())
+@pytest.mark.parametrize(
+    "how", ["run", "streamed", "in a trace", "in a block", "OpenAIRunner", "OpenAIRunner streamed"]
+)
+@pytest.mark.parametrize("ends_by", ["a tool", "the model", "an unknown tool"])
+async def test_no_text_of_a_failure_is_stored_where_the_run_says_so(
+    database: Database, spans: InMemorySpanExporter, how: str, ends_by: str
+) -> None:
+    """``trace_include_sensitive_data=False`` keeps what tools and models say out of rows and spans."""
+    secret = uuid4().hex
 
     @function_tool
     async def leaky() -> str:
         """Leak into a message for the model."""
+        raise ValueError(secret)
+
+    @function_tool(failure_error_function=lambda _, error: str(error))
+    async def talkative() -> str:
+        """Leak into a message of the application's own."""
         raise ValueError(secret)
 
     @function_tool(failure_error_function=None)
@@ -135,14 +147,37 @@ async def test_no_text_of_a_failure_is_stored_where_the_run_says_so(database: Da
         """Leak into the run."""
         raise ValueError(secret)
 
+    last: dict[str, Any] = {"a tool": call("fatal"), "the model": ValueError(secret), "an unknown tool": call(secret)}
+    what = agent(call("leaky"), call("talkative"), last[ends_by], tools=[leaky, talkative, fatal])
     ax.CONF.progress = "detail"
-    with pytest.raises(agents.UserError):
-        await Runner.run(
-            agent(call("leaky"), call("fatal"), tools=[leaky, fatal]),
-            "go",
-            run_config=RunConfig(trace_include_sensitive_data=False),
-        )
+    with pytest.raises((agents.AgentsException, ValueError), match=secret):
+        await run_discreetly(what, how)
     activity = only(database)
-    assert (activity.error_type, activity.reason) == ("agents.exceptions.UserError", "tool")
+    assert (activity.status, activity.reason) == (
+        "ERROR",
+        {"a tool": "tool", "the model": "other", "an unknown tool": "model_behavior"}[ends_by],
+    )
     assert secret not in " ".join(line.message for line in activity.logs)
-    assert activity.logs[-1].message == "Task failed: Error running tool"
+    assert secret not in " ".join(span.to_json() for span in spans.get_finished_spans())
+    if ends_by == "a tool":
+        assert activity.error_type == "agents.exceptions.UserError"
+        assert activity.logs[-1].message == "Task failed: Error running tool"
+
+
+async def run_discreetly(what: Agent[Any], how: str) -> None:
+    """Run it in one of several ways, with a configuration that keeps texts out of traces."""
+    config = RunConfig(trace_include_sensitive_data=False)
+    runner: Any = Runner
+    if how.startswith("OpenAIRunner"):
+        runner = ax.OpenAIRunner(await ax.activity.aio.create("task"))
+    if how.endswith("streamed"):
+        async for _ in runner.run_streamed(what, "go", run_config=config).stream_events():
+            pass
+    elif how == "in a trace":
+        with agents.trace("Traced"):
+            await runner.run(what, "go", run_config=config)
+    elif how == "in a block":
+        async with ax.activity.run("block"):
+            await runner.run(what, "go", run_config=config)
+    else:
+        await runner.run(what, "go", run_config=config)

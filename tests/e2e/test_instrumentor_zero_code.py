@@ -1,6 +1,8 @@
 """An application that knows nothing of us, started by ``opentelemetry-instrument``, and one that we cannot help."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -94,6 +96,54 @@ def test_zero_code(tmp_path: Path) -> None:
     names = [span.name for span in Collector.spans]
     assert names.count("execute_tool look_up") == 1
     assert names.count("invoke_agent Researcher") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "captured"),
+    [
+        ({}, False),
+        ({"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "span_only"}, True),
+        (
+            {
+                "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "span_only",
+                "OPENAI_AGENTS_TRACE_INCLUDE_SENSITIVE_DATA": "false",
+            },
+            False,
+        ),
+    ],
+    ids=["by default", "when asked for", "when the SDK says no"],
+)
+def test_content_is_captured_by_the_official_instrumentation_alone(
+    tmp_path: Path, settings: dict[str, str], captured: bool
+) -> None:
+    """As the variable of OpenTelemetry and the SDK's own say; our span and rows hold neither arguments nor results."""
+    pytest.importorskip("opentelemetry.instrumentation.genai.openai_agents")
+    url = f"sqlite:///{tmp_path / 'app.db'}"
+    set_up = """
+from opentelemetry import trace
+from opentelemetry.instrumentation.genai.openai_agents import OpenAIAgentsInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+trace.set_tracer_provider(TracerProvider())
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+OpenAIAgentsInstrumentor().instrument()
+"""
+    done = start(
+        tmp_path,
+        set_up + INSTRUMENTED,
+        AGENTEXEC_DATABASE_URL=url,
+        AGENTEXEC_CREATE_TABLES="true",
+        AGENTEXEC_PROGRESS="detail",
+        OTEL_SEMCONV_STABILITY_OPT_IN="gen_ai_latest_experimental",
+        **settings,
+    )
+    assert done.returncode == 0, done.stderr
+    texts = re.findall(r"^\{$.*?^\}$", done.stdout, re.MULTILINE | re.DOTALL)
+    told = {span["name"]: json.dumps(span) for span in map(json.loads, texts)}
+    assert ("facts about tea" in told["execute_tool look_up"]) is captured
+    assert "facts about tea" not in told["Researcher"]
+    assert "facts about tea" not in " ".join(line.message for line in stored(url).logs)
 
 
 def stored(url: str) -> ActivityDetailSchema:
