@@ -2,7 +2,7 @@
 
 ``python -m tests.e2e.outcome_scenarios LIBRARY`` prints JSON: what was said at the root, by scenario. A process per
 library, since they patch the same places. `processor` is ours with its trace processor alone, `untraced` ours where the
-application has disabled the SDK's tracing.
+application has disabled the SDK's tracing, `together` ours with all others at work in the same process.
 """
 
 import asyncio
@@ -41,11 +41,13 @@ import agentexec_otel as ax
 from agentexec_otel.openai_agents._trace_processor import ActivityTraceProcessor
 from tests.e2e.scripted import agent, call, look_ups, say
 
-OURS = ("ours", "processor", "untraced")
+OURS = ("ours", "processor", "untraced", "together")
+OTHERS = ("openinference", "logfire", "official")
 LIBRARIES = {
     "ours": "agentexec-otel",
     "processor": "agentexec-otel",
     "untraced": "agentexec-otel",
+    "together": "agentexec-otel",
     "openinference": "openinference-instrumentation-openai-agents",
     "logfire": "logfire",
     "official": "opentelemetry-instrumentation-genai-openai-agents",
@@ -226,6 +228,13 @@ async def _inside_except() -> object:
     try:
         raise LookupError("some earlier trouble")
     except LookupError:
+        return await Runner.run(good(), "go")
+
+
+async def _trace_inside_except() -> object:
+    try:
+        raise LookupError("some earlier trouble")
+    except LookupError:
         with agents.trace("Second try"):
             return await Runner.run(good(), "go")
 
@@ -293,6 +302,7 @@ SCENARIOS = [
     Scenario("an agent as a tool fails, the outer one goes on", _inner_failure, "COMPLETE"),
     Scenario("`trace()` around a failing run, caught, and a good one", _two_runs_in_a_trace, "COMPLETE"),
     Scenario("a run inside an `except` block", _inside_except, "COMPLETE"),
+    Scenario("`trace()` inside an `except` block", _trace_inside_except, "COMPLETE"),
     Scenario("KeyboardInterrupt", _keyboard_interrupt, "CANCELED", "cancelled"),
     Scenario("a chain of three handoffs", _handoffs, "COMPLETE"),
 ]
@@ -312,6 +322,10 @@ def installed(library: str) -> str | None:
 def _instrument(library: str, provider: TracerProvider, spans: InMemorySpanExporter) -> None:
     if library == "processor":
         ActivityTraceProcessor().register()
+    elif library == "together":
+        for other in filter(installed, OTHERS):
+            _instrument(other, provider, spans)
+        ax.AgentExecInstrumentor().instrument()
     elif library in OURS:
         agents.set_tracing_disabled(library == "untraced")
         ax.AgentExecInstrumentor().instrument()
@@ -387,11 +401,17 @@ def main(library: str) -> None:
             ended = [span for span in spans.get_finished_spans() if not _pending(span)]
             known = {span.context.span_id for span in ended if span.context is not None}
             roots = [span for span in ended if span.parent is None or span.parent.span_id not in known]
+            if library == "together":  # where ours may be beneath the others' spans of a `trace()`
+                roots = [span for span in ended if _scope(span) == ax.__name__]
             verdict = asdict(_verdict(roots))
             verdict["row"] = _row(library, url, seen)
             verdicts[scenario.title] = verdict
         ax.shutdown()
     print(json.dumps(verdicts))
+
+
+def _scope(span: ReadableSpan) -> str | None:
+    return span.instrumentation_scope.name if span.instrumentation_scope is not None else None
 
 
 def _pending(span: ReadableSpan) -> bool:
