@@ -53,7 +53,7 @@ class LiveActivity:
     started_here: bool = False
     usage: dict[object, Usage] = field(default_factory=dict[object, Usage])
     stops: bool = False
-    on_cancel: Callable[[], None] | None = None
+    on_cancel: Callable[[], object] | None = None
 
     def cancel(self) -> None:
         """It was canceled: tell the block that runs it."""

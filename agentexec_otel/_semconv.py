@@ -20,6 +20,8 @@ AGENT_TYPE: Final = "agentexec.agent_type"
 ATTEMPT: Final = "agentexec.attempt"
 STATUS: Final = "agentexec.status"
 PERCENTAGE: Final = "agentexec.percentage"
+QUEUE_DURATION: Final = "agentexec.queue.duration"
+"""Seconds from QUEUED to RUNNING."""
 REASON: Final = "agentexec.reason"
 METADATA_PREFIX: Final = "agentexec.metadata."
 

@@ -143,6 +143,9 @@ class ActivitySpans:
         with self._lock:
             if live.span is None and live.ref is None:
                 live.span, live.ref = self._start(live)
+                if live.span is not None and event.status is Status.RUNNING:
+                    waited = max(0, event.occurred_at_ns - live.created_at_ns) / 1e9
+                    live.span.set_attribute(semconv.QUEUE_DURATION, waited)
                 history, live.history = live.history, []
                 for line in history:
                     self._add_event(live.span, line)
@@ -216,11 +219,8 @@ class ActivitySpans:
             return
         if event.opening is not None:
             live.opening_pending = False
-        if isinstance(result, Reject) and event.claims:
-            if event.status is Status.RUNNING:
-                self._disown(live)
-        elif isinstance(result, Reject):
-            live.unknown = event.expects_row
+        if isinstance(result, Reject):
+            self._rejected(live, event)
         elif isinstance(result, Ack):
             if live.opening is None and not self._resolve(live):
                 return
@@ -234,11 +234,14 @@ class ActivitySpans:
             if lost:
                 self._learn_span(live)
 
-    def _disown(self, live: LiveActivity) -> None:
-        """Somebody else has started it, or it has ended: what was opened for it here is given up."""
-        with self._lock:
-            live.span = live.owner = None
-            self.forget(live.agent_id)
+    def _rejected(self, live: LiveActivity, event: ActivityEvent) -> None:
+        if not event.claims:
+            live.unknown = event.expects_row
+        elif event.status is Status.RUNNING:
+            # Somebody else has started it, or it has ended: what was opened for it here is given up.
+            with self._lock:
+                live.span = live.owner = None
+                self.forget(live.agent_id)
 
     def _resolve(self, live: LiveActivity) -> bool:
         stored = self._store.lookup(live.agent_id) if self._store is not None else None

@@ -77,6 +77,21 @@ def create(
     return event.agent_id
 
 
+async def create_async(
+    task_name: str,
+    message: str | None = None,
+    agent_id: UUID | str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> UUID:
+    """As `create`, on an event loop: many that wait at once share a transaction."""
+    runtime = _runtime.active()
+    event = _opening_event(runtime, task_name, message, agent_id, metadata)
+    raise_rejected(await runtime.primary.store_async(event, CONF.create_timeout))
+    runtime.emit_to_others(event)
+    runtime.spans.opened(event)
+    return event.agent_id
+
+
 def create_soon(
     task_name: str,
     message: str | None = None,

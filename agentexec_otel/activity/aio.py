@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy.orm import Session
@@ -37,12 +37,16 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def _lifecycle_twin(function: Callable[_P, _R]) -> Callable[_P, Coroutine[Any, Any, _R]]:
+def _lifecycle_twin(
+    function: Callable[_P, _R], alone: Callable[..., Coroutine[Any, Any, _R]] | None = None
+) -> Callable[_P, Coroutine[Any, Any, _R]]:
+    """`alone` does without a session what would otherwise be done in a thread."""
+
     @wraps(function)
     async def twin(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         session = cast("AsyncSession | None", kwargs.pop("session", None))
         if session is None:
-            return await asyncio.to_thread(function, *args, **kwargs)
+            return await (alone or partial(asyncio.to_thread, function))(*args, **kwargs)
         if isinstance(session, Session):
             raise TypeError("session must be an AsyncSession here: a Session is for ax.activity itself")
         return await session.run_sync(lambda own: cast(Any, function)(*args, session=own, **kwargs))
@@ -60,7 +64,7 @@ def _query_twin(
     return cast(Callable[Concatenate["AsyncSession", _P], Coroutine[Any, Any, _R]], wraps(function)(twin))
 
 
-create = _lifecycle_twin(_lifecycle.create)
+create = _lifecycle_twin(_lifecycle.create, _lifecycle.create_async)
 update = _lifecycle_twin(_lifecycle.update)
 complete = _lifecycle_twin(_lifecycle.complete)
 error = _lifecycle_twin(_lifecycle.error)

@@ -32,8 +32,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")]
-    = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Live activity history for AI-agent runs."""
 
@@ -43,7 +44,7 @@ def worker(
     pool: Annotated[str, typer.Argument(help="Where the pool is, as module:variable.", metavar="MODULE:POOL")],
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="How many processes.")] = 2,
 ) -> None:
-    """Run the tasks of a pool in worker processes. SIGINT and SIGTERM let those at work finish; four times: stop at once."""
+    """Run the tasks of a pool in worker processes. Ctrl-C and SIGTERM let those at work finish."""
     try:
         from agentexec_otel.tasks._worker import load_pool, run_workers
     except ModuleNotFoundError as exc:
@@ -51,5 +52,7 @@ def worker(
             raise
         raise MissingExtraError("agentexec-otel worker", "taskiq", "tasks") from None
     found = load_pool(pool)
-    typer.echo(f"{workers} worker processes for {', '.join(sorted(found.tasks)) or 'no task'}; stop with Ctrl-C", err=True)
+    typer.echo(
+        f"{workers} worker processes for {', '.join(sorted(found.tasks)) or 'no task'}; stop with Ctrl-C", err=True
+    )
     run_workers(found, workers, pool)

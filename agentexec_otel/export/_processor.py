@@ -5,6 +5,7 @@ While one transaction is in flight the next batch fills; an event that finds the
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -16,17 +17,18 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError
 from agentexec_otel._event import ActivityEvent
 from agentexec_otel._guard import guarded, suppressed_instrumentation
 from agentexec_otel.export._backlog import Backlog, Job
 from agentexec_otel.export._dead_letters import DeadLetters
-from agentexec_otel.export._delivery import ClosingError, Delivery, Entry, describe, given_up
+from agentexec_otel.export._delivery import ClosingError, Delivery, Entry
 from agentexec_otel.export._protocol import Ack, ActivityExporter, ExportResult, Reject
 from agentexec_otel.export._replay import Replay
 from agentexec_otel.export._spool import Spool
+from agentexec_otel.export._storing import Storing
 
 _logger = logging.getLogger("agentexec_otel.export")
 _T = TypeVar("_T")
@@ -131,44 +133,41 @@ class ActivityProcessor:
         Raises:
             ActivityNotStoredError: not settled within `timeout` seconds, or the destination refuses us.
         """
-        future: Future[ExportResult] = Future()
-        why = f"no commit within {timeout:g} s"
+        storing = self._begin_store(event)
+        try:
+            return storing.future.result(timeout)
+        except TimeoutError:
+            return storing.withdraw() or self._not_stored(storing, timeout)
+        except MisconfiguredExportError:
+            return self._not_stored(storing, timeout)
 
-        def settled(result: ExportResult) -> None:
-            if not entry.withdrawn and future.set_running_or_notify_cancel():
-                future.set_result(result)
-            elif isinstance(result, Ack):
-                self.emit(given_up(event))
+    async def store_async(self, event: ActivityEvent, timeout: float) -> ExportResult:
+        """As `store`, on an event loop."""
+        storing = self._begin_store(event)
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(storing.future)), timeout)
+        except TimeoutError:
+            return storing.withdraw() or self._not_stored(storing, timeout)
+        except MisconfiguredExportError:
+            return self._not_stored(storing, timeout)
+        except asyncio.CancelledError:
+            storing.withdraw()
+            raise
 
-        def trouble(exc: BaseException) -> None:
-            nonlocal why
-            why = describe(exc)
-            if (
-                not entry.withdrawn
-                and isinstance(exc, MisconfiguredExportError)
-                and future.set_running_or_notify_cancel()
-            ):
-                entry.withdrawn = True
-                future.set_exception(exc)
-
+    def _begin_store(self, event: ActivityEvent) -> Storing:
         if self._closed:
             raise ActivityNotStoredError(f"the activity {event.agent_id} could not be stored: ax.shutdown() was called")
-        entry = Entry(event, settled, trouble)
-        self._ready().put_first(entry)
+        storing = Storing(event, self.emit)
+        self._ready().put_first(storing.entry)
         self._nudge.set()
-        try:
-            return future.result(timeout)
-        except TimeoutError:
-            if not future.cancel():
-                return future.result()
-            entry.withdrawn = True
-        except MisconfiguredExportError:
-            pass
-        raise ActivityNotStoredError(f"the activity {event.agent_id} could not be stored: {self._explained(why)}")
+        return storing
 
-    def _explained(self, why: str) -> str:
-        error = self.last_error
-        return why if error is None or error in why else f"{why}: {error}"
+    def _not_stored(self, storing: Storing, timeout: float) -> NoReturn:
+        why, error = storing.trouble or f"no commit within {timeout:g} s", self.last_error
+        if error is not None and error not in why:
+            why = f"{why}: {error}"
+        agent_id = storing.entry.event.agent_id
+        raise ActivityNotStoredError(f"the activity {agent_id} could not be stored: {why}") from None
 
     def call(self, work: Callable[[], _T], timeout: float) -> _T:
         """Run `work` on the writer thread, behind the events that wait in memory.

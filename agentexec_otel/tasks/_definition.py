@@ -45,11 +45,14 @@ class Definition:
         parameters = tuple(inspect.signature(function).parameters)
         if parameters != _PARAMETERS:
             raise TypeError(
-                f"the task {name!r} takes ({', '.join(parameters)}): define {target}(agent_id: UUID, context: YourModel)"
+                f"the task {name!r} takes ({', '.join(parameters)}): define"
+                f" {target}(agent_id: UUID, context: YourModel)"
             )
         hints = get_type_hints(function, include_extras=True)
         if "context" not in hints:
-            raise TypeError(f"the context of the task {name!r} has no type: write {target}(agent_id, context: YourModel)")
+            raise TypeError(
+                f"the context of the task {name!r} has no type: write {target}(agent_id, context: YourModel)"
+            )
         is_async = inspect.iscoroutinefunction(function)
         return cls(name, function, is_async, TypeAdapter(hints["context"]), TypeAdapter(hints.get("return", Any)))
 

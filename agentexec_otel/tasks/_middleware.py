@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from agentexec_otel._event import Outcome, Status
 from agentexec_otel._guard import guarded
 from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._outcome import qualified_name
-from agentexec_otel.activity._lifecycle import create_later, error_message, submit_end
+from agentexec_otel.activity._lifecycle import create_async, create_later, error_message, submit_end
 from agentexec_otel.tasks._run import TaskRun, claim
 
 _logger = logging.getLogger("agentexec_otel.tasks")
@@ -31,12 +31,14 @@ AGENT_ID: Final = "agentexec_agent_id"
 ATTEMPT: Final = "agentexec_attempt"
 _RETRIES: Final = "_retries"  # taskiq's own, set by its retry middlewares
 
+_Kick = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
+
 _PATIENCE: Final = 2.0  # seconds that a task which is only watched waits for the database
 _MARK: Final = "_agentexec_tracked"
 
 
 class NotRunError(NoResultError):
-    """The task was not run, or was stopped: its activity was canceled, or another worker has it. taskiq stores nothing."""
+    """The task was not run, or was stopped: its activity was canceled, or another worker has it."""
 
     __template__ = "The activity of this task was canceled, or another worker runs it"
 
@@ -80,7 +82,7 @@ class ActivityMiddleware(TaskiqMiddleware):
         """Called by taskiq when the middleware is added."""
         super().set_broker(broker)
         # taskiq tells nobody of a message that it could not send.
-        broker.kick = _telling(broker.kick)  # type: ignore[method-assign]
+        setattr(broker, "kick", _telling(broker.kick))  # noqa: B010  # checkers take a method for its own type
 
     # -- where tasks are sent -------------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class ActivityMiddleware(TaskiqMiddleware):
         if AGENT_ID not in message.labels:
             agent_id = _id_of(message.task_id)
             if self._strict:
-                await activity.aio.create(message.task_name, agent_id=agent_id)
+                await create_async(message.task_name, agent_id=agent_id)
             else:
                 with guarded("creating the activity of a task"), suppress(TimeoutError):
                     created = asyncio.wrap_future(create_later(message.task_name, agent_id=agent_id))
@@ -174,7 +176,7 @@ async def _retry(message: TaskiqMessage) -> None:
             await activity.aio.retry(agent_id)
 
 
-def _telling(kick: Callable[[BrokerMessage], Awaitable[None]]) -> Callable[[BrokerMessage], Awaitable[None]]:
+def _telling(kick: _Kick) -> _Kick:
     """The broker's `kick`, with an ending for the activities of messages that it cannot send."""
 
     async def send(message: BrokerMessage) -> None:

@@ -12,9 +12,10 @@ from uuid import UUID
 from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker, SendTaskError, TaskiqEvents, TaskiqState
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
-from agentexec_otel import _runtime, activity
+from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import TaskNotSentError, UnknownTaskError
+from agentexec_otel.activity._lifecycle import create_async
 from agentexec_otel.tasks._brokers import broker_of
 from agentexec_otel.tasks._definition import Definition, TaskFunction
 from agentexec_otel.tasks._middleware import AGENT_ID, ATTEMPT, ActivityMiddleware, end_unsent
@@ -143,7 +144,7 @@ class Pool:
             raise UnknownTaskError(task_name, self._tasks)
         definition, task = self._tasks[task_name]
         packed = definition.pack(context)
-        new_id = await activity.aio.create(task_name, message, agent_id, metadata=metadata)
+        new_id = await create_async(task_name, message, agent_id, metadata=metadata)
         kicker = task.kicker().with_task_id(str(new_id)).with_labels(**{AGENT_ID: str(new_id), ATTEMPT: "1"})
         try:
             await asyncio.wait_for(self._start_for(new_id), CONF.create_timeout)

@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
 
+from opentelemetry import context
+
 from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
@@ -31,7 +33,13 @@ class TaskRun(ActivityRun):
         super().__init__(None, live.agent_id, None, None, None, waits=False)
         self._runtime, self._live = runtime, live
         self._owner = True
+        self._inside: context.Context | None = None
         live.owner = self
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the activity this is: 1, 2, …"""
+        return self._entered()[0].attempt or 1
 
     def __enter__(self) -> Self:
         self._attach(self._entered()[0])
@@ -41,6 +49,15 @@ class TaskRun(ActivityRun):
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._detach()
+
+    def _attach(self, live: LiveActivity) -> None:
+        super()._attach(live)
+        self._inside = context.get_current()
+
+    def _detach(self) -> None:
+        if self._tokens is not None and context.get_current() is not self._inside:
+            self._tokens = (self._tokens[0], None)  # Another library's hook has gone back behind us already.
+        super()._detach()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -123,7 +140,7 @@ async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None)
     answer = runtime.primary.offer(started)
     timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
     try:
-        result = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(answer)), timeout)
+        result = await asyncio.wait_for(asyncio.wrap_future(answer), timeout)  # Nobody can cancel the answer itself.
     except TimeoutError:
         return run  # Started, as far as we are concerned; the claim stays in the queue.
     except asyncio.CancelledError:
@@ -154,7 +171,7 @@ async def _look_up(runtime: Runtime, agent_id: UUID, attempt: int, deadline: flo
     given_up = time.monotonic() + CONF.lookup_timeout
     for wait in _waits():
         try:
-            stored = await asyncio.wrap_future(runtime.lookups.soon(agent_id))
+            stored = await _within(deadline, asyncio.wrap_future(runtime.lookups.soon(agent_id)))
         except ExportError:
             pass  # The writer says what is wrong.
         else:
@@ -166,6 +183,15 @@ async def _look_up(runtime: Runtime, agent_id: UUID, attempt: int, deadline: flo
             raise _OutOfPatienceError
         await asyncio.sleep(wait)
     return None
+
+
+async def _within(deadline: float | None, reading: asyncio.Future[StoredActivity | None]) -> StoredActivity | None:
+    if deadline is None:
+        return await reading
+    try:
+        return await asyncio.wait_for(reading, max(0.0, deadline - time.monotonic()))
+    except TimeoutError:
+        raise _OutOfPatienceError from None
 
 
 def _next_attempt(stored: StoredActivity, attempt: int) -> StoredActivity:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,15 +14,22 @@ from taskiq.result_backends.dummy import DummyResultBackend
 
 from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import ActivityCanceledError, ActivityNotFoundError, ExportError, TaskFailedError
-from agentexec_otel._errors import TaskResultError as ResultError
+from agentexec_otel._errors import (
+    ActivityCanceledError,
+    ActivityNotFoundError,
+    ExportError,
+    TaskFailedError,
+    TaskResultError,
+)
 from agentexec_otel._event import Outcome, Status
 from agentexec_otel.export import Ack
 from agentexec_otel.tasks._definition import Definition
 from agentexec_otel.tasks._run import TaskRun, claim
 
-_FIRST_LOOK: Final = 0.01
-_LONGEST_LOOK: Final = 0.25
+_FAST: Final = 0.025
+_FRESH: Final = 2.0
+_SLOW: Final = 0.2
+"""Seconds between two looks at an activity's status: `_FAST` for the first `_FRESH` seconds, then `_SLOW`."""
 _GRACE: Final = 5.0
 """Seconds that a result may come behind the end of its activity."""
 
@@ -102,12 +108,12 @@ class Task:
     async def _kept(self) -> Any:
         backend = self._broker.result_backend
         if isinstance(backend, DummyResultBackend):
-            raise ResultError(
-                f"the result of {self.name!r} is not kept: its broker keeps none. Give the pool a place for results, such"
-                " as ax.Pool(results='redis://…')"
+            raise TaskResultError(
+                f"the result of {self.name!r} is not kept, since its broker keeps none: give the pool a place for"
+                " results, such as ax.Pool(results='redis://…')"
             )
         given_up = time.monotonic() + _GRACE
-        for wait in _looks():
+        while True:
             with suppress(Exception):  # each backend has its own exceptions for what is not there
                 if await backend.is_result_ready(str(self.agent_id)):
                     kept: TaskiqResult[Any] = await backend.get_result(str(self.agent_id))
@@ -115,15 +121,16 @@ class Task:
                         return kept.return_value
             if time.monotonic() >= given_up:
                 break
-            await asyncio.sleep(wait)
-        raise ResultError(
+            await asyncio.sleep(_FAST)
+        raise TaskResultError(
             f"the task {self.name!r} is complete, but its result is not there: the broker was away, or has dropped it"
             f" (AGENTEXEC_RESULT_SECONDS={CONF.result_seconds})"
         )
 
     async def _ended(self, deadline: float | None) -> Ack:
         runtime = _runtime.active()
-        for wait in _looks():
+        began = time.monotonic()
+        while True:
             found = None
             with suppress(ExportError):
                 found = await asyncio.wrap_future(runtime.needed_standings.soon(self.agent_id))
@@ -131,10 +138,13 @@ class Task:
                     raise ActivityNotFoundError(self.agent_id)
             if found is not None and found.status.terminal:
                 return found
-            if deadline is not None and time.monotonic() + wait > deadline:
-                break
-            await asyncio.sleep(wait)
-        raise TimeoutError(f"the task {self.name!r} ({self.agent_id}) has not ended in time")
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                raise TimeoutError(f"the task {self.name!r} ({self.agent_id}) has not ended in time")
+            # All who wait look at the same moments, and so in one query.
+            pace = _FAST if now - began < _FRESH else _SLOW
+            wait = pace - now % pace
+            await asyncio.sleep(wait if deadline is None else min(wait, deadline - now))
 
 
 async def _settled(run: TaskRun, exc: BaseException | None) -> None:
@@ -143,10 +153,3 @@ async def _settled(run: TaskRun, exc: BaseException | None) -> None:
     if future is not None:
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), CONF.terminal_timeout)
-
-
-def _looks() -> Iterator[float]:
-    wait = _FIRST_LOOK
-    while True:
-        yield wait
-        wait = min(1.5 * wait, _LONGEST_LOOK)

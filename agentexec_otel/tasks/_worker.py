@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import multiprocessing
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from taskiq import InMemoryBroker
+from taskiq import InMemoryBroker, TaskiqEvents, TaskiqState
 from taskiq.cli.worker.args import WorkerArgs
 from taskiq.cli.worker.process_manager import ProcessManager
 from taskiq.cli.worker.run import start_listen
@@ -73,9 +76,20 @@ def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:
 def _work(place: str, args: WorkerArgs) -> None:
     logging.basicConfig(level=logging.WARNING, format=_FORMAT)
     pool = load_pool(place)
+    pool.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, _wake_on_signals)
     work: Callable[[Any], None] = start_listen
     args.broker = pool.broker  # type: ignore[assignment]  # which taskiq takes as well
     work(args)
+
+
+async def _wake_on_signals(state: TaskiqState) -> None:
+    """taskiq's signal handlers set an event, but an event loop that sleeps would not notice."""
+    woken, waker = socket.socketpair()
+    for end in (woken, waker):
+        end.setblocking(False)
+    asyncio.get_running_loop().add_reader(woken, woken.recv, 64)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    state.waker = waker  # Kept as long as the process.
 
 
 def _place_of(pool: Pool) -> str:

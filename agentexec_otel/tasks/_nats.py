@@ -1,0 +1,69 @@
+"""NATS JetStream as a broker, and for results."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import nats
+from nats.errors import TimeoutError as NothingError
+from nats.js.api import ConsumerConfig, ObjectStoreConfig, RetentionPolicy, StreamConfig
+from nats.js.errors import BucketNotFoundError
+from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend
+from taskiq.serializers import JSONSerializer
+from taskiq_nats import NATSObjectStoreResultBackend, PullBasedJetStreamBroker
+
+from agentexec_otel._config import CONF
+from agentexec_otel.tasks._listening import heed_cancellation
+
+_connect: Any = nats.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+class JetStreamBroker(PullBasedJetStreamBroker):
+    """A work queue whose workers can be stopped."""
+
+    async def listen(self) -> AsyncGenerator[AckableMessage, None]:
+        """Messages for this worker, one by one."""
+        while True:
+            try:
+                messages = await self.consumer.fetch(batch=1, timeout=1)
+            except NothingError:
+                heed_cancellation()
+                continue
+            for message in messages:
+                yield AckableMessage(data=message.data, ack=message.ack)
+
+
+class ExpiringResults(NATSObjectStoreResultBackend[Any]):
+    """Results that are dropped after a while; the bucket that taskiq-nats makes keeps everything for ever."""
+
+    async def startup(self) -> None:
+        """Make the bucket, where there is none."""
+        client = await _connect(self.servers)
+        try:
+            jetstream = client.jetstream()
+            try:
+                await jetstream.object_store(self.bucket_name)
+            except BucketNotFoundError:
+                config = ObjectStoreConfig(ttl=CONF.result_seconds)
+                await jetstream.create_object_store(self.bucket_name, config=config)
+        finally:
+            await client.close()
+        await super().startup()
+
+
+def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
+    """A stream and subject of that name."""
+    return JetStreamBroker(
+        url,
+        subject=queue,
+        stream_name=queue,
+        durable=queue,
+        stream_config=StreamConfig(retention=RetentionPolicy.WORK_QUEUE),
+        consumer_config=ConsumerConfig(durable_name=queue, ack_wait=CONF.lease_seconds),
+    )
+
+
+def results(url: str, queue: str) -> AsyncResultBackend[Any]:
+    """A bucket of the object store."""
+    return ExpiringResults(url, bucket_name=f"{queue}_results", serializer=JSONSerializer())

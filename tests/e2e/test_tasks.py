@@ -1,0 +1,669 @@
+"""Tasks on the in-process broker: each is an activity that ends as the task does."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from agents import Agent
+from agents.testing import ScriptedModel, assistant_message
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from pydantic import BaseModel, ValidationError
+from taskiq import (
+    InMemoryBroker,
+    ScheduledTask,
+    ScheduleSource,
+    SendTaskError,
+    SimpleRetryMiddleware,
+    SmartRetryMiddleware,
+    TaskiqMessage,
+)
+from taskiq.kicker import AsyncKicker
+from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
+
+import agentexec_otel as ax
+from agentexec_otel import _runtime
+from agentexec_otel._event import Outcome, Status
+from agentexec_otel.tasks import ActivityMiddleware
+from tests.databases import Database
+from tests.sql.rows import count_rows, event, gap_free, lines, row, store
+
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+class Order(BaseModel):
+    """What the tasks of these tests are given."""
+
+    company: str
+    seconds: float = 0.0
+
+
+class Report(BaseModel):
+    """What they return."""
+
+    text: str
+
+
+class Works:
+    """A pool with some tasks, and what they did."""
+
+    def __init__(self, pool: ax.Pool) -> None:
+        self.pool = pool
+        self.ran: list[str] = []
+        self.begun = asyncio.Event()
+        pool.task("research")(self.research)
+        pool.task("fail")(self.fail)
+        pool.task("in a thread")(self.in_a_thread)
+
+    async def research(self, agent_id: UUID, context: Order) -> Report:
+        self.ran.append(context.company)
+        self.begun.set()
+        current = ax.activity.current()
+        assert current is not None
+        assert current.agent_id == agent_id
+        ax.activity.update(agent_id, f"Reading about {context.company}", 50)
+        await asyncio.sleep(context.seconds)
+        return Report(text=context.company.upper())
+
+    async def fail(self, agent_id: UUID, context: Order) -> None:
+        self.ran.append(context.company)
+        raise ValueError(f"nothing about {context.company} {{0}}")
+
+    def in_a_thread(self, agent_id: UUID, context: Order) -> Report:
+        self.ran.append(context.company)
+        current = ax.activity.current()
+        assert current is not None
+        current.update("In a thread", 50)
+        return Report(text=context.company.upper())
+
+
+@pytest.fixture
+async def works(database: Database, spans: InMemorySpanExporter) -> AsyncIterator[Works]:
+    async with ax.Pool() as pool:
+        yield Works(pool)
+
+
+def told(database: Database, agent_id: UUID) -> list[tuple[str, str]]:
+    assert ax.flush()
+    return [(str(log.status), log.message) for log in lines(database.engine, agent_id) if not log.late]
+
+
+def the_spans(spans: InMemorySpanExporter, name: str) -> list[Any]:
+    assert ax.flush()
+    return [span for span in spans.get_finished_spans() if span.name == name]
+
+
+# -- a life -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["research", "in a thread"])
+async def test_a_task_is_an_activity(works: Works, database: Database, spans: InMemorySpanExporter, name: str) -> None:
+    """Enqueued, run and returned: QUEUED, RUNNING, its lines, COMPLETE; one span; the result as its own model."""
+    task = await ax.enqueue(name, Order(company="Acme"), metadata={"tenant": "one"})
+    assert await task.result(timeout=10) == Report(text="ACME")
+    activity = row(database.engine, task.agent_id)
+    assert (activity.agent_type, activity.status, activity.latest_percentage) == (name, Status.COMPLETE, 100)
+    assert activity.metadata_ == {"tenant": "one"}
+    history = told(database, task.agent_id)
+    assert history[:2] == [("QUEUED", "Waiting to start."), ("RUNNING", "Task started.")]
+    assert history[3:] == [("COMPLETE", "Task completed successfully.")]
+    (span,) = the_spans(spans, name)
+    assert span.attributes["agentexec.status"] == "COMPLETE"
+    assert [one.attributes["agentexec.log.message"] for one in span.events] == [text for _, text in history]
+    assert 0 <= span.attributes["agentexec.queue.duration"] < 10
+
+
+@on_sqlite
+async def test_queued_is_committed_before_it_is_sent(works: Works, database: Database) -> None:
+    """When the broker gets the message, everybody can see the row."""
+    seen: list[Status] = []
+    kick = works.pool.broker.kick
+
+    async def looking(message: Any) -> None:
+        seen.append(row(database.engine, UUID(message.labels["agentexec_agent_id"])).status)
+        await kick(message)
+
+    works.pool.broker.kick = looking  # type: ignore[method-assign]
+    await (await ax.enqueue("research", Order(company="Acme"))).result(10)
+    assert seen == [Status.QUEUED]
+
+
+@on_sqlite
+async def test_a_failure_is_told(works: Works, database: Database, spans: InMemorySpanExporter) -> None:
+    """ERROR with the exception's type, the configured text, and one error for the one who waits."""
+    ax.CONF.activity_message_error = "Sorry: {error}"
+    task = await works.pool.enqueue("fail", Order(company="Acme"))
+    with pytest.raises(ax.TaskFailedError, match=r"'fail' has failed \(ValueError, other\)") as failure:
+        await task.result(10)
+    assert (failure.value.error_type, failure.value.reason) == ("ValueError", "other")
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.error_type) == (Status.ERROR, "ValueError")
+    assert told(database, task.agent_id)[-1] == ("ERROR", "Sorry: nothing about Acme {0}")
+    (span,) = the_spans(spans, "fail")
+    assert span.attributes["error.type"] == "ValueError"
+
+
+@on_sqlite
+async def test_runner_inside_leaves_the_end_to_the_task(works: Works, database: Database, no_uploads: None) -> None:
+    """Agents that a task runs report to its activity; what the task does after them still counts."""
+
+    @works.pool.task("agents")
+    async def agents(agent_id: UUID, context: Order) -> str:
+        runner = ax.OpenAIRunner(agent_id)
+        agent = Agent(name="A", model=ScriptedModel([[assistant_message("Done.")]]))
+        result = await runner.run(agent, input=context.company)
+        assert row(database.engine, agent_id).status is Status.RUNNING
+        return str(result.final_output)
+
+    task = await ax.enqueue("agents", Order(company="Acme"))
+    assert await task.result(10) == "Done."
+    assert [status for status, _ in told(database, task.agent_id)] == ["QUEUED", "RUNNING", "COMPLETE"]
+
+
+# -- canceling --------------------------------------------------------------------------------------------------
+
+
+async def test_canceled_before_it_starts(works: Works, database: Database) -> None:
+    """A task whose activity was canceled while it waited never runs."""
+    kick, held = works.pool.broker.kick, list[Any]()
+
+    async def hold(message: Any) -> None:
+        held.append(message)
+
+    works.pool.broker.kick = hold  # type: ignore[method-assign]
+    task = await ax.enqueue("research", Order(company="Acme"))
+    assert await ax.activity.aio.cancel(task.agent_id)
+    await kick(held[0])
+    with pytest.raises(ax.ActivityCanceledError):
+        await task.result(10)
+    await works.pool.shutdown()
+    assert works.ran == []
+    assert told(database, task.agent_id) == [("QUEUED", "Waiting to start."), ("CANCELED", "Task canceled.")]
+
+
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["elsewhere", "here"])
+@on_sqlite
+async def test_canceled_while_it_runs(
+    works: Works, database: Database, spans: InMemorySpanExporter, elsewhere: bool
+) -> None:
+    """Canceled by this process or by another one, the task is stopped within seconds and ends CANCELED, once."""
+    task = await ax.enqueue("research", Order(company="Acme", seconds=60))
+    await works.begun.wait()
+    if elsewhere:
+        canceled = event(task.agent_id, Status.CANCELED, "By another.", outcome=Outcome(reason="cancelled"))
+        store(database.url, [canceled])
+    else:
+        await ax.activity.aio.cancel(task.agent_id)
+    with pytest.raises(ax.ActivityCanceledError):
+        await task.result(10)
+    await asyncio.wait_for(works.pool.shutdown(20), 10)
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.reason) == (Status.CANCELED, "cancelled")
+    (span,) = the_spans(spans, "research")
+    assert span.attributes["agentexec.status"] == "CANCELED"
+    assert [log.late for log in lines(database.engine, task.agent_id)] == [False] * 4
+
+
+@on_sqlite
+async def test_error_in_going_is_no_reason_to_try_again(works: Works, database: Database) -> None:
+    """A canceled task that raises while it cleans up stays CANCELED, and is not retried."""
+    works.pool.broker.add_middlewares(SimpleRetryMiddleware(default_retry_count=3))
+    begun = asyncio.Event()
+
+    @works.pool.task("careless", retry_on_error=True)
+    async def careless(agent_id: UUID, context: Order) -> None:
+        works.ran.append(context.company)
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise RuntimeError("while cleaning up")
+
+    task = await ax.enqueue("careless", Order(company="Acme"))
+    await begun.wait()
+    await ax.activity.aio.cancel(task.agent_id)
+    await asyncio.wait_for(works.pool.shutdown(20), 10)
+    assert works.ran == ["Acme"]
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.attempt) == (Status.CANCELED, 1)
+
+
+@on_sqlite
+async def test_shutdown_cancels_what_does_not_end(works: Works, database: Database) -> None:
+    """A pool that is shut down waits for its tasks, and cancels those that take too long."""
+    quick = await ax.enqueue("research", Order(company="Quick", seconds=0.05))
+    slow = await ax.enqueue("research", Order(company="Slow", seconds=60))
+    await works.pool.shutdown(0.5)
+    assert ax.flush()
+    assert row(database.engine, quick.agent_id).status is Status.COMPLETE
+    assert row(database.engine, slow.agent_id).status is Status.CANCELED
+
+
+# -- once, and again --------------------------------------------------------------------------------------------
+
+
+async def test_delivered_twice_runs_once(works: Works, database: Database) -> None:
+    """A broker that delivers a message twice, at once or later, starts the task once."""
+    kick = works.pool.broker.kick
+
+    async def twice(message: Any) -> None:
+        await asyncio.gather(kick(message), kick(message))
+        works.begun.clear()
+        await kick(message)
+
+    works.pool.broker.kick = twice  # type: ignore[method-assign]
+    task = await ax.enqueue("research", Order(company="Acme", seconds=0.1))
+    assert await task.result(10) == Report(text="ACME")
+    await works.pool.broker.kick(works_message(task))  # and once more, behind its end
+    await works.pool.shutdown()
+    assert works.ran == ["Acme"]
+    assert [status for status, _ in told(database, task.agent_id)] == ["QUEUED", "RUNNING", "RUNNING", "COMPLETE"]
+
+
+def works_message(task: ax.Task) -> Any:
+    """The message of a task, as a broker might deliver it again."""
+    message = TaskiqMessage(
+        task_id=str(task.agent_id),
+        task_name=task.name,
+        labels={"agentexec_agent_id": str(task.agent_id), "agentexec_attempt": "1"},
+        args=[],
+        kwargs={"agent_id": str(task.agent_id), "context": task.context.model_dump(mode="json")},
+    )
+    return task._broker.formatter.dumps(message)  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_retries_are_attempts(works: Works, database: Database, spans: InMemorySpanExporter) -> None:
+    """Failed and tried again by taskiq: the next attempt of the same activity, with a span that follows the last."""
+    works.pool.broker.add_middlewares(SimpleRetryMiddleware())
+
+    @works.pool.task("flaky", retry_on_error=True, max_retries=3)
+    async def flaky(agent_id: UUID, context: Order) -> str:
+        works.ran.append(context.company)
+        if len(works.ran) < 3:
+            raise ConnectionError(f"try {len(works.ran)}")
+        return "at last"
+
+    task = await ax.enqueue("flaky", Order(company="Acme"))
+    assert await task.result(10) == "at last"
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.attempt, activity.error_type) == (Status.COMPLETE, 3, None)
+    retried = "Task failed and will be tried again: try"
+    assert told(database, task.agent_id) == [
+        ("QUEUED", "Waiting to start."),
+        ("RUNNING", "Task started."),
+        ("RUNNING", f"{retried} 1"),
+        ("QUEUED", "Waiting to start."),
+        ("RUNNING", "Task started."),
+        ("RUNNING", f"{retried} 2"),
+        ("QUEUED", "Waiting to start."),
+        ("RUNNING", "Task started."),
+        ("COMPLETE", "Task completed successfully."),
+    ]
+    assert gap_free(lines(database.engine, task.agent_id))
+    first, second, third = the_spans(spans, "flaky")
+    assert [one.attributes["agentexec.attempt"] for one in (first, second, third)] == [1, 2, 3]
+    assert [one.attributes["agentexec.status"] for one in (first, second, third)] == ["ERROR", "ERROR", "COMPLETE"]
+    assert (first.attributes["error.type"], first.status.description) == ("ConnectionError", f"{retried} 1")
+    assert [link.context.span_id for link in third.links] == [second.context.span_id]
+
+
+@on_sqlite
+async def test_last_failure_is_the_end(works: Works, database: Database) -> None:
+    """Retries that are used up end the activity as ERROR, with what the last attempt met."""
+    works.pool.broker.add_middlewares(SimpleRetryMiddleware())
+    works.pool.task("hopeless", retry_on_error=True, max_retries=2)(works.fail)
+    task = await ax.enqueue("hopeless", Order(company="Acme"))
+    with pytest.raises(ax.TaskFailedError):
+        await task.result(10)
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.attempt, activity.error_type) == (Status.ERROR, 2, "ValueError")
+    assert [status for status, _ in told(database, task.agent_id)].count("ERROR") == 1
+
+
+@on_sqlite
+async def test_retry_that_a_scheduler_sends(works: Works, database: Database) -> None:
+    """A retry with a delay, sent later by taskiq's scheduler: QUEUED meanwhile, and not ERROR."""
+
+    class Later(ScheduleSource):
+        def __init__(self) -> None:
+            self.scheduled: list[ScheduledTask] = []
+
+        async def get_schedules(self) -> list[ScheduledTask]:
+            return self.scheduled
+
+        async def add_schedule(self, schedule: ScheduledTask) -> None:
+            self.scheduled.append(schedule)
+
+    later = Later()
+    works.pool.broker.add_middlewares(SmartRetryMiddleware(schedule_source=later, default_delay=0.1))
+
+    @works.pool.task("flaky", retry_on_error=True)
+    async def flaky(agent_id: UUID, context: Order) -> str:
+        works.ran.append(context.company)
+        if len(works.ran) == 1:
+            raise ConnectionError("not yet")
+        return "at last"
+
+    task = await ax.enqueue("flaky", Order(company="Acme"))
+    await works.pool.shutdown()
+    assert ax.flush()
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.attempt) == (Status.QUEUED, 2)
+    (scheduled,) = later.scheduled
+    kicker: AsyncKicker[Any, Any] = AsyncKicker(scheduled.task_name, works.pool.broker, scheduled.labels)
+    await kicker.with_task_id(str(scheduled.task_id)).kiq(*scheduled.args, **scheduled.kwargs)
+    assert await task.result(10) == "at last"
+    assert row(database.engine, task.agent_id).attempt == 2
+
+
+# -- execute ----------------------------------------------------------------------------------------------------
+
+
+@on_sqlite
+async def test_execute_runs_it_here(works: Works, database: Database) -> None:
+    """`execute()` runs a task that nobody has started, with the same ends; a broker that delivers it later is late."""
+    kick, held = works.pool.broker.kick, list[Any]()
+
+    async def hold(message: Any) -> None:
+        held.append(message)
+
+    works.pool.broker.kick = hold  # type: ignore[method-assign]
+    task = await ax.enqueue("research", Order(company="Acme"))
+    assert await task.execute() == Report(text="ACME")
+    await kick(held[0])
+    await works.pool.shutdown()
+    assert works.ran == ["Acme"]
+    assert await task.result(1) == Report(text="ACME")
+    failing = await ax.enqueue("fail", Order(company="Acme"))
+    with pytest.raises(ValueError, match="nothing about Acme"):
+        await failing.execute()
+    assert row(database.engine, failing.agent_id).status is Status.ERROR
+
+
+@on_sqlite
+async def test_execute_of_what_runs_already(works: Works, database: Database) -> None:
+    """Where a worker has it, `execute()` waits for that one: whichever is first runs it, and only that."""
+    task = await ax.enqueue("research", Order(company="Acme", seconds=0.1))
+    await works.begun.wait()
+    assert await task.execute() == Report(text="ACME")
+    assert works.ran == ["Acme"]
+
+
+@on_sqlite
+async def test_execute_is_canceled(works: Works, database: Database) -> None:
+    """A cancel from elsewhere stops what `execute()` runs."""
+
+    async def hold(message: Any) -> None:
+        """Nobody gets it."""
+
+    works.pool.broker.kick = hold  # type: ignore[method-assign]
+    task = await ax.enqueue("research", Order(company="Acme", seconds=60))
+    running = asyncio.create_task(task.execute())
+    await works.begun.wait()
+    await ax.activity.aio.cancel(task.agent_id)
+    with pytest.raises(ax.ActivityCanceledError):
+        await asyncio.wait_for(running, 10)
+    assert row(database.engine, task.agent_id).status is Status.CANCELED
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------
+
+
+@on_sqlite
+@pytest.mark.parametrize("context", [{"seconds": 1}, {"company": 7}, "Acme", None, Report(text="x")])
+async def test_bad_context(works: Works, database: Database, context: object) -> None:
+    """A context that is not what the task takes: pydantic's ValidationError, nothing stored, nothing sent."""
+    with pytest.raises(ValidationError):
+        await ax.enqueue("research", context)
+    with pytest.raises(ValidationError):
+        await ax.enqueue("research", Order.model_construct(company=7, seconds="soon"))
+    await works.pool.shutdown()
+    assert ax.flush()
+    assert count_rows(database.engine) == (0, 0)
+    assert works.ran == []
+
+
+@on_sqlite
+async def test_context_of_another_version(works: Works, database: Database) -> None:
+    """What arrives is checked again: a message that does not fit fails its activity, and says why."""
+    task = await works.pool.enqueue("research", Order(company="Acme", seconds=0))
+    await task.result(10)
+    other = await ax.activity.aio.create("research")
+    message = works_message(task)
+    changed = message.message.replace(str(task.agent_id).encode(), str(other).encode()).replace(b"company", b"firm")
+    await works.pool.broker.kick(message.model_copy(update={"message": changed}))
+    await works.pool.shutdown()
+    assert ax.flush()
+    activity = row(database.engine, other)
+    assert (activity.status, activity.error_type) == (Status.ERROR, "pydantic_core._pydantic_core.ValidationError")
+
+
+@on_sqlite
+async def test_unknown_task(works: Works, database: Database) -> None:
+    """A name that nobody has registered: one sentence that names it and those there are; nothing stored."""
+    for enqueue in (ax.enqueue, works.pool.enqueue):
+        with pytest.raises(ax.UnknownTaskError, match=r"no task is named 'resaerch' \(registered here: .*'research'"):
+            await enqueue("resaerch", Order(company="Acme"))
+    assert count_rows(database.engine) == (0, 0)
+
+
+@on_sqlite
+async def test_send_that_fails(works: Works, database: Database) -> None:
+    """The broker does not take it: one error for the caller, and the activity has ended as ERROR, reason `enqueue`."""
+    broker = InMemoryBroker()
+
+    async def refuse(message: Any) -> None:
+        raise ConnectionRefusedError("no broker at redis://user:secret@host")
+
+    broker.kick = refuse  # type: ignore[method-assign]
+    pool = ax.Pool(broker=broker)
+    pool.task("research")(works.research)
+    with pytest.raises(ax.TaskNotSentError, match=r"could not be sent \(ConnectionRefusedError\)") as refused:
+        await pool.enqueue("research", Order(company="Acme"))
+    activity = row(database.engine, refused.value.agent_id)
+    assert (activity.status, activity.reason) == (Status.ERROR, "enqueue")
+    assert activity.error_type == "ConnectionRefusedError"
+    assert "secret" not in str(told(database, activity.agent_id))
+
+
+@on_sqlite
+async def test_broker_that_is_down(works: Works, database: Database) -> None:
+    """A broker that cannot be connected to, of each kind."""
+    for url in ("redis://127.0.0.1:1", "amqp://127.0.0.1:1", "nats://127.0.0.1:1"):
+        ax.CONF.create_timeout = 2.0
+        pool = ax.Pool(broker=url)
+        pool.task("research")(works.research)
+        with pytest.raises(ax.TaskNotSentError, match="check that the broker runs") as refused:
+            await pool.enqueue("research", Order(company="Acme"))
+        assert row(database.engine, refused.value.agent_id).reason == "enqueue"
+
+
+@on_sqlite
+async def test_database_that_is_down(works: Works, database: Database) -> None:
+    """No database: nothing is sent, and the caller is told by the same error as `create` raises."""
+    ax.CONF.create_timeout = 0.3
+    ax.configure("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    with pytest.raises(ax.ActivityNotStoredError):
+        await ax.enqueue("research", Order(company="Acme"))
+    await works.pool.shutdown()
+    assert works.ran == []
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [("x" * 5_000, "has 5,002 bytes, and AGENTEXEC_RESULT_LIMIT is 2,048"), (object(), "cannot be expressed in JSON")],
+)
+async def test_result_that_does_not_fit(works: Works, database: Database, returned: object, said: str) -> None:
+    """A result that is too large, or no JSON: ERROR with the reason `result`, and the line says what to do."""
+    ax.CONF.result_limit = 2_048
+
+    @works.pool.task("large")
+    async def large(agent_id: UUID, context: Order) -> Any:
+        return returned
+
+    task = await ax.enqueue("large", Order(company="Acme"))
+    with pytest.raises(ax.TaskFailedError):
+        await task.result(10)
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.reason) == (Status.ERROR, "result")
+    assert said in told(database, task.agent_id)[-1][1]
+
+
+@on_sqlite
+async def test_result_that_does_not_come(works: Works) -> None:
+    """Waiting is bounded, and says for what."""
+    task = await ax.enqueue("research", Order(company="Acme", seconds=60))
+    with pytest.raises(TimeoutError, match=r"'research' .* has not ended in time"):
+        await task.result(timeout=0.1)
+    await ax.activity.aio.cancel(task.agent_id)
+
+
+def nothing(agent_id: UUID) -> None: ...
+def more(agent_id: UUID, context: Order, priority: int) -> None: ...
+def untyped(agent_id: UUID, context) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001
+
+
+WRONG: list[Any] = [nothing, more, untyped]
+
+
+@on_sqlite
+@pytest.mark.parametrize("function", WRONG)
+async def test_signature(works: Works, function: Callable[..., Any]) -> None:
+    """A function that is no task is refused where it is registered, with the signature it should have."""
+    with pytest.raises(TypeError, match=r"\(agent_id(: UUID)?, context: YourModel\)"):
+        works.pool.task("wrong")(function)
+
+
+@on_sqlite
+async def test_name_that_is_taken(works: Works) -> None:
+    """Two functions of one name are a mistake; the same one, registered again, is a reload."""
+    works.pool.task("research")(works.research)
+    with pytest.raises(ValueError, match="has a task 'research' already"):
+        works.pool.task("research")(works.fail)
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"broker": "kafka://x"}, "broker='kafka://…' is not supported: use one of amqp://"),
+        ({"broker": "localhost"}, "broker='no URL' is not supported"),
+        ({"results": "amqp://x"}, "results='amqp://…' is not supported: use one of nats://"),
+        ({"concurrency": 0}, "at least one task at once"),
+    ],
+)
+async def test_bad_pool(works: Works, arguments: dict[str, Any], said: str) -> None:
+    """A pool that cannot be: one sentence with the value and what would do."""
+    with pytest.raises((ax.ConfigurationError, ValueError), match=said):
+        ax.Pool(**arguments)
+
+
+@on_sqlite
+async def test_workers_need_a_broker(works: Works) -> None:
+    """The in-process broker has no worker processes, and says what to give the pool."""
+    with pytest.raises(ax.ConfigurationError, match="give it a broker"):
+        works.pool.run()
+
+
+# -- one trace --------------------------------------------------------------------------------------------------
+
+
+@on_sqlite
+async def test_one_trace(
+    works: Works, spans: InMemorySpanExporter, tracer_provider: TracerProvider, no_uploads: None
+) -> None:
+    """Request, task and what it does are one trace, also with taskiq's own OpenTelemetry middleware."""
+    works.pool.broker.add_middlewares(OpenTelemetryMiddleware(tracer_provider=tracer_provider))
+    tracer = tracer_provider.get_tracer("app")
+
+    @works.pool.task("traced")
+    async def traced(agent_id: UUID, context: Order) -> None:
+        with tracer.start_as_current_span("step"):
+            await asyncio.sleep(0)
+
+    with tracer.start_as_current_span("request") as request:
+        task = await ax.enqueue("traced", Order(company="Acme"))
+    await task.result(10)
+    await works.pool.shutdown()
+    (activity,), (step,) = the_spans(spans, "traced"), the_spans(spans, "step")
+    (send,), (execute,) = the_spans(spans, "send/traced"), the_spans(spans, "execute/traced")
+    of_request = request.get_span_context()
+    assert {one.context.trace_id for one in (activity, step, send, execute)} == {of_request.trace_id}
+    assert activity.parent.span_id == of_request.span_id
+    assert step.parent.span_id == activity.context.span_id
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+# -- tasks that are there already -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def watched(database: Database, spans: InMemorySpanExporter) -> AsyncIterator[InMemoryBroker]:
+    """An application's own broker, with one line of ours."""
+    broker = InMemoryBroker()
+    broker.add_middlewares(ActivityMiddleware())
+    await broker.startup()
+    yield broker
+    await broker.wait_all()
+    await broker.shutdown()
+
+
+async def test_existing_tasks_are_tracked(watched: InMemoryBroker, database: Database) -> None:
+    """Tasks of any signature are activities whose id is the task's; `current()` is there, in threads too."""
+
+    @watched.task("app:add")
+    async def add(one: int, other: int) -> int:
+        if current := ax.activity.current():
+            current.update("Adding", 50)
+        return one + other
+
+    @watched.task("app:divide")
+    def divide(one: int, other: int) -> Any:
+        return one / other
+
+    added, divided = await add.kiq(1, other=2), await divide.kiq(1, 0)
+    assert (await added.wait_result(timeout=10)).return_value == 3
+    assert (await divided.wait_result(timeout=10)).is_err
+    await watched.wait_all()
+    assert told(database, UUID(added.task_id))[1:] == [
+        ("RUNNING", "Task started."),
+        ("RUNNING", "Adding"),
+        ("COMPLETE", "Task completed successfully."),
+    ]
+    failed = row(database.engine, UUID(divided.task_id))
+    assert (failed.agent_type, failed.status, failed.error_type) == ("app:divide", Status.ERROR, "ZeroDivisionError")
+    assert await add(3, 4) == 7, "called directly, it is a function"
+
+
+@on_sqlite
+async def test_watched_task_that_is_not_sent(watched: InMemoryBroker, database: Database) -> None:
+    """A message that its broker does not take ends its activity."""
+    task = watched.register_task(nothing, "gone")
+    watched.local_task_registry.clear()
+    with pytest.raises(SendTaskError):
+        await task.kicker().with_task_id("1" * 32).kiq(UUID(int=1))
+    activity = row(database.engine, UUID("1" * 32))
+    assert (activity.status, activity.reason) == (Status.ERROR, "enqueue")
+
+
+@on_sqlite
+async def test_watching_holds_nothing_up(
+    watched: InMemoryBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a database, or any set-up, a task that is only watched runs all the same."""
+    monkeypatch.setattr("agentexec_otel.tasks._middleware._PATIENCE", 0.1)
+
+    @watched.task("app:add")
+    async def add(one: int, other: int) -> int:
+        return one + other
+
+    ax.configure("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    caplog.set_level(logging.CRITICAL, "agentexec_otel")
+    assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3
+    _runtime.reset_for_tests()
+    assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3
