@@ -11,7 +11,11 @@ from agentexec_otel import __version__
 from agentexec_otel._errors import AgentExecError, MissingExtraError
 
 app = typer.Typer(
-    name="agentexec-otel", help="Live activity history for AI-agent runs.", no_args_is_help=True, add_completion=False
+    name="agentexec-otel",
+    help="Live activity history for AI-agent runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 
 
@@ -52,7 +56,4 @@ def worker(
             raise
         raise MissingExtraError("agentexec-otel worker", "taskiq", "tasks") from None
     found = load_pool(pool)
-    typer.echo(
-        f"{workers} worker processes for {', '.join(sorted(found.tasks)) or 'no task'}; stop with Ctrl-C", err=True
-    )
     run_workers(found, workers, pool)

@@ -8,10 +8,12 @@ import multiprocessing
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from taskiq import InMemoryBroker, TaskiqEvents, TaskiqState
@@ -19,10 +21,12 @@ from taskiq.cli.worker.args import WorkerArgs
 from taskiq.cli.worker.process_manager import ProcessManager
 from taskiq.cli.worker.run import start_listen
 
-from agentexec_otel._errors import ConfigurationError
+from agentexec_otel._errors import AgentExecError, ConfigurationError
 
 if TYPE_CHECKING:
     from agentexec_otel.tasks._pool import Pool
+
+_logger = logging.getLogger("agentexec_otel.tasks")
 
 _FORMAT: Final = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 
@@ -41,15 +45,29 @@ def load_pool(place: str) -> Pool:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        pool = getattr(import_module(module), variable, None)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not module.startswith(exc.name):
-            raise
-        raise ConfigurationError(f"there is no module {exc.name!r} here ({here}), which {place!r} needs") from None
+    pool = getattr(_imported(module, here), variable, None)
     if not isinstance(pool, Pool):
         raise ConfigurationError(f"{place!r} is no ax.Pool: name the variable that holds it")
     return pool
+
+
+def _imported(module: str, here: str) -> ModuleType:
+    try:
+        return import_module(module)
+    except AgentExecError:
+        raise
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and f"{module}.".startswith(f"{exc.name}."):
+            raise ConfigurationError(f"there is no module {exc.name!r} in {here} or on the path") from None
+        raise _failed(module, exc) from exc
+    except Exception as exc:
+        raise _failed(module, exc) from exc
+
+
+def _failed(module: str, exc: Exception) -> ConfigurationError:
+    at = traceback.extract_tb(exc.__traceback__)[-1]
+    where = f"{Path(at.filename).name}, line {at.lineno}"
+    return ConfigurationError(f"importing {module!r} failed: {type(exc).__name__}: {exc} ({where})")
 
 
 def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:
@@ -68,6 +86,9 @@ def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format=_FORMAT)
     logging.getLogger("taskiq.process-manager").setLevel(logging.INFO)
     logging.getLogger("agentexec_otel").setLevel(logging.INFO)
+    _logger.info(
+        "%d worker processes for the tasks %s; stop with Ctrl-C", workers, ", ".join(sorted(pool.tasks)) or "(none)"
+    )
     ProcessManager(args=args, worker_function=partial(_work, where)).start()
     for process in multiprocessing.active_children():
         process.join()

@@ -1,0 +1,311 @@
+"""Tasks with real worker processes, on real Redis, RabbitMQ and NATS."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from agentexec_otel.activity.models import Activity, Status
+from tests.chaos.processes import environment_with
+from tests.databases import Database
+from tests.sql.rows import eventually, lines, row
+
+BROKERS = {
+    "redis": (6379, "redis://127.0.0.1:6379/8", None),
+    "rabbitmq": (5672, "amqp://guest:guest@127.0.0.1:5672/", "redis://127.0.0.1:6379/8"),
+    "nats": (4222, "nats://127.0.0.1:4222", None),
+}
+CLIENT = """
+import asyncio, sys
+import agentexec_otel as ax
+from opentelemetry import trace
+from tests.e2e.task_app import Job, pool, provider
+
+async def main():
+    async with pool:
+        {body}
+
+asyncio.run(main())
+"""
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+class System:
+    """A broker, a database, a queue of this test's own, and worker processes."""
+
+    def __init__(self, database: Database, folder: Path, broker: str, **settings: str) -> None:
+        _, url, results = BROKERS[broker]
+        self.database = database
+        self.folder = folder
+        self.environment = environment_with(
+            {
+                "TASKS_DATABASE": database.url,
+                "TASKS_BROKER": url,
+                "TASKS_QUEUE": f"test_{uuid4().hex}",
+                "TASKS_FOLDER": str(folder),
+                "XDG_STATE_HOME": str(folder / "state"),
+                **({"TASKS_RESULTS": results} if results else {}),
+                **settings,
+            }
+        )
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def workers(self, number: int) -> subprocess.Popen[bytes]:
+        """Start that many, through the command."""
+        command = [sys.executable, "-c", "from agentexec_otel.cli import main; main()"]
+        with (self.folder / "worker.log").open("ab") as log:
+            started = subprocess.Popen(
+                [*command, "worker", "tests.e2e.task_app:pool", "--workers", str(number)],
+                env=self.environment,
+                stderr=log,
+                stdout=log,
+                start_new_session=True,
+            )
+        self.started.append(started)
+        return started
+
+    def client(self, body: str) -> list[str]:
+        """Run statements in another process, within `async with pool`; what they print, line by line."""
+        script = CLIENT.format(body=body.strip().replace("\n", "\n        "))
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+    def starts(self) -> Counter[UUID]:
+        """How often each task was started."""
+        path = self.folder / "starts.txt"
+        return Counter(UUID(line.split()[0]) for line in path.read_text().splitlines()) if path.exists() else Counter()
+
+    def pids(self) -> list[int]:
+        """The worker processes, by what they have started."""
+        return list(
+            dict.fromkeys(int(line.split()[1]) for line in (self.folder / "starts.txt").read_text().splitlines())
+        )
+
+    def log(self) -> str:
+        return (self.folder / "worker.log").read_text()
+
+    def stop(self) -> None:
+        for one in self.started:
+            with suppress(ProcessLookupError):
+                os.killpg(one.pid, signal.SIGKILL)
+            one.wait()
+
+
+Start = Callable[..., System]
+
+
+@pytest.fixture
+def start(database: Database, tmp_path: Path) -> Iterator[Start]:
+    """Make a system on a broker; everything of it is stopped at the end."""
+    systems: list[System] = []
+
+    def make(broker: str, **settings: str) -> System:
+        port, *_ = BROKERS[broker]
+        if not (answers(port) and answers(6379)):
+            said = f"{broker} does not answer at 127.0.0.1:{port}, or Redis at 6379"
+            if os.environ.get("AGENTEXEC_TEST_REQUIRE_SERVERS") == "1":
+                pytest.fail(said, pytrace=False)
+            pytest.skip(said)
+        system = System(database, tmp_path, broker, **settings)
+        systems.append(system)
+        return system
+
+    yield make
+    for system in systems:
+        system.stop()
+
+
+def statuses(database: Database) -> Mapping[str, int]:
+    with Session(database.engine) as session:
+        return Counter(str(status) for status in session.scalars(select(Activity.status)))
+
+
+on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
+
+
+@on_postgres
+@pytest.mark.parametrize("broker", BROKERS)
+def test_enqueued_in_one_process_and_run_in_another(start: Start, database: Database, broker: str) -> None:
+    """On each broker: the result comes back as a model, failures are retried as attempts, one trace from end to end."""
+    system = start(broker)
+    manager = system.workers(1)
+    said = system.client(
+        """
+with trace.get_tracer("app", tracer_provider=provider).start_as_current_span("request"):
+    task = await ax.enqueue("job", Job(number=7))
+print(task.agent_id, (await task.result(60)).number)
+flaky = await ax.enqueue("job", Job(number=8, fails=2))
+print(flaky.agent_id, (await flaky.result(60)).number)
+hopeless = await ax.enqueue("job", Job(number=9, fails=9))
+try:
+    await hopeless.result(60)
+except ax.TaskFailedError as failure:
+    print(hopeless.agent_id, failure.error_type)
+"""
+    )
+    (task, seven), (flaky, eight), (hopeless, error) = [line.split() for line in said]
+    assert (seven, eight, error) == ("7", "8", "ConnectionError")
+    assert [(str(log.status), log.message) for log in lines(database.engine, UUID(task))] == [
+        ("QUEUED", "Waiting to start."),
+        ("RUNNING", "Task started."),
+        ("RUNNING", "Working."),
+        ("COMPLETE", "Task completed successfully."),
+    ]
+    ended = [row(database.engine, UUID(one)) for one in (task, flaky, hopeless)]
+    assert [(one.status, one.attempt) for one in ended] == [
+        (Status.COMPLETE, 1),
+        (Status.COMPLETE, 3),
+        (Status.ERROR, 3),
+    ]
+    assert set(system.starts().values()) == {1, 3}
+    manager.send_signal(signal.SIGTERM)
+    assert manager.wait(30) == 0
+    of_task = [line.split() for line in (system.folder / "spans.txt").read_text().splitlines()]
+    request = next(span for span in of_task if span[0] == "request")
+    activity = next(span for span in of_task if span[0] == "job" and span[1] == request[1])
+    step = next(span for span in of_task if span[0] == "step" and span[1] == request[1])
+    assert (activity[3], step[3]) == (request[2], activity[2])
+    assert row(database.engine, UUID(task)).span_id == f"{int(activity[2]):016x}"
+
+
+@on_postgres
+@pytest.mark.parametrize("broker", BROKERS)
+def test_workers_stop_in_good_order(start: Start, database: Database, broker: str) -> None:
+    """SIGTERM: the task at work is finished, no other one is begun, and the next workers find what is left."""
+    system = start(broker)
+    manager = system.workers(1)
+    (first,) = system.client("print((await ax.enqueue('job', Job(number=1, seconds=2))).agent_id)")
+    assert eventually(lambda: row(database.engine, UUID(first)).status is Status.RUNNING, 30)
+    manager.send_signal(signal.SIGTERM)
+    assert manager.wait(30) == 0
+    assert row(database.engine, UUID(first)).status is Status.COMPLETE
+    (second,) = system.client("print((await ax.enqueue('job', Job(number=2))).agent_id)")
+    assert row(database.engine, UUID(second)).status is Status.QUEUED
+    system.workers(1)
+    assert eventually(lambda: row(database.engine, UUID(second)).status is Status.COMPLETE, 60)
+    assert "Traceback" not in system.log()
+
+
+@pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)
+def test_canceled_from_elsewhere(start: Start, database: Database) -> None:
+    """A task that runs in a worker is stopped within seconds by whoever cancels it; a queued one never starts."""
+    system = start("redis")
+    (early,) = system.client(
+        """
+task = await ax.enqueue("job", Job(number=1))
+await ax.activity.aio.cancel(task.agent_id)
+print(task.agent_id)
+"""
+    )
+    system.workers(1)
+    (running,) = system.client("print((await ax.enqueue('job', Job(number=2, seconds=90))).agent_id)")
+    assert eventually(lambda: system.starts()[UUID(running)] == 1, 30)
+    canceled = time.monotonic()
+    system.client(f"await ax.activity.aio.cancel({running!r})")
+    last = system.client("print((await (await ax.enqueue('job', Job(number=3))).result(30)).number)")
+    assert (last, time.monotonic() - canceled < 60) == (["3"], True)
+    assert eventually(lambda: "skipped setting result" in system.log(), 20)
+    for one in (early, running):
+        assert row(database.engine, UUID(one)).status is Status.CANCELED
+    assert system.starts()[UUID(early)] == 0
+
+
+@on_postgres
+def test_a_thousand_tasks_and_a_killed_worker(start: Start, database: Database) -> None:
+    """Four workers, one of them killed -9 midway, and a batch that is canceled: every activity ends once, as it was.
+
+    Canceled before it started: never started. Running on the killed worker: ERROR, `lost`. Taken by it and not
+    started: started by another. All others: COMPLETE.
+    """
+    system = start("redis", AGENTEXEC_LEASE_SECONDS="3", AGENTEXEC_SWEEP_INTERVAL="1")
+    (batch,) = system.client(
+        """
+held = [await ax.enqueue("job", Job(number=n), metadata={"batch": "canceled"}) for n in range(100)]
+print(await ax.activity.aio.cancel_pending(metadata_filter={"batch": "canceled"}))
+"""
+    )
+    assert batch == "100"
+    system.workers(4)
+    system.client(
+        """
+tasks = []
+for part in range(30):
+    tasks += await asyncio.gather(*(ax.enqueue("job", Job(number=n, seconds=0.1)) for n in range(30)))
+"""
+    )
+    assert eventually(lambda: len(system.starts()) >= 450, 60)
+    victim = Counter(system.pids()).most_common(1)[0][0]
+    os.kill(victim, signal.SIGKILL)
+    assert eventually(lambda: not {"QUEUED", "RUNNING"} & set(statuses(database)), 90), statuses(database)
+    with Session(database.engine) as session:
+        activities = list(session.scalars(select(Activity)))
+        assert len(activities) == 1_000
+        starts = system.starts()
+        for one in activities:
+            endings = [log for log in one.logs if log.status.terminal and not log.late]
+            assert len(endings) == 1, one.agent_id
+            batched = one.metadata_ is not None
+            assert (one.status is Status.CANCELED) is batched
+            # Killed between the two, an activity has started, and its task has not.
+            assert starts[one.agent_id] in ({0} if batched else {0, 1} if one.reason == "lost" else {1})
+            assert (one.status is Status.ERROR) is (one.reason == "lost")
+        lost = [one for one in activities if one.reason == "lost"]
+    assert len(lost) <= 100
+    of_victim = {
+        line.split()[0]
+        for line in (system.folder / "starts.txt").read_text().splitlines()
+        if line.endswith(f" {victim}")
+    }
+    assert {str(one.agent_id) for one in lost} <= of_victim
+
+
+def test_command_says_what_is_wrong(tmp_path: Path) -> None:
+    """One line, no traceback, and the exit code 1."""
+    (tmp_path / "broken.py").write_text("raise KeyError('SETTING')\n")
+    (tmp_path / "local.py").write_text("import agentexec_otel as ax\npool = ax.Pool('sqlite:///x.db')\nother = 1\n")
+    for place, said in (
+        ("local", "names no pool: write module:variable"),
+        ("nowhere:pool", "there is no module 'nowhere'"),
+        ("local:other", "is no ax.Pool"),
+        ("local:pool", "give it a broker"),
+        ("broken:pool", "importing 'broken' failed: KeyError: 'SETTING' (broken.py, line 1)"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", "from agentexec_otel.cli import main; main()", "worker", place],
+            cwd=tmp_path,
+            env=environment_with({"NO_COLOR": "1"}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
