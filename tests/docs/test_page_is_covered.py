@@ -1,4 +1,4 @@
-"""No block of the activity page is left to chance: each is run by a test, or listed here with the reason."""
+"""No block of the activity page is left to chance: each is run by a test."""
 
 import importlib
 import sys
@@ -8,10 +8,7 @@ import pytest
 from tests.docs import page
 from tests.docs.blocks import ROOT
 
-MODULES = ("lifecycle", "queries", "reporting", "schemas", "settings", "status_api")
-NOT_YET_RUN = {
-    "Creating Activities/1": "`ax.enqueue` comes with the task engine",
-}
+MODULES = ("lifecycle", "queries", "reporting", "schemas", "settings", "status_api", "tasks")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,15 +18,9 @@ def every_page_test_is_imported() -> None:
         importlib.import_module(f"tests.docs.test_page_{module}")
 
 
-def test_every_block_is_run_or_listed() -> None:
+def test_every_block_is_run() -> None:
     """A block that is added to the page without a test fails here."""
-    assert set(page.BLOCKS) - page.RUN - set(NOT_YET_RUN) == set()
-
-
-def test_the_list_names_only_blocks_that_exist_and_are_not_run() -> None:
-    """An entry of the list is taken out as soon as its block is run, or gone from the page."""
-    assert set(NOT_YET_RUN) <= set(page.BLOCKS)
-    assert not set(NOT_YET_RUN) & page.RUN
+    assert set(page.BLOCKS) == page.RUN
 
 
 def test_the_page_tests_are_all_known_here() -> None:

@@ -1,17 +1,15 @@
 """The activity page's blocks about the life of an activity run as written and do what the text around them says."""
 
 import ast
-import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import pytest
 from agents import Agent
 from agents.testing import ScriptedModel, assistant_message
-from pydantic import BaseModel
 from sqlalchemy import Engine
 
 import agentexec_otel as ax
@@ -20,23 +18,6 @@ from tests.docs.blocks import Block
 from tests.docs.page import Line, on_sqlite, run_as_written, runs, stored
 
 pytestmark = on_sqlite
-
-Task = TypeVar("Task", bound=Callable[..., Awaitable[None]])
-
-
-class Pool:
-    """Stands in for the task engine until there is one: a task is the function it was written as."""
-
-    def task(self, name: str) -> Callable[[Task], Task]:
-        def keep(function: Task) -> Task:
-            function.__name__ = name
-            return function
-
-        return keep
-
-
-class MyContext(BaseModel):
-    """The input of the page's tasks."""
 
 
 class APIError(Exception):
@@ -102,32 +83,6 @@ def test_manual_creation(block: Block, names: dict[str, Any]) -> None:
     assert isinstance(agent_id, UUID)
     queued = Line(Status.QUEUED, "Starting custom operation")
     assert stored(names["engine"], agent_id) == (Status.QUEUED, None, [queued])
-
-
-@runs("Updating Progress")
-def test_progress_of_a_task(block: Block, names: dict[str, Any]) -> None:
-    """Each line can be read from the database while the next phase runs; the end is set by whoever runs the task."""
-    agent_id = ax.activity.create("long_task")
-    seen: list[Line] = []
-
-    async def phase() -> None:
-        status, percentage, lines = await asyncio.to_thread(stored, names["engine"], agent_id)
-        assert (status, percentage) == (Status.RUNNING, lines[-1].percentage)
-        seen.append(lines[-1])
-
-    async def worker(task: Callable[[UUID, MyContext], Awaitable[None]]) -> None:
-        async with ax.activity.run(agent_id):
-            await task(agent_id, MyContext())
-
-    given = {"pool": Pool(), "MyContext": MyContext, "phase_1": phase, "phase_2": phase, "phase_3": phase}
-    asyncio.run(worker(run_as_written(block, names, **given)["long_task"]))
-    assert seen == [
-        Line(Status.RUNNING, "Starting phase 1"),
-        Line(Status.RUNNING, "Phase 1 complete, starting phase 2", 33),
-        Line(Status.RUNNING, "Phase 2 complete, starting phase 3", 66),
-    ]
-    status, percentage, lines = stored(names["engine"], agent_id)
-    assert (status, percentage, lines[-2]) == (Status.COMPLETE, 100, seen[-1])
 
 
 @runs("Completing Tasks")
@@ -199,26 +154,6 @@ def assert_pending_are_canceled(block: Block, names: dict[str, Any]) -> None:
     run_as_written(block, names)
     found = [stored(names["engine"], agent_id)[0] for agent_id in (queued, running, complete)]
     assert found == [Status.CANCELED, Status.CANCELED, Status.COMPLETE]
-
-
-@runs("1. Report Progress Frequently")
-def test_progress_per_item(block: Block, names: dict[str, Any]) -> None:
-    """One line per item, and the percentage reaches 100 while the task still runs."""
-    agent_id = started()
-
-    async def get_items() -> list[str]:
-        return ["a", "b", "c"]
-
-    async def process_item(item: str) -> None:
-        assert item in "abc"
-
-    given = {"pool": Pool(), "MyContext": MyContext, "get_items": get_items, "process_item": process_item}
-    asyncio.run(run_as_written(block, names, **given)["long_task"](agent_id, MyContext()))
-    status, percentage, lines = stored(names["engine"], agent_id)
-    assert (status, percentage) == (Status.RUNNING, 100)
-    assert lines[-3:] == [
-        Line(Status.RUNNING, f"Processed {n}/3 items", reached) for n, reached in ((1, 33), (2, 66), (3, 100))
-    ]
 
 
 @runs("2. Include Meaningful Messages")
