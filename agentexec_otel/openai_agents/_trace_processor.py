@@ -25,7 +25,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._guard import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._opening import configured, describe_trace, enclosing, prepare
-from agentexec_otel.openai_agents._progress import Progress, progress_of
+from agentexec_otel.openai_agents._progress import Progress, progress_of, told_by_hooks
 from agentexec_otel.openai_agents._steps import leaves_when_canceled, record_usage
 
 _MOST_OPEN: Final = 10_000
@@ -194,7 +194,7 @@ _Tell = Callable[[Progress, Any, Span[Any]], None]
 def _tell(table: dict[type[Any], _Tell], span: Span[Any]) -> None:
     data: Any = span.span_data
     tell = table.get(data.__class__)
-    if tell is None or CONF.progress == "off":
+    if tell is None or CONF.progress == "off" or (data.__class__ in _HOOKED and span.error is None and told_by_hooks()):
         return
     with guarded("reporting a step of a run"):
         run = enclosing() if configured() else None
@@ -203,25 +203,23 @@ def _tell(table: dict[type[Any], _Tell], span: Span[Any]) -> None:
 
 
 def _turn(progress: Progress, data: TurnSpanData, span: Span[Any]) -> None:
-    if not progress.hooked:
-        progress.turn(data.turn, data.agent_name)
+    progress.turn(data.turn, data.agent_name)
 
 
 def _tool(progress: Progress, data: FunctionSpanData, span: Span[Any]) -> None:
-    if not progress.hooked:
-        progress.tool(data.name)
+    progress.tool(data.name)
 
 
 def _tool_end(progress: Progress, data: FunctionSpanData, span: Span[Any]) -> None:
     if (error := span.error) is not None:
         details = error.get("data") or {}
         progress.tool_failed(data.name, str(details["error"]) if "error" in details else error.get("message"))
-    elif not progress.hooked:
+    else:
         progress.tool_done(data.name)
 
 
 def _handoff_end(progress: Progress, data: HandoffSpanData, span: Span[Any]) -> None:
-    if not progress.hooked and data.from_agent and data.to_agent:
+    if data.from_agent and data.to_agent and not progress.hooked:
         progress.handoff(data.from_agent, data.to_agent)
 
 
@@ -239,6 +237,7 @@ def _agent_end(progress: Progress, data: AgentSpanData, span: Span[Any]) -> None
         progress.limit((error.get("data") or {}).get("max_turns"))
 
 
+_HOOKED: Final = frozenset({TurnSpanData, FunctionSpanData, HandoffSpanData})
 _AT_START: Final[dict[type[Any], _Tell]] = {TurnSpanData: _turn, FunctionSpanData: _tool}
 _AT_END: Final[dict[type[Any], _Tell]] = {
     FunctionSpanData: _tool_end,
