@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError
 from agentexec_otel._event import ActivityEvent
@@ -136,20 +136,20 @@ class ActivityProcessor:
         storing = self._begin_store(event)
         try:
             return storing.future.result(timeout)
-        except TimeoutError:
-            return storing.withdraw() or self._not_stored(storing, timeout)
-        except MisconfiguredExportError:
-            return self._not_stored(storing, timeout)
+        except (TimeoutError, MisconfiguredExportError):
+            if (result := storing.withdraw()) is not None:
+                return result
+            raise storing.failure(timeout, self.last_error) from None
 
     async def store_async(self, event: ActivityEvent, timeout: float) -> ExportResult:
         """As `store`, on an event loop."""
         storing = self._begin_store(event)
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(storing.future)), timeout)
-        except TimeoutError:
-            return storing.withdraw() or self._not_stored(storing, timeout)
-        except MisconfiguredExportError:
-            return self._not_stored(storing, timeout)
+        except (TimeoutError, MisconfiguredExportError):
+            if (result := storing.withdraw()) is not None:
+                return result
+            raise storing.failure(timeout, self.last_error) from None
         except asyncio.CancelledError:
             storing.withdraw()
             raise
@@ -161,13 +161,6 @@ class ActivityProcessor:
         self._ready().put_first(storing.entry)
         self._nudge.set()
         return storing
-
-    def _not_stored(self, storing: Storing, timeout: float) -> NoReturn:
-        why, error = storing.trouble or f"no commit within {timeout:g} s", self.last_error
-        if error is not None and error not in why:
-            why = f"{why}: {error}"
-        agent_id = storing.entry.event.agent_id
-        raise ActivityNotStoredError(f"the activity {agent_id} could not be stored: {why}") from None
 
     def call(self, work: Callable[[], _T], timeout: float) -> _T:
         """Run `work` on the writer thread, behind the events that wait in memory.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from agentexec_otel._errors import MisconfiguredExportError
+from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError
 from agentexec_otel._event import ActivityEvent
 from agentexec_otel.export._delivery import Entry, describe, given_up
 from agentexec_otel.export._protocol import Ack, ExportResult
@@ -30,10 +30,21 @@ class Storing:
 
     def withdraw(self) -> ExportResult | None:
         """Wait no longer. The result, where it has come at the last moment; else the event is not to be stored."""
-        if not self.future.cancel():
+        if not self.future.cancel() and self.future.exception() is None:
             return self.future.result()
         self.entry.withdrawn = True
         return None
+
+    def failure(self, timeout: float, outage: str | None) -> ActivityNotStoredError:
+        """What to tell the producer.
+
+        Args:
+            outage: What the exporter's present trouble is about, if it has any.
+        """
+        why = self.trouble or f"no commit within {timeout:g} s"
+        if outage is not None and outage not in why:
+            why = f"{why}: {outage}"
+        return ActivityNotStoredError(f"the activity {self.entry.event.agent_id} could not be stored: {why}")
 
     def _settled(self, result: ExportResult) -> None:
         if not self.entry.withdrawn and self.future.set_running_or_notify_cancel():

@@ -10,7 +10,6 @@ from typing import Any, get_type_hints
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError
 
 from agentexec_otel._errors import TaskResultError
 
@@ -83,7 +82,7 @@ class Definition:
         try:
             plain = self.result.dump_python(value, mode="json", warnings="none")
             size = len(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace"))
-        except (PydanticSerializationError, ValueError, TypeError, RecursionError) as exc:
+        except (ValueError, TypeError, RecursionError) as exc:  # pydantic's PydanticSerializationError is the first
             raise TaskResultError(
                 f"the result of the task {self.name!r} cannot be expressed in JSON ({type(exc).__name__}): return a"
                 " pydantic model, or plain values"

@@ -7,9 +7,11 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, assert_type
 from uuid import UUID
 
+from pydantic import BaseModel
 from sqlalchemy import URL, Engine, MetaData
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
+from taskiq import InMemoryBroker
 
 import agentexec_otel as ax
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
@@ -38,6 +40,7 @@ from agentexec_otel.export import (
     StoredActivity,
     TransientExportError,
 )
+from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.testing import InMemoryActivityExporter
 from agentexec_otel_exporters.sql import SQLExporter, SQLSpanExporter
 
@@ -213,6 +216,10 @@ def errors(agent_id: UUID) -> None:
         (ax.ConfigurationError, ax.MissingExtraError),
         (ImportError, ax.MissingExtraError),
         (LookupError, ax.ActivityNotFoundError),
+        (ax.AgentExecError, ax.TaskFailedError),
+        (ax.AgentExecError, ax.TaskNotSentError),
+        (ax.AgentExecError, ax.TaskResultError),
+        (LookupError, ax.UnknownTaskError),
         (ExportError, TransientExportError),
         (ExportError, MisconfiguredExportError),
         (ExportError, PoisonExportError),
@@ -220,6 +227,31 @@ def errors(agent_id: UUID) -> None:
     ):
         assert issubclass(narrow, broad)
     assert issubclass(ax.ActivityCanceledError, ax.AgentExecError)
+
+
+class Topic(BaseModel):
+    """What a task is given."""
+
+    company: str
+
+
+async def tasks() -> None:
+    """A pool, a task of it, and what becomes of one that is sent."""
+    pool = ax.Pool(concurrency=10)
+
+    @pool.task("research", timeout=60)
+    async def research(agent_id: UUID, context: Topic) -> str:
+        return context.company
+
+    assert_type(await research(UUID(int=1), Topic(company="Acme")), str)
+    async with pool:
+        task = await ax.enqueue("research", Topic(company="Acme"), metadata={"tenant": "one"})
+        assert_type(task, ax.Task)
+        assert_type(task.agent_id, UUID)
+        assert await task.result(timeout=10.0) == await task.execute() == "Acme"
+        assert_type(await pool.enqueue("research", {"company": "Acme"}), ax.Task)
+    broker = InMemoryBroker()
+    broker.add_middlewares(ActivityMiddleware(strict=True))
 
 
 def agents(agent_id: UUID) -> None:

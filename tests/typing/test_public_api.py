@@ -25,6 +25,7 @@ SOURCE = Path(public_api.__file__).read_text()
         ("agentexec_otel.activity", r"(?:ax\.activity\.|\b)"),
         ("agentexec_otel.activity.aio", r"ax\.activity\.aio\."),
         ("agentexec_otel.export", r"\b"),
+        ("agentexec_otel.tasks", r"\b"),
         ("agentexec_otel.testing", r"\b"),
     ],
 )
@@ -44,6 +45,7 @@ async def test_it_is_true_when_it_runs(tmp_path: Path) -> None:
     agent_id = await in_thread(url, tmp_path)
     async with AsyncSession(async_engine) as session:
         await public_api.asynchronous(session, agent_id)
+    await public_api.tasks()
     public_api.agents(agent_id)
     public_api.plug_in(url)
     engine.dispose()

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = {"all", "instruments", "mysql", "openai-agents", "otlp", "postgres"}
+EXTRAS = {
+    *("all", "celery", "instruments", "mysql", "nats", "openai-agents"),
+    *("otlp", "postgres", "rabbitmq", "redis", "tasks"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +139,13 @@ print(detail.status, *[log.percentage for log in detail.logs])
     ("statement", "package", "extra"),
     [
         ("ax.OpenAIRunner", "openai-agents", "openai-agents"),
+        ("ax.Pool", "taskiq", "tasks"),
+        ("ax.enqueue", "taskiq", "tasks"),
         ("ax.configure('postgresql://u@127.0.0.1:1/x')", "psycopg", "postgres"),
         ("ax.configure('mysql+pymysql://u@127.0.0.1:1/x')", "PyMySQL", "mysql"),
         ("ax.configure('sqlite:///x.db', otlp_endpoint='http://127.0.0.1:1')", "opentelemetry-exporter-otlp", "otlp"),
     ],
-    ids=["openai-agents", "postgres", "mysql", "otlp"],
+    ids=["openai-agents", "pool", "enqueue", "postgres", "mysql", "otlp"],
 )
 def test_missing_extra_is_one_sentence(
     clean_python: Path, tmp_path: Path, statement: str, package: str, extra: str
@@ -151,6 +156,15 @@ def test_missing_extra_is_one_sentence(
     assert f"pip install 'agentexec-otel[{extra}]'" in printed.replace('"', "'")
     assert package.lower() in printed.lower()
     assert len(printed.splitlines()) == 1
+
+
+def test_command_without_its_extra_is_one_sentence(clean_python: Path) -> None:
+    """The command is always there; where it cannot work it names the pip command, in one line."""
+    command = [str(clean_python.with_name("agentexec-otel")), "worker", "app:pool"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "pip install 'agentexec-otel[tasks]'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_make_wheel_and_sdist_agree(tmp_path: Path) -> None:
