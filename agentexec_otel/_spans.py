@@ -64,9 +64,12 @@ class ActivitySpans:
 
     def opened(self, event: ActivityEvent) -> LiveActivity:
         """An activity that this process has just created with `event`."""
-        live = LiveActivity(event.agent_id, event.opening, 1, event.occurred_at_ns, history=[event])
         self._record(event, get_current())
-        return self._remember(live)
+        return self.handed_over(event)
+
+    def handed_over(self, event: ActivityEvent) -> LiveActivity:
+        """An activity that some process has created with `event`, which has come here with a message."""
+        return self._remember(LiveActivity(event.agent_id, event.opening, 1, event.occurred_at_ns, history=[event]))
 
     def reopened(self, event: ActivityEvent, attempt: int) -> None:
         """This process has asked for another attempt, and this one is the current: its row is read at the next call.
@@ -131,8 +134,6 @@ class ActivitySpans:
             live.percentage = event.percentage
         if event.status.terminal:
             live.ending = event
-        if event.status is Status.CANCELED:
-            live.cancel()
         return event
 
     def _keep(self, live: LiveActivity, event: ActivityEvent) -> None:

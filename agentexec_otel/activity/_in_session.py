@@ -74,6 +74,8 @@ def _recorded(runtime: Runtime, stored: StoredActivity, event: ActivityEvent, re
     live = runtime.spans.adopt(stored)
     live.reported = True
     observed = runtime.spans.observe(live, event)
+    if event.status is Status.CANCELED and live.ending is observed:
+        live.cancel()
     if observed.span is not None:
         runtime.primary.call_soon(lambda: runtime.spans.name_on_row(live))
     runtime.spans.settled(observed, result)

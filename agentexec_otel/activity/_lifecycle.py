@@ -278,6 +278,8 @@ def submit_end(
     event = runtime.spans.observe(live, event)
     runtime.emit_to_others(event)
     future = runtime.primary.submit(event)
+    if status is Status.CANCELED and live.ending is event:
+        live.cancel()  # Not sooner: what the block says in going comes second.
     if runtime.primary.closed:
         runtime.spans.close()  # Nobody will tell how the row decided: our word is the last.
     return future

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
@@ -206,6 +207,28 @@ async def test_canceled_while_it_runs(
     (span,) = the_spans(spans, "research")
     assert span.attributes["agentexec.status"] == "CANCELED"
     assert [log.late for log in lines(database.engine, task.agent_id)] == [False] * 4
+
+
+@on_sqlite
+async def test_who_cancels_is_first(works: Works, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one who cancels, on a thread of its own, is told so, however quickly the task goes and has a last word."""
+    primary = _runtime.active().primary
+    submit = primary.submit
+
+    def slowly(event: Any) -> Any:
+        time.sleep(0.2 if event.message == "By the user." else 0)
+        return submit(event)
+
+    monkeypatch.setattr(primary, "submit", slowly)
+    task = await ax.enqueue("research", Order(company="Acme", seconds=60))
+    await works.begun.wait()
+    current = _runtime.active().spans.known(task.agent_id)
+    assert current is not None
+    assert isinstance(current.owner, ax.activity.ActivityRun)
+    current.owner.record_usage(1, 1, 1)
+    assert await asyncio.to_thread(ax.activity.cancel, task.agent_id, "By the user.")
+    await asyncio.wait_for(works.pool.shutdown(20), 10)
+    assert told(database, task.agent_id)[-1] == ("CANCELED", "By the user.")
 
 
 @on_sqlite
