@@ -3,8 +3,35 @@
 `ActivityMiddleware` is for a taskiq broker of the application's; `agentexec_otel.tasks.celery` for Celery.
 """
 
-from agentexec_otel.tasks._middleware import ActivityMiddleware
-from agentexec_otel.tasks._pool import Pool, enqueue
-from agentexec_otel.tasks._task import Task
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from agentexec_otel._errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from agentexec_otel.tasks._middleware import ActivityMiddleware
+    from agentexec_otel.tasks._pool import Pool, enqueue
+    from agentexec_otel.tasks._task import Task
 
 __all__ = ["ActivityMiddleware", "Pool", "Task", "enqueue"]
+
+# taskiq is not there where Celery is used: each name is imported when it is asked for.
+_LAZY = {"ActivityMiddleware": "_middleware", "Pool": "_pool", "Task": "_task", "enqueue": "_pool"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'agentexec_otel.tasks' has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"agentexec_otel.tasks.{_LAZY[name]}"), name)
+    except ModuleNotFoundError as exc:
+        if exc.name != "taskiq":
+            raise
+        feature = name if name == "ActivityMiddleware" else f"ax.{name}"
+        raise MissingExtraError(feature, "taskiq", "tasks") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
