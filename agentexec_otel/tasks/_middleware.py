@@ -18,17 +18,19 @@ from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from agentexec_otel import _runtime, activity
 from agentexec_otel._config import CONF
-from agentexec_otel._event import Outcome, Status
+from agentexec_otel._event import ActivityEvent, Outcome, Status
 from agentexec_otel._guard import guarded
 from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._outcome import qualified_name
 from agentexec_otel.activity._lifecycle import create_async, create_later, error_message, submit_end
+from agentexec_otel.export._codec import decode, encode
 from agentexec_otel.tasks._run import TaskRun, claim
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
 AGENT_ID: Final = "agentexec_agent_id"
 ATTEMPT: Final = "agentexec_attempt"
+OPENING: Final = "agentexec_opening"
 _RETRIES: Final = "_retries"  # taskiq's own, set by its retry middlewares
 
 _Kick = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
@@ -89,14 +91,12 @@ class ActivityMiddleware(TaskiqMiddleware):
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         """Create the activity, or open its next attempt."""
         if AGENT_ID not in message.labels:
-            agent_id = _id_of(message.task_id)
             if self._strict:
-                await create_async(message.task_name, agent_id=agent_id)
+                agent_id = await create_async(message.task_name, agent_id=_id_of(message.task_id))
+                message.labels.update(labels_of(agent_id))
             else:
-                with guarded("creating the activity of a task"), suppress(TimeoutError):
-                    created = asyncio.wrap_future(create_later(message.task_name, agent_id=agent_id))
-                    await asyncio.wait_for(asyncio.shield(created), _PATIENCE)
-            message.labels.update({AGENT_ID: str(agent_id), ATTEMPT: "1"})
+                with guarded("creating the activity of a task"):
+                    await _create(message)
         elif _RETRIES in message.labels:
             with guarded("opening the next attempt of a task"):
                 await _retry(message)
@@ -118,7 +118,8 @@ class ActivityMiddleware(TaskiqMiddleware):
 
     async def _start(self, message: TaskiqMessage, task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
         agent_id = parse_agent_id(message.labels[AGENT_ID])
-        run = await claim(agent_id, _attempt_of(message), None if self._strict else _PATIENCE)
+        patience = None if self._strict else _PATIENCE
+        run = await claim(agent_id, _attempt_of(message), patience, _opened_by(message, agent_id))
         if run is None:
             text = "task %s is not run here: its activity %s was canceled, or another worker has it"
             _logger.info(text, message.task_name, agent_id)
@@ -146,6 +147,32 @@ class ActivityMiddleware(TaskiqMiddleware):
                 run.end_attempt(left_by)  # It will be sent by a scheduler.
             else:
                 run.end(None if isinstance(left_by, NoResultError) else left_by)
+
+
+async def _create(message: TaskiqMessage) -> None:
+    agent_id = _id_of(message.task_id)
+    created = create_later(message.task_name, agent_id=agent_id)
+    message.labels.update(labels_of(agent_id))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE):
+            await asyncio.wrap_future(created)
+
+
+def labels_of(agent_id: UUID) -> dict[str, str]:
+    """What the message of a task says of its activity, which this process has just created."""
+    labels = {AGENT_ID: str(agent_id), ATTEMPT: "1"}
+    live = _runtime.active().spans.known(agent_id)
+    if live is not None and live.history:
+        labels[OPENING] = encode(live.history[0]).decode()
+    return labels
+
+
+def _opened_by(message: TaskiqMessage, agent_id: UUID) -> ActivityEvent | None:
+    with suppress(KeyError, ValueError):
+        event = decode(str(message.labels[OPENING]).encode())
+        if event.agent_id == agent_id and event.opening is not None and event.status is Status.QUEUED:
+            return event
+    return None
 
 
 def _id_of(task_id: str) -> UUID:

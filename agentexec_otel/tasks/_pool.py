@@ -18,7 +18,7 @@ from agentexec_otel._errors import TaskNotSentError, UnknownTaskError
 from agentexec_otel.activity._lifecycle import create_async
 from agentexec_otel.tasks._brokers import broker_of
 from agentexec_otel.tasks._definition import Definition, TaskFunction
-from agentexec_otel.tasks._middleware import AGENT_ID, ATTEMPT, ActivityMiddleware, end_unsent
+from agentexec_otel.tasks._middleware import ActivityMiddleware, end_unsent, labels_of
 from agentexec_otel.tasks._task import Task
 
 if TYPE_CHECKING:
@@ -145,10 +145,11 @@ class Pool:
         definition, task = self._tasks[task_name]
         packed = definition.pack(context)
         new_id = await create_async(task_name, message, agent_id, metadata=metadata)
-        kicker = task.kicker().with_task_id(str(new_id)).with_labels(**{AGENT_ID: str(new_id), ATTEMPT: "1"})
+        kicker = task.kicker().with_task_id(str(new_id)).with_labels(**labels_of(new_id))
         try:
-            await asyncio.wait_for(self._start_for(new_id), CONF.create_timeout)
-            await asyncio.wait_for(kicker.kiq(agent_id=str(new_id), context=packed), CONF.create_timeout)
+            async with asyncio.timeout(CONF.create_timeout):
+                await self._start_for(new_id)
+                await kicker.kiq(agent_id=str(new_id), context=packed)
         except (SendTaskError, TimeoutError, _NotStartedError) as exc:
             cause = exc.__cause__ or exc
             raise TaskNotSentError(task_name, new_id, type(cause).__name__) from cause

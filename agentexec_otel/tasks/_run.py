@@ -16,7 +16,7 @@ from opentelemetry import context
 from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
-from agentexec_otel._event import Status
+from agentexec_otel._event import ActivityEvent, Status
 from agentexec_otel._live import LiveActivity
 from agentexec_otel._runtime import Runtime
 from agentexec_otel.activity import ActivityRun
@@ -105,10 +105,13 @@ class TaskRun(ActivityRun):
             stop.cancel()
 
 
-async def claim(agent_id: UUID, attempt: int, patience: float | None = None) -> TaskRun | None:
+async def claim(
+    agent_id: UUID, attempt: int, patience: float | None = None, opened: ActivityEvent | None = None
+) -> TaskRun | None:
     """Start an attempt of an activity, as the only one.
 
     Args:
+        opened: The event that has created the activity, where the message has brought it: saves reading the row.
         patience: After so many seconds without an answer of the database, start all the same, unguarded. None waits
             for as long as it takes.
 
@@ -121,6 +124,8 @@ async def claim(agent_id: UUID, attempt: int, patience: float | None = None) -> 
     runtime = _runtime.active()
     deadline = None if patience is None else time.monotonic() + patience
     try:
+        if opened is not None and attempt == 1 and runtime.spans.known(agent_id) is None:
+            runtime.spans.handed_over(opened)
         live = await _look_up(runtime, agent_id, attempt, deadline)
         if live is None or live.owner is not None or live.status is not Status.QUEUED:
             return None
@@ -138,9 +143,9 @@ async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None)
     started = runtime.event(live.agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
     started = runtime.spans.observe(live, replace(started, claims=True))
     answer = runtime.primary.offer(started)
-    timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
     try:
-        result = await asyncio.wait_for(asyncio.wrap_future(answer), timeout)  # Nobody can cancel the answer itself.
+        async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            result = await asyncio.wrap_future(answer)  # Nobody can cancel the answer itself.
     except TimeoutError:
         return run  # Started, as far as we are concerned; the claim stays in the queue.
     except asyncio.CancelledError:
