@@ -75,6 +75,7 @@ def test_a_life_is_one_span(spans: InMemorySpanExporter) -> None:
     assert span.instrumentation_scope.name == "agentexec_otel"
     told = dict(attributes(span))
     assert told.pop("agentexec.agent_id") == str(run.agent_id)
+    assert told.pop("agentexec.queue.duration") == (times[1] - times[0]) / 1e9
     assert told == {
         "agentexec.agent_type": "task",
         "agentexec.attempt": 1,
