@@ -25,7 +25,7 @@ ifneq ($(wildcard $(STAMP)),)
   endif
 endif
 
-.PHONY: help setup format check test test-slow demo bench wheel clean outdated
+.PHONY: help setup format check test test-slow demo app bench wheel clean outdated
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 - \2/p' Makefile | awk -F ' - ' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -76,6 +76,9 @@ test-slow: $(STAMP)  ## run the long chaos tests
 
 demo: $(STAMP)  ## watch a multi-agent run live, without a key or a network
 	@$(PY) examples/demo.py $(ARGS)
+
+app: $(STAMP)  ## run the example web service; with APP_DATABASE=... APP_BROKER=... and real workers
+	@cd examples && ../$(PY) -m fastapi_app $(ARGS)
 
 bench: $(STAMP)  ## measure, and print a table with ratios
 	@echo "Running the benchmarks; this takes some minutes ..."

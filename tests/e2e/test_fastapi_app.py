@@ -1,0 +1,408 @@
+"""`make app`: the example's web service works as its pages say, in process and as real processes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+import agentexec_otel as ax
+from agentexec_otel._event import Status
+from tests.databases import Database
+from tests.docs.blocks import ROOT
+from tests.sql.rows import row
+
+EXAMPLES = ROOT / "examples"
+REDIS = os.environ.get("AGENTEXEC_TEST_REDIS", "redis://127.0.0.1:6379/9")
+STOPPED = "Canceled by the user."
+
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+
+# -- in process -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(database: Database, monkeypatch: pytest.MonkeyPatch, no_uploads: None) -> Iterator[Callable[..., TestClient]]:
+    """Gives the application, imported anew with these settings; `with` starts it."""
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("APP_DATABASE", database.url)
+
+    def load(pace: float = 0.01, **variables: str) -> TestClient:
+        monkeypatch.setenv("APP_PACE", str(pace))
+        for name, value in variables.items():
+            monkeypatch.setenv(f"APP_{name.upper()}", value)
+        from fastapi_app.main import app
+
+        return TestClient(app)
+
+    forget_the_application()
+    yield load
+    forget_the_application()
+
+
+def forget_the_application() -> None:
+    if settings := sys.modules.get("fastapi_app.settings"):
+        settings.engine.dispose()
+    for name in [name for name in sys.modules if name.split(".")[0] == "fastapi_app"]:
+        del sys.modules[name]
+
+
+def research(client: TestClient | httpx.Client, company: str) -> str:
+    answer = client.post("/api/research", json={"company": company})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["agent_id"])
+
+
+def followed(client: TestClient | httpx.Client, agent_id: str, **headers: str) -> list[dict[str, Any]]:
+    """The lines of the stream, to its end; each has the id that a browser would name."""
+    text = client.get(f"/api/activities/{agent_id}/events", headers=headers).text
+    found = re.findall(r"^id: (\d+)\ndata: (.*)\n\n", text, re.MULTILINE)
+    lines = [json.loads(data) for _, data in found]
+    assert [int(number) for number, _ in found] == [line["seq"] for line in lines]
+    return lines
+
+
+def status_of(client: TestClient | httpx.Client, agent_id: str) -> dict[str, Any]:
+    return dict(client.get(f"/api/activities/{agent_id}/status").json())
+
+
+def wait_for_progress(client: TestClient | httpx.Client, agent_id: str) -> None:
+    deadline = time.monotonic() + 30
+    while not status_of(client, agent_id)["progress"]:
+        assert time.monotonic() < deadline, status_of(client, agent_id)
+        time.sleep(0.02)
+
+
+@on_sqlite
+def test_research_is_followed_to_its_end(start: Callable[..., TestClient]) -> None:
+    """Followed live: the reports of the agent, in order, and what it has found; the list names the companies."""
+    with start() as client:
+        agent_id = research(client, "Acme")
+        lines = followed(client, agent_id)
+        assert [line["status"] for line in lines] == ["QUEUED", *["RUNNING"] * (len(lines) - 2), "COMPLETE"]
+        percentages = [line["percentage"] for line in lines if line["percentage"] is not None]
+        assert len(percentages) >= 8
+        assert percentages == sorted(percentages)
+        assert lines[-2]["message"] == "Acme has grown by 15 %, and its competitors have not."
+        assert client.get(f"/api/activities/{agent_id}").json()["logs"] == lines
+        assert client.get(f"/api/activities/{agent_id}/logs", params={"after_seq": 3}).json() == lines[3:]
+        assert status_of(client, agent_id) == {
+            "status": "COMPLETE",
+            "progress": 100,
+            "message": "Task completed successfully.",
+        }
+        listed = client.get("/api/activities", params={"status": "COMPLETE"}).json()
+        assert [(item["agent_id"], item["company"]) for item in listed["items"]] == [(agent_id, "Acme")]
+        assert (listed["total"], listed["pages"]) == (1, 1)
+
+
+@on_sqlite
+def test_stream_that_is_taken_up_again(start: Callable[..., TestClient]) -> None:
+    """A browser that reconnects gets what it has not seen; behind the end, the stream is over at once."""
+    with start() as client:
+        agent_id = research(client, "Acme")
+        lines = followed(client, agent_id)
+        assert followed(client, agent_id, **{"Last-Event-ID": "4"}) == lines[4:]
+        assert followed(client, agent_id, **{"Last-Event-ID": str(lines[-1]["seq"])}) == []
+
+
+@on_sqlite
+def test_research_that_fails(start: Callable[..., TestClient]) -> None:
+    """A failure is an activity that has ended as ERROR, and says why."""
+    with start() as client:
+        last = followed(client, research(client, "Nobody"))[-1]
+        assert last["status"] == "ERROR"
+        assert "the archive has nothing about Nobody" in last["message"]
+
+
+@on_sqlite
+def test_cancel(start: Callable[..., TestClient]) -> None:
+    """A run that is canceled stops; canceling it once more tells that it had ended."""
+    with start(pace=0.3) as client:
+        agent_id = research(client, "Acme")
+        wait_for_progress(client, agent_id)
+        assert client.post(f"/api/activities/{agent_id}/cancel").json() == {"canceled": True}
+        lines = [line for line in followed(client, agent_id) if not line["late"]]
+        assert (lines[-1]["status"], lines[-1]["message"]) == ("CANCELED", STOPPED)
+        assert client.post(f"/api/activities/{agent_id}/cancel").json() == {"canceled": False}
+
+
+@on_sqlite
+def test_what_does_not_fit(start: Callable[..., TestClient]) -> None:
+    """Bad input is 422 and stores nothing; an activity that does not exist is 404, also for who wants to follow it."""
+    with start() as client:
+        for context in ({}, {"company": ""}, {"company": 7}):
+            assert client.post("/api/research", json=context).status_code == 422
+        assert client.get("/api/activities").json()["total"] == 0
+        for path in ("", "/status", "/logs", "/events"):
+            assert client.get(f"/api/activities/{uuid4()}{path}").status_code == 404
+        assert client.post(f"/api/activities/{uuid4()}/cancel").status_code == 404
+        assert client.get("/api/activities/not-a-uuid").status_code == 422
+        assert client.get("/api/activities", params={"page": 0}).status_code == 422
+
+
+def left_behind(database: Database) -> dict[str, UUID]:
+    """What an earlier process, and another application, have in the database."""
+    ax.configure(database.url)
+    left = {name: ax.activity.create(name.split("/")[0]) for name in ("research/queued", "research/running", "other")}
+    ax.activity.update(left["research/running"], "At work", 20)
+    assert ax.flush()
+    return left
+
+
+@on_sqlite
+def test_clean_up_on_start(
+    start: Callable[..., TestClient], database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a broker, what an earlier process has left is canceled; what belongs to others is left alone."""
+    left = left_behind(database)
+    with start() as client:
+        found = {name: status_of(client, str(agent_id))["status"] for name, agent_id in left.items()}
+    assert found == {"research/queued": "CANCELED", "research/running": "CANCELED", "other": "QUEUED"}
+    assert "Canceled 2 activities" in capsys.readouterr().out
+
+
+@on_sqlite
+def test_broker_that_is_away(start: Callable[..., TestClient], database: Database) -> None:
+    """With a broker nothing is canceled at the start; while it is away the list works, and new tasks are a 503."""
+    left = left_behind(database)
+    with start(broker="redis://127.0.0.1:1") as client:
+        assert client.post("/api/research", json={"company": "Acme"}).status_code == 503
+        items = client.get("/api/activities").json()["items"]
+    found = {item["agent_id"]: (item["status"], item["reason"]) for item in items}
+    assert [found.pop(str(agent_id))[0] for agent_id in left.values()] == ["QUEUED", "RUNNING", "QUEUED"]
+    assert list(found.values()) == [("ERROR", "enqueue")]
+
+
+# -- as processes -----------------------------------------------------------------------------------------------
+
+
+class Service:
+    """The service as `make app` runs it."""
+
+    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+        environment |= {f"APP_{name.upper()}": value for name, value in variables.items()}
+        self.stdout, self.stderr = folder / "stdout.txt", folder / "stderr.txt"
+        with self.stdout.open("wb") as stdout, self.stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fastapi_app", "--port", "0", *arguments],
+                cwd=EXAMPLES,
+                env=environment,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def url(self) -> str:
+        """Where it listens."""
+        deadline = time.monotonic() + 60
+        while not (found := re.match(r"(http://\S+)  \(.*\n", self.stdout.read_text())):
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+        return found[1]
+
+    def said(self) -> str:
+        """All that it has printed."""
+        return self.stdout.read_text() + self.stderr.read_text()
+
+    def stopped(self) -> int:
+        """Its exit code, once it has ended, and with it all processes that it has started."""
+        code = self.process.wait(timeout=30)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(self.process.pid, 0)
+        return code
+
+
+@contextmanager
+def service(folder: Path, *arguments: str, **variables: str) -> Generator[tuple[Service, httpx.Client], None, None]:
+    """Run it; nothing of it is left behind."""
+    running = Service(folder, *arguments, **variables)
+    try:
+        with httpx.Client(base_url=running.url(), timeout=30, trust_env=False) as client:
+            yield running, client
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+
+
+@on_sqlite
+def test_ctrl_c(database: Database, tmp_path: Path) -> None:
+    """Ctrl-C while a browser follows a run: the stream ends, the run may finish, and nothing is said; exit code 0."""
+    with service(tmp_path, database=database.url, pace="0.2") as (app, client):
+        agent_id = research(client, "Acme")
+        with client.stream("GET", f"/api/activities/{agent_id}/events") as stream:
+            lines = stream.iter_lines()
+            assert next(lines) == "id: 1"
+            os.killpg(app.process.pid, signal.SIGINT)
+            assert len(list(lines)) < 30
+        assert app.stopped() == 0
+        assert app.stderr.read_text() == ""
+        assert "Traceback" not in app.said()
+    assert row(database.engine, UUID(agent_id)).status is Status.COMPLETE
+
+
+@on_sqlite
+def test_port_that_is_taken(database: Database, tmp_path: Path) -> None:
+    """A second service on the same port ends with one line, before it cancels what the first one works on."""
+    with service(tmp_path, database=database.url, pace="0.2") as (_, client):
+        agent_id = research(client, "Acme")
+        second = tmp_path / "second"
+        second.mkdir()
+        other = Service(second, "--port", str(client.base_url.port), database=database.url)
+        assert other.stopped() == 3
+        assert "Address already in use" in other.said()
+        assert "Traceback" not in other.said()
+        assert followed(client, agent_id)[-1]["status"] == "COMPLETE"
+
+
+@pytest.fixture
+def queue() -> Iterator[str]:
+    """A queue of this test alone on a Redis that answers, and nothing of it afterwards."""
+    parts = urlsplit(REDIS)
+    try:
+        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379), 3):
+            pass
+    except OSError as exc:
+        reason = f"Redis does not answer at {REDIS} (AGENTEXEC_TEST_REDIS): {exc}"
+        if os.environ.get("AGENTEXEC_TEST_REQUIRE_SERVERS") == "1":
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    name = f"app-{uuid4().hex}"
+    yield name
+    client: Any = cast("Any", redis.Redis).from_url(REDIS)
+    client.delete(name, *client.scan_iter(f"{name}*"))
+    client.close()
+
+
+@pytest.mark.parametrize("empty_database", ["postgres"], indirect=True)
+def test_with_workers(empty_database: Database, queue: str, tmp_path: Path) -> None:
+    """PostgreSQL, Redis and worker processes: one run ends well, one is canceled, one finishes though we stop."""
+    database, began = empty_database, time.monotonic()
+    with service(tmp_path, database=database.url, broker=REDIS, queue=queue, pace="0.2") as (app, client):
+        done, canceled = research(client, "Acme"), research(client, "Globex")
+        wait_for_progress(client, canceled)
+        assert client.post(f"/api/activities/{canceled}/cancel").json() == {"canceled": True}
+        assert followed(client, done)[-1]["status"] == "COMPLETE"
+        last = research(client, "Initech")
+        wait_for_progress(client, last)
+        app.process.send_signal(signal.SIGTERM)
+        assert app.stopped() == 0
+        assert "Traceback" not in app.said()
+    rows = [row(database.engine, UUID(agent_id)) for agent_id in (done, canceled, last)]
+    assert [each.status for each in rows] == [Status.COMPLETE, Status.CANCELED, Status.COMPLETE]
+    assert {(each.worker_id or "").split(":")[1] for each in rows}.isdisjoint({str(app.process.pid), str(os.getpid())})
+    assert time.monotonic() - began < 60
+
+
+# -- the page ---------------------------------------------------------------------------------------------------
+
+
+class Browser:
+    """A headless Chromium, driven over a pair of pipes."""
+
+    def __init__(self, chromium: str, profile: Path, url: str) -> None:
+        commands, self._commands = os.pipe()
+        answers, written = os.pipe()
+        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+        flags += f" --disable-component-update --disable-sync --user-data-dir={profile} --remote-debugging-pipe"
+        command = f"exec {chromium} {flags} about:blank 3<&{commands} 4>&{written}"
+        self._process = subprocess.Popen(
+            ["bash", "-c", command], pass_fds=(commands, written), stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        os.close(commands)
+        os.close(written)
+        self._answers = os.fdopen(answers, "rb")
+        self._calls = 0
+        target = self._call("Target.createTarget", url=url)["targetId"]
+        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+
+    def html(self) -> str:
+        """The page as it is now."""
+        found = self._call("Runtime.evaluate", self._session, expression="document.documentElement.outerHTML")
+        return str(found["result"]["value"])
+
+    def close(self) -> None:
+        """End the browser and its processes."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._answers.close()
+        os.close(self._commands)
+
+    def _call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
+        self._calls += 1
+        call = {"id": self._calls, "method": method, "params": params}
+        os.write(self._commands, json.dumps(call | ({"sessionId": session} if session else {})).encode() + b"\0")
+        while (answer := self._read()).get("id") != self._calls:
+            pass
+        return dict(answer["result"])
+
+    def _read(self) -> dict[str, Any]:
+        text = bytearray()
+        while (byte := self._answers.read(1)) != b"\0":
+            assert byte, "the browser has gone"
+            text += byte
+        return dict(json.loads(text))
+
+
+@pytest.fixture
+def browse(tmp_path: Path) -> Iterator[Callable[[str], Browser]]:
+    """Opens a page in a real browser; skips the test where there is none."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    opened: list[Browser] = []
+
+    def browse(url: str) -> Browser:
+        opened.append(Browser(chromium, tmp_path / "profile", url))
+        return opened[-1]
+
+    yield browse
+    for browser in opened:
+        browser.close()
+
+
+@on_sqlite
+def test_page_escapes_and_shows_progress(database: Database, tmp_path: Path, browse: Callable[[str], Browser]) -> None:
+    """In a real browser, what agents write is text and no markup; the bar and the history follow the run, live."""
+    ax.configure(database.url)
+    evil = "<img src=x onerror=\"document.title='gone'\">"
+    agent_id = ax.activity.create("analysis", metadata={"company": f"Acme {evil}"})
+    with service(tmp_path, database=database.url) as (_, client):
+        browser = browse(f"{client.base_url}/#{agent_id}")
+        for percentage in (40, 70):
+            ax.activity.update(agent_id, f"{evil} {percentage}", percentage)
+            bar = f'aria-valuenow="{percentage}"><div style="width: {percentage}%;">'
+            text = f"&lt;img src=x onerror=\"document.title='gone'\"&gt; {percentage}"
+            line = f"<span>{percentage} %</span><div>{text}</div>"
+            html, deadline = "", time.monotonic() + 30
+            while not (bar in html and line in html):
+                assert time.monotonic() < deadline, html
+                time.sleep(0.1)
+                html = browser.html()
+        html = browser.html()
+        assert "<title>Research</title>" in html
+        assert "<img" not in html
+        assert html.count("&lt;img src=x") >= 4
+        assert re.search(r"<li[^>]*><time>[\d:]+</time><span></span><div>Waiting to start\.</div></li>", html)
+        assert len(re.findall(r"<li\b", html)) == 3 + 1 + 1  # three lines in a card, and the template of the card
