@@ -1,6 +1,7 @@
 """Batches of any size, past SQLAlchemy's handling of values: what is written comes back, on every database."""
 
 import os
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -83,7 +84,7 @@ def test_every_column_comes_back(database: Database, size: int) -> None:
         assert after == found
 
 
-def columns(database: Database, agent_id: UUID) -> dict[str, object]:
+def columns(database: Database, agent_id: UUID) -> dict[str, Any]:
     found = row(database.engine, agent_id)
     return {attribute.key: getattr(found, attribute.key) for attribute in Activity.__mapper__.column_attrs}
 
