@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from uuid import UUID
@@ -77,6 +77,7 @@ class Pool:
         self._started = False
         self.broker.add_middlewares(ActivityMiddleware(strict=True))
         self.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._note_started)
+        _answer_for_unknown_tasks(self.broker, self._tasks)
         if engine_or_url is not None or not _runtime.is_configured():
             _runtime.configure(engine_or_url, create_tables=create_tables)
         _pools.append(weakref.ref(self))
@@ -249,6 +250,20 @@ def _adapted(definition: Definition) -> Callable[..., Any]:
         return definition.pack_result(value, CONF.result_limit)
 
     return run if definition.is_async else run_sync
+
+
+def _answer_for_unknown_tasks(broker: AsyncBroker, known: Collection[str]) -> None:
+    """Have a message whose task is not registered here fail its activity: taskiq drops it with a line in its log."""
+    find = broker.find_task
+
+    def find_task(task_name: str) -> AsyncTaskiqDecoratedTask[Any, Any]:
+        async def unknown(agent_id: str, context: Any) -> None:
+            raise UnknownTaskError(task_name, known)
+
+        stand_in = AsyncTaskiqDecoratedTask[Any, Any](broker, task_name, unknown, {})
+        return find(task_name) or stand_in
+
+    setattr(broker, "find_task", find_task)  # noqa: B010  # checkers take a method for its own type
 
 
 async def _finished(broker: InMemoryBroker, timeout: float) -> None:

@@ -283,7 +283,36 @@ for part in range(30):
         for line in (system.folder / "starts.txt").read_text().splitlines()
         if line.endswith(f" {victim}")
     }
-    assert {str(one.agent_id) for one in lost} <= of_victim
+    assert {str(one.agent_id) for one in lost if starts[one.agent_id]} <= of_victim
+
+
+SCRIPT = """
+import multiprocessing, sys
+from tests.e2e.task_app import job, pool as tasks
+
+pool = tasks
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    pool.run(workers=1)
+"""
+
+
+@on_postgres
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_run_from_a_script(start: Start, database: Database, tmp_path: Path, method: str) -> None:
+    """`pool.run()` at the end of a script, with each way in which Python starts processes."""
+    system = start("redis")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with (tmp_path / "worker.log").open("ab") as log:
+        command = [sys.executable, str(tmp_path / "script.py"), method]
+        started = subprocess.Popen(command, env=system.environment, stderr=log, stdout=log, start_new_session=True)
+    system.started.append(started)
+    said = system.client("print((await (await ax.enqueue('job', Job(number=3))).result(60)).number)")
+    assert said == ["3"]
+    started.send_signal(signal.SIGINT)
+    assert started.wait(30) == 0
+    assert "Traceback" not in system.log()
 
 
 def test_command_says_what_is_wrong(tmp_path: Path) -> None:

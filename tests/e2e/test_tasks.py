@@ -30,6 +30,8 @@ import agentexec_otel as ax
 from agentexec_otel import _runtime
 from agentexec_otel._event import Outcome, Status
 from agentexec_otel.tasks import ActivityMiddleware
+from agentexec_otel.tasks._definition import Definition
+from tests.chaos.proxy import Proxy
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, gap_free, lines, row, store
 
@@ -475,6 +477,20 @@ async def test_unknown_task(works: Works, database: Database) -> None:
 
 
 @on_sqlite
+async def test_unknown_task_in_a_worker(works: Works, database: Database) -> None:
+    """A message for a task that this version of a worker does not have fails its activity, which says so."""
+    other = await ax.activity.aio.create("new task")
+    unknown = ax.Task(other, "new task", Order(company="Acme"), Definition.of("x", nobody), works.pool.broker)
+    message = works_message(unknown)
+    await works.pool.broker.kick(message)
+    await works.pool.shutdown()
+    assert ax.flush()
+    activity = row(database.engine, other)
+    assert (activity.status, activity.error_type) == (Status.ERROR, "agentexec_otel._errors.UnknownTaskError")
+    assert "no task is named 'new task'" in told(database, other)[-1][1]
+
+
+@on_sqlite
 async def test_send_that_fails(works: Works, database: Database) -> None:
     """The broker does not take it: one error for the caller, and the activity has ended as ERROR, reason `enqueue`."""
     broker = InMemoryBroker()
@@ -516,6 +532,28 @@ async def test_database_that_is_down(works: Works, database: Database) -> None:
     assert works.ran == []
 
 
+@pytest.mark.parametrize("database", ["postgres", "mariadb"], indirect=True)
+async def test_worker_waits_for_the_database(works: Works, database: Database) -> None:
+    """A message that comes while the database is away is kept, and its task starts once, when the database is back."""
+    kick, held = works.pool.broker.kick, list[Any]()
+
+    async def hold(message: Any) -> None:
+        held.append(message)
+
+    works.pool.broker.kick = hold  # type: ignore[method-assign]
+    with Proxy(database.url) as proxy:
+        ax.configure(proxy.url)
+        task = await ax.enqueue("research", Order(company="Acme"))
+        proxy.refuse()
+        await kick(held[0])
+        await asyncio.sleep(0.5)
+        assert works.ran == []
+        proxy.let_pass()
+        assert await task.result(timeout=30) == Report(text="ACME")
+        assert works.ran == ["Acme"]
+        ax.shutdown()
+
+
 @on_sqlite
 @pytest.mark.parametrize(
     ("returned", "said"),
@@ -546,6 +584,7 @@ async def test_result_that_does_not_come(works: Works) -> None:
     await ax.activity.aio.cancel(task.agent_id)
 
 
+def nobody(agent_id: UUID, context: Order) -> None: ...
 def nothing(agent_id: UUID) -> None: ...
 def more(agent_id: UUID, context: Order, priority: int) -> None: ...
 def untyped(agent_id: UUID, context) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001
