@@ -82,13 +82,15 @@ def track(*names: str) -> None:
     A task whose activity was canceled does not start, and its Celery result says that it was revoked; one that is
     revoked ends as CANCELED.
 
-    A database that is away holds nothing up for more than two seconds. Calling it again replaces the names.
+    A database that is away holds nothing up for more than two seconds. Calling it again replaces the names. Call it
+    behind other libraries that trace Celery: an activity's span then has theirs as parent and as link.
 
     Args:
         names: Names of the tasks, such as ``"agents.research"``, or patterns, such as ``"agents.*"``. Default: all but
             Celery's own.
     """
     global _patterns, _is_last  # signals are global, too
+    untrack()  # A library that was connected meanwhile comes before us then.
     _patterns, _is_last = names, False
     for name, receiver in _RECEIVERS.items():
         getattr(_signals, name).connect(receiver, weak=False, dispatch_uid=f"agentexec_otel.{name}")
@@ -133,10 +135,14 @@ def _before_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -
 
 
 def _id_of(task_id: str) -> UUID:
+    return _parsed(task_id) or uuid4()
+
+
+def _parsed(task_id: str) -> UUID | None:
     try:
         return parse_agent_id(task_id)
     except ValueError:
-        return uuid4()
+        return None
 
 
 # -- where they run ---------------------------------------------------------------------------------------------
@@ -270,7 +276,8 @@ def _failed(sender: Any, task_id: str, exception: BaseException, **_: Any) -> No
         return
     with guarded("ending the activity of a lost Celery task"):
         request = sender.request
-        agent_id = _agent_id_of(request) if request.id == task_id else parse_agent_id(task_id)
+        # Not each of these comes with the request; without, the activity of an id that is no UUID waits for its lease.
+        agent_id = _agent_id_of(request) if request.id == task_id else _parsed(task_id)
         if agent_id is not None and _tracks(sender.name):
             outcome = Outcome(qualified_name(type(exception)), reason)
             _watched.end(agent_id, Status.ERROR, error_message(exception), outcome)

@@ -381,14 +381,14 @@ def test_database_away(shared: Database, tmp_path: Path, trouble: str) -> None:
             done = time.monotonic() - began
             proxy.let_pass()
             complete = ended(shared, first, 60)
+            # What the worker has stored first is a stub until the publisher's line is there.
+            assert eventually(lambda: row(shared.engine, first).agent_type == "research", 30)
         finally:
             untrack()
     assert sent < 2.5
     assert done < 6.5
     print(f"{trouble}: published after {sent:.2f} s, run after {done:.2f} s")
     assert complete.status is Status.COMPLETE
-    # What the worker has stored first is a stub until the publisher's line is there.
-    assert eventually(lambda: row(shared.engine, first).agent_type == "research", 30)
     assert {message for _, message in told(shared, first)} == {
         *("Waiting to start.", "Task started.", "Reading about Acme", "Task completed successfully.")
     }
