@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
@@ -12,6 +13,19 @@ from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
 
 _MOST_RESULTS: Final = 10_000
+
+
+class InProcessBroker(InMemoryBroker):
+    """taskiq's, but it can be started again once it was shut down."""
+
+    def __init__(self, *, max_stored_results: int, sync_tasks_pool_size: int) -> None:
+        super().__init__(sync_tasks_pool_size, max_stored_results)
+        self._threads = sync_tasks_pool_size
+
+    async def shutdown(self) -> None:
+        """Wait for what runs in threads, and have new ones for the next start."""
+        await super().shutdown()
+        self.executor = self.receiver.executor = ThreadPoolExecutor(self._threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +62,7 @@ def broker_of(
         if results is None and _scheme_of(broker) in _RESULTS:
             results = broker
     else:
-        made = broker or InMemoryBroker(max_stored_results=_MOST_RESULTS)
+        made = broker or InProcessBroker(max_stored_results=_MOST_RESULTS, sync_tasks_pool_size=min(concurrency, 32))
     if isinstance(results, str):
         results = _results_at(results, queue)
     return made if results is None else made.with_result_backend(results)

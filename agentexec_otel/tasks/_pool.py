@@ -14,7 +14,7 @@ from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import TaskNotSentError, UnknownTaskError
+from agentexec_otel._errors import ConfigurationError, TaskNotSentError, UnknownTaskError
 from agentexec_otel.activity._lifecycle import create_async
 from agentexec_otel.tasks._brokers import broker_of
 from agentexec_otel.tasks._definition import Definition, TaskFunction
@@ -73,8 +73,8 @@ class Pool:
         self.broker: Final = broker_of(broker, results, queue, concurrency)
         self.concurrency: Final = concurrency
         self._tasks: dict[str, tuple[Definition, AsyncTaskiqDecoratedTask[Any, Any]]] = {}
-        self._starting: asyncio.Lock | None = None
-        self._started = False
+        self._starting = asyncio.Lock()
+        self._started_on: asyncio.AbstractEventLoop | None = None
         self.broker.add_middlewares(ActivityMiddleware(strict=True))
         self.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._note_started)
         _answer_for_unknown_tasks(self.broker, self._tasks)
@@ -159,13 +159,23 @@ class Pool:
     # -- the broker -----------------------------------------------------------------------------------------
 
     async def startup(self) -> None:
-        """Connect to the broker. `enqueue` does it where it is still to be done."""
-        if self._starting is None:
-            self._starting = asyncio.Lock()
+        """Connect to the broker. `enqueue` does it where it is still to be done.
+
+        Raises:
+            ConfigurationError: it is connected on another event loop.
+        """
+        running = asyncio.get_running_loop()
+        if self._started_on is not None and self._started_on is not running:
+            if not isinstance(self.broker, InMemoryBroker):
+                raise ConfigurationError(
+                    "this pool is connected on another event loop: stay on one, or write `async with pool:` around what"
+                    " each of them does"
+                )
+            self._starting, self._started_on = asyncio.Lock(), running
         async with self._starting:
-            if not self._started:
+            if self._started_on is None:
                 await self.broker.startup()
-                self._started = True
+                self._started_on = running
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Let tasks of the in-process broker end, and close the connections. Those of workers are not concerned.
@@ -175,8 +185,8 @@ class Pool:
         """
         if isinstance(self.broker, InMemoryBroker):
             await _finished(self.broker, CONF.shutdown_timeout if timeout is None else timeout)
-        if self._started and not self.broker.is_worker_process:
-            self._started = False
+        if self._started_on is not None and not self.broker.is_worker_process:
+            self._starting, self._started_on = asyncio.Lock(), None
             await self.broker.shutdown()
 
     async def __aenter__(self) -> Self:
@@ -203,6 +213,9 @@ class Pool:
     async def _start_for(self, agent_id: UUID) -> None:
         try:
             await self.startup()
+        except ConfigurationError as exc:
+            await end_unsent(agent_id, exc)
+            raise
         except BaseException as exc:
             await end_unsent(agent_id, exc)
             if isinstance(exc, Exception):
@@ -210,7 +223,7 @@ class Pool:
             raise
 
     async def _note_started(self, state: TaskiqState) -> None:
-        self._started = True
+        self._started_on = asyncio.get_running_loop()
 
 
 class _NotStartedError(Exception):

@@ -70,6 +70,7 @@ class TaskRun(ActivityRun):
     def end(self, exc: BaseException | None) -> Future[ExportResult] | None:
         """End the activity as a block that is left by `exc`, or by its end (None). The second call does nothing."""
         live, _ = self._entered()
+        live.on_cancel = None
         if self.canceled and not live.usage:
             self._owner = False
             live.owner = None
@@ -83,7 +84,7 @@ class TaskRun(ActivityRun):
         if not self._owner:
             return
         self._owner = False
-        live.owner = None
+        live.owner = live.on_cancel = None
         _, outcome = self._outcome(live, exc)
         text = CONF.activity_message_retry.replace("{error}", describe_error(exc))
         failed = runtime.event(live.agent_id, Status.RUNNING, text, live=live)

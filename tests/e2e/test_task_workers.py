@@ -159,7 +159,7 @@ def test_enqueued_in_one_process_and_run_in_another(start: Start, database: Data
     said = system.client(
         """
 with trace.get_tracer("app", tracer_provider=provider).start_as_current_span("request"):
-    task = await ax.enqueue("job", Job(number=7))
+    task = await ax.enqueue("job", Job(number=7), metadata={"tenant": "Ünï\\ncode ✓"}, message="Später …")
 print(task.agent_id, (await task.result(60)).number)
 flaky = await ax.enqueue("job", Job(number=8, fails=2))
 print(flaky.agent_id, (await flaky.result(60)).number)
@@ -173,7 +173,7 @@ except ax.TaskFailedError as failure:
     (task, seven), (flaky, eight), (hopeless, error) = [line.split() for line in said]
     assert (seven, eight, error) == ("7", "8", "ConnectionError")
     assert [(str(log.status), log.message) for log in lines(database.engine, UUID(task))] == [
-        ("QUEUED", "Waiting to start."),
+        ("QUEUED", "Später …"),
         ("RUNNING", "Task started."),
         ("RUNNING", "Working."),
         ("COMPLETE", "Task completed successfully."),

@@ -33,6 +33,7 @@ from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
+from tests.e2e.test_task_workers import answers
 from tests.sql.rows import count_rows, event, gap_free, lines, row, store
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -623,6 +624,45 @@ async def test_bad_pool(works: Works, arguments: dict[str, Any], said: str) -> N
     """A pool that cannot be: one sentence with the value and what would do."""
     with pytest.raises((ax.ConfigurationError, ValueError), match=said):
         ax.Pool(**arguments)
+
+
+@on_sqlite
+def test_pool_and_event_loops(database: Database) -> None:
+    """The in-process broker works on any loop, and again after a shutdown; a connected pool says what to do."""
+    ax.configure(database.url)
+    here = ax.Pool()
+    redis = ax.Pool(broker="redis://127.0.0.1:6379/8", queue="test_loops")
+
+    def in_a_thread(agent_id: UUID, context: Order) -> str:
+        return context.company
+
+    for pool in (here, redis):
+        pool.task("in a thread")(in_a_thread)
+
+    async def run() -> object:
+        return await (await here.enqueue("in a thread", Order(company="Acme"))).result(10)
+
+    async def run_and_stop() -> object:
+        async with here:
+            return await run()
+
+    assert [asyncio.run(run()), asyncio.run(run_and_stop()), asyncio.run(run_and_stop())] == ["Acme"] * 3
+
+    async def connect() -> None:
+        await redis.startup()
+
+    async def connect_and_stop() -> None:
+        async with redis:
+            await redis.broker.result_backend.is_result_ready("none")
+
+    if answers(6379):
+        asyncio.run(connect_and_stop())
+        asyncio.run(connect_and_stop())
+        with asyncio.Runner() as first, asyncio.Runner() as second:
+            first.run(connect())
+            with pytest.raises(ax.ConfigurationError, match="connected on another event loop"):
+                second.run(redis.enqueue("in a thread", Order(company="Acme")))
+            first.run(redis.shutdown())
 
 
 @on_sqlite
