@@ -29,6 +29,7 @@ from agentexec_otel.activity.models import Activity, Status
 from agentexec_otel.tasks.celery import track, untrack
 from tests.chaos.proxy import Proxy
 from tests.databases import Database, Servers, open_database
+from tests.e2e.scripted import INPUT_TOKENS, agent, look_ups, say
 from tests.sql.rows import eventually, lines, row
 
 celery_signals: Any = signals_of_celery
@@ -91,8 +92,10 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.kill()
         self._log.close()
-        with self.app.connection_for_write() as connection, suppress(connection.channel_errors):
-            connection.default_channel.queue_delete(self.queue)
+        with self.app.connection_for_write() as connection:
+            redis = connection.default_channel.client
+            if left := redis.keys(f"*{self.queue}*"):
+                redis.delete(*left)
         self.app.close()
 
     @property
@@ -134,7 +137,7 @@ class Worker:
         self.process.wait(30)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def redis() -> None:
     """Redis is there."""
     found = complaint()
@@ -155,7 +158,7 @@ def shared(
 
 
 @pytest.fixture(scope="module")
-def prefork(shared: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+def prefork(redis: None, shared: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """A worker with two processes."""
     with Worker(tmp_path_factory.mktemp("worker") / "prefork", shared.url) as running:
         yield running
@@ -342,6 +345,7 @@ def test_message_comes_again(shared: Database, worker: Worker) -> None:
     assert eventually(lambda: [span["attempt"] for span in worker.spans(agent_id)] == [2])
 
 
+@pytest.mark.usefixtures("redis")
 def test_worker_is_killed(shared: Database, tmp_path: Path) -> None:
     """`kill -9` for all of a worker: its activity ends as ERROR, lost, once the lease is over."""
     ax.CONF.lease_seconds, ax.CONF.sweep_interval = 1.0, 0.3
@@ -363,6 +367,7 @@ def test_worker_is_killed(shared: Database, tmp_path: Path) -> None:
 # -- a database that is away ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("redis")
 @pytest.mark.parametrize("trouble", ["refused", "black hole"])
 @pytest.mark.parametrize("shared", ["postgres"], indirect=True)
 def test_database_away(shared: Database, tmp_path: Path, trouble: str) -> None:
@@ -397,6 +402,7 @@ def test_database_away(shared: Database, tmp_path: Path, trouble: str) -> None:
 # -- other pools, and none --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("redis")
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("pool", ["solo", "threads"])
 def test_other_pools(database: Database, tmp_path: Path, tracer_provider: TracerProvider, pool: str) -> None:
@@ -469,6 +475,25 @@ def test_eager(database: Database, eager: Any, span_exporter: InMemorySpanExport
         assert parent is not None
         assert above is not None
         assert parent.span_id == above.span_id
+
+
+@ON_SQLITE
+def test_an_agent_in_a_task(database: Database, eager: Any, no_uploads: None) -> None:
+    """`OpenAIRunner` leaves the end to the task: COMPLETE once, behind what the task does after the run."""
+
+    @eager.task(name="ask")  # type: ignore[untyped-decorator]
+    def ask() -> str:
+        run = ax.activity.current()
+        assert run is not None
+        result = asyncio.run(ax.OpenAIRunner(run.agent_id).run(agent(*look_ups(1), say("found it")), input="go"))
+        run.update("Filed.", 90)
+        return str(result.final_output)
+
+    sent = ask.delay()
+    assert sent.get() == "found it"
+    done = ended(database, UUID(sent.id))
+    assert (done.status, done.input_tokens) == ("COMPLETE", 2 * INPUT_TOKENS)
+    assert told(database, UUID(sent.id))[-2:] == [("RUNNING", "Filed."), ("COMPLETE", "Task completed successfully.")]
 
 
 @ON_SQLITE
