@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Iterator
-from threading import Timer
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Timer
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -102,6 +103,23 @@ def test_create_tables_makes_what_is_missing(empty: Engine, monkeypatch: pytest.
     assert ax.activity.complete(agent_id)
     with Session(empty) as session:
         assert ax.activity.list(session).total == 1
+
+
+@pytest.mark.parametrize("empty_database", ["sqlite", "postgres", "mariadb"], indirect=True)
+def test_create_tables_at_once(empty_database: Database) -> None:
+    """Several processes that start at the same time, and are to make the tables, all find them."""
+    exporters = [SQLExporter(empty_database.url) for _ in range(6)]
+    together = Barrier(len(exporters))
+
+    def start(exporter: SQLExporter) -> None:
+        together.wait()
+        exporter.create_tables()
+
+    with ThreadPoolExecutor(len(exporters)) as threads:
+        assert list(threads.map(start, exporters)) == [None] * len(exporters)
+    for exporter in exporters:
+        exporter.shutdown(1.0)
+    assert count_rows(empty_database.engine) == (0, 0)
 
 
 def test_lines_wait_for_their_table(database: Database, quick_retries: None) -> None:

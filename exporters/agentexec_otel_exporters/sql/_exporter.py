@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import Pool
 
 from agentexec_otel._event import ActivityEvent, SpanRef
@@ -70,7 +70,15 @@ class SQLExporter:
     def create_tables(self) -> None:
         """Create the tables that are missing. Raises `ExportError` where the database refuses."""
         with translated():
-            Base.metadata.create_all(self._engine)
+            for tries_left in range(4, -1, -1):
+                try:
+                    Base.metadata.create_all(self._engine)
+                except DBAPIError as exc:
+                    # Another process makes them at this moment: what it has made is found the next time.
+                    if not tries_left or not (isinstance(exc, IntegrityError) or "already exists" in str(exc.orig)):
+                        raise
+                else:
+                    break
 
     def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
         """Store a batch in one transaction; see `ActivityExporter.export`."""
