@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
+_PAUSE: Final = 3.0
 _FORMAT: Final = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 
 
@@ -100,7 +102,15 @@ def _work(place: str, args: WorkerArgs) -> None:
     pool.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, _wake_on_signals)
     work: Callable[[Any], None] = start_listen
     args.broker = pool.broker  # type: ignore[assignment]  # which taskiq takes as well
-    work(args)
+    try:
+        work(args)
+    except Exception as exc:  # each broker has its own exceptions
+        _logger.error("the broker is away (%s), the worker tries again in %g s", type(exc).__name__, _PAUSE)
+        _logger.debug("how it went away", exc_info=True)
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_DFL)
+        time.sleep(_PAUSE)
+        sys.exit(1)  # The main process starts another one.
 
 
 async def _wake_on_signals(state: TaskiqState) -> None:
