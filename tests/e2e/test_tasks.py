@@ -65,11 +65,11 @@ class Works:
 
     async def research(self, agent_id: UUID, context: Order) -> Report:
         self.ran.append(context.company)
-        self.begun.set()
         current = ax.activity.current()
         assert current is not None
         assert current.agent_id == agent_id
         ax.activity.update(agent_id, f"Reading about {context.company}", 50)
+        self.begun.set()
         await asyncio.sleep(context.seconds)
         return Report(text=context.company.upper())
 
@@ -197,6 +197,7 @@ async def test_canceled_while_it_runs(
     """Canceled by this process or by another one, the task is stopped within seconds and ends CANCELED, once."""
     task = await ax.enqueue("research", Order(company="Acme", seconds=60))
     await works.begun.wait()
+    assert ax.flush()
     if elsewhere:
         canceled = event(task.agent_id, Status.CANCELED, "By another.", outcome=Outcome(reason="cancelled"))
         store(database.url, [canceled])
