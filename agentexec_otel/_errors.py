@@ -48,7 +48,7 @@ class ActivityCanceledError(AgentExecError):
     """The activity was canceled from elsewhere; a run that this exception leaves ends CANCELED."""
 
     def __init__(self, agent_id: UUID) -> None:
-        super().__init__(f"activity {agent_id} was canceled while it ran: the run was stopped")
+        super().__init__(f"the activity {agent_id} was canceled")
         self.agent_id = agent_id
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Final
 
 import nats
 from nats.errors import TimeoutError as NothingError
@@ -19,8 +21,28 @@ from agentexec_otel.tasks._listening import heed_cancellation
 _connect: Any = nats.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
+_logger = logging.getLogger("agentexec_otel.tasks")
+
+_STARTUP_SECONDS: Final = 5.0
+
+
+async def _note(exc: Exception) -> None:
+    """What the client meets in the background; by itself it logs a traceback for each try."""
+    _logger.warning("the connection to NATS is in trouble: %s", type(exc).__name__)
+
+
 class JetStreamBroker(PullBasedJetStreamBroker):
     """A work queue whose workers can be stopped."""
+
+    async def startup(self) -> None:
+        """Connect, or raise TimeoutError: the client would go on trying for minutes."""
+        async with asyncio.timeout(_STARTUP_SECONDS):
+            await super().startup()
+
+    async def shutdown(self) -> None:
+        """Disconnect; a client that has never connected cannot be closed."""
+        if self.client.is_connected or self.client.is_reconnecting:
+            await super().shutdown()
 
     async def listen(self) -> AsyncGenerator[AckableMessage, None]:
         """Messages for this worker, one by one."""
@@ -39,7 +61,8 @@ class ExpiringResults(NATSObjectStoreResultBackend[Any]):
 
     async def startup(self) -> None:
         """Make the bucket, where there is none."""
-        client = await _connect(self.servers)
+        async with asyncio.timeout(_STARTUP_SECONDS):
+            client = await _connect(self.servers, error_cb=_note)
         try:
             jetstream = client.jetstream()
             try:
@@ -61,9 +84,10 @@ def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
         durable=queue,
         stream_config=StreamConfig(retention=RetentionPolicy.WORK_QUEUE),
         consumer_config=ConsumerConfig(durable_name=queue, ack_wait=CONF.lease_seconds),
+        error_cb=_note,
     )
 
 
 def results(url: str, queue: str) -> AsyncResultBackend[Any]:
     """A bucket of the object store."""
-    return ExpiringResults(url, bucket_name=f"{queue}_results", serializer=JSONSerializer())
+    return ExpiringResults(url, bucket_name=f"{queue}_results", serializer=JSONSerializer(), error_cb=_note)
