@@ -17,6 +17,7 @@ MODULES = (
     "agentexec_otel.activity",
     "agentexec_otel.export",
     "agentexec_otel.tasks",
+    "agentexec_otel.tasks.celery",
     "agentexec_otel.testing",
     "agentexec_otel_exporters.sql",
 )

@@ -1,7 +1,6 @@
 """The activity page's blocks with tasks run as written, on the in-process broker and on real brokers."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -13,9 +12,9 @@ from taskiq.api import run_receiver_task
 
 import agentexec_otel as ax
 from agentexec_otel.activity.models import Status
+from tests.brokers import URLS, need, results_for
 from tests.docs.blocks import Block
 from tests.docs.page import Line, on_sqlite, run_as_written, runs, stored
-from tests.e2e.test_task_workers import BROKERS, answers
 
 pytestmark = on_sqlite
 
@@ -64,17 +63,13 @@ class Site:
         await self.pool.shutdown()
 
 
-@pytest.fixture(params=["in-process", *BROKERS])
+@pytest.fixture(params=["in-process", *URLS])
 def site(request: pytest.FixtureRequest, names: dict[str, Any]) -> Iterator[Site]:
     """The page's `pool`, on each broker."""
     broker = results = None
     if request.param != "in-process":
-        port, broker, results = BROKERS[request.param]
-        if not (answers(port) and answers(6379)):
-            said = f"{request.param} does not answer at 127.0.0.1:{port}, or Redis at 6379"
-            if os.environ.get("AGENTEXEC_TEST_REQUIRE_SERVERS") == "1":
-                pytest.fail(said, pytrace=False)
-            pytest.skip(said)
+        need(request.param, "redis")
+        broker, results = URLS[request.param], results_for(request.param)
     pool = ax.Pool(names["engine"], broker, results=results, queue=f"page_{uuid4().hex}")
     with asyncio.Runner() as runner:
         made = Site(pool, runner, works=broker is not None)

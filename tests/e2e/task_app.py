@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -19,11 +20,10 @@ FOLDER = Path(os.environ["TASKS_FOLDER"])
 class FileExporter(SpanExporter):
     """One line per ended span."""
 
-    def export(self, spans: object) -> SpanExportResult:
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Append them."""
         with (FOLDER / "spans.txt").open("a") as file:
-            for span in spans if isinstance(spans, tuple | list) else ():
-                assert isinstance(span, ReadableSpan)
+            for span in spans:
                 context = span.get_span_context()
                 assert context is not None
                 parent = span.parent.span_id if span.parent else 0

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import httpx
@@ -23,12 +21,12 @@ from fastapi.testclient import TestClient
 
 import agentexec_otel as ax
 from agentexec_otel._event import Status
+from tests.brokers import REDIS, need
 from tests.databases import Database
 from tests.docs.blocks import ROOT
 from tests.sql.rows import row
 
 EXAMPLES = ROOT / "examples"
-REDIS = os.environ.get("AGENTEXEC_TEST_REDIS", "redis://127.0.0.1:6379/9")
 STOPPED = "Canceled by the user."
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -278,15 +276,7 @@ def test_port_that_is_taken(database: Database, tmp_path: Path) -> None:
 @pytest.fixture
 def queue() -> Iterator[str]:
     """A queue of this test alone on a Redis that answers, and nothing of it afterwards."""
-    parts = urlsplit(REDIS)
-    try:
-        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379), 3):
-            pass
-    except OSError as exc:
-        reason = f"Redis does not answer at {REDIS} (AGENTEXEC_TEST_REDIS): {exc}"
-        if os.environ.get("AGENTEXEC_TEST_REQUIRE_SERVERS") == "1":
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+    need("redis")
     name = f"app-{uuid4().hex}"
     yield name
     client: Any = cast("Any", redis.Redis).from_url(REDIS)

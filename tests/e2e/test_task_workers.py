@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,15 +16,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from agentexec_otel.activity.models import Activity, Status
+from tests.brokers import URLS, need, results_for
 from tests.chaos.processes import environment_with
 from tests.databases import Database
 from tests.sql.rows import eventually, lines, row
 
-BROKERS = {
-    "redis": (6379, "redis://127.0.0.1:6379/8", None),
-    "rabbitmq": (5672, "amqp://guest:guest@127.0.0.1:5672/", "redis://127.0.0.1:6379/8"),
-    "nats": (4222, "nats://127.0.0.1:4222", None),
-}
 CLIENT = """
 import asyncio, sys
 import agentexec_otel as ax
@@ -42,23 +37,17 @@ asyncio.run(main())
 pytestmark = pytest.mark.timeout(180)
 
 
-def answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
 class System:
     """A broker, a database, a queue of this test's own, and worker processes."""
 
     def __init__(self, database: Database, folder: Path, broker: str, **settings: str) -> None:
-        _, url, results = BROKERS[broker]
+        results = results_for(broker)
         self.database = database
         self.folder = folder
         self.environment = environment_with(
             {
                 "TASKS_DATABASE": database.url,
-                "TASKS_BROKER": url,
+                "TASKS_BROKER": URLS[broker],
                 "TASKS_QUEUE": f"test_{uuid4().hex}",
                 "TASKS_FOLDER": str(folder),
                 "XDG_STATE_HOME": str(folder / "state"),
@@ -127,12 +116,7 @@ def start(database: Database, tmp_path: Path) -> Iterator[Start]:
     systems: list[System] = []
 
     def make(broker: str, **settings: str) -> System:
-        port, *_ = BROKERS[broker]
-        if not (answers(port) and answers(6379)):
-            said = f"{broker} does not answer at 127.0.0.1:{port}, or Redis at 6379"
-            if os.environ.get("AGENTEXEC_TEST_REQUIRE_SERVERS") == "1":
-                pytest.fail(said, pytrace=False)
-            pytest.skip(said)
+        need(broker, "redis")
         system = System(database, tmp_path, broker, **settings)
         systems.append(system)
         return system
@@ -151,7 +135,7 @@ on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 
 
 @on_postgres
-@pytest.mark.parametrize("broker", BROKERS)
+@pytest.mark.parametrize("broker", URLS)
 def test_enqueued_in_one_process_and_run_in_another(start: Start, database: Database, broker: str) -> None:
     """On each broker: the result comes back as a model, failures are retried as attempts, one trace from end to end."""
     system = start(broker)
@@ -196,7 +180,7 @@ except ax.TaskFailedError as failure:
 
 
 @on_postgres
-@pytest.mark.parametrize("broker", BROKERS)
+@pytest.mark.parametrize("broker", URLS)
 def test_workers_stop_in_good_order(start: Start, database: Database, broker: str) -> None:
     """SIGTERM: the task at work is finished, no other one is begun, and the next workers find what is left."""
     system = start(broker)

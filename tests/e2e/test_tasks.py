@@ -31,9 +31,9 @@ from agentexec_otel import _runtime
 from agentexec_otel._event import Outcome, Status
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
+from tests.brokers import REDIS, need
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
-from tests.e2e.test_task_workers import answers
 from tests.sql.rows import count_rows, event, gap_free, lines, row, store
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -632,7 +632,7 @@ def test_pool_and_event_loops(database: Database) -> None:
     """The in-process broker works on any loop, and again after a shutdown; a connected pool says what to do."""
     ax.configure(database.url)
     here = ax.Pool()
-    redis = ax.Pool(broker="redis://127.0.0.1:6379/8", queue="test_loops")
+    redis = ax.Pool(broker=REDIS, queue="test_loops")
 
     def in_a_thread(agent_id: UUID, context: Order) -> str:
         return context.company
@@ -656,14 +656,14 @@ def test_pool_and_event_loops(database: Database) -> None:
         async with redis:
             await redis.broker.result_backend.is_result_ready("none")
 
-    if answers(6379):
-        asyncio.run(connect_and_stop())
-        asyncio.run(connect_and_stop())
-        with asyncio.Runner() as first, asyncio.Runner() as second:
-            first.run(connect())
-            with pytest.raises(ax.ConfigurationError, match="connected on another event loop"):
-                second.run(redis.enqueue("in a thread", Order(company="Acme")))
-            first.run(redis.shutdown())
+    need("redis")
+    asyncio.run(connect_and_stop())
+    asyncio.run(connect_and_stop())
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(connect())
+        with pytest.raises(ax.ConfigurationError, match="connected on another event loop"):
+            second.run(redis.enqueue("in a thread", Order(company="Acme")))
+        first.run(redis.shutdown())
 
 
 @on_sqlite

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import pytest
@@ -27,6 +25,7 @@ from sqlalchemy.orm import Session
 import agentexec_otel as ax
 from agentexec_otel.activity.models import Activity, Status
 from agentexec_otel.tasks.celery import track, untrack
+from tests.brokers import REDIS, need
 from tests.chaos.proxy import Proxy
 from tests.databases import Database, Servers, open_database
 from tests.e2e.scripted import INPUT_TOKENS, agent, look_ups, say
@@ -35,19 +34,6 @@ from tests.sql.rows import eventually, lines, row
 celery_signals: Any = signals_of_celery
 
 ROOT = Path(__file__).parents[2]
-REDIS = os.environ.get("AGENTEXEC_TEST_REDIS", "redis://127.0.0.1:6379/7")
-
-
-def complaint() -> str | None:
-    """Why Redis cannot be used."""
-    parts = urlsplit(REDIS)
-    try:
-        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379), 3) as connection:
-            connection.sendall(b"PING\r\n")
-            answer = connection.recv(64)
-    except OSError as exc:
-        return f"Redis does not answer at {REDIS} (AGENTEXEC_TEST_REDIS): {exc}"
-    return None if answer.startswith(b"+PONG") else f"Redis at {REDIS} answers {answer!r}"
 
 
 class Worker:
@@ -140,11 +126,7 @@ class Worker:
 @pytest.fixture(scope="module")
 def redis() -> None:
     """Redis is there."""
-    found = complaint()
-    if found is not None and os.environ.get("AGENTEXEC_TEST_REQUIRE_SERVERS") == "1":
-        pytest.fail(found, pytrace=False)
-    if found is not None:
-        pytest.skip(found)
+    need("redis")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
