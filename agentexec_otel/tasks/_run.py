@@ -132,7 +132,7 @@ async def claim(
             return None
         return await _claimed(runtime, live, deadline)
     except _OutOfPatienceError:
-        return _unguarded(runtime, agent_id)
+        return join(runtime, agent_id)
 
 
 class _OutOfPatienceError(Exception):
@@ -206,9 +206,13 @@ def _next_attempt(stored: StoredActivity, attempt: int) -> StoredActivity:
     return replace(stored, attempt=attempt, status=status, span=None, history=(), created_at_ns=time.time_ns())
 
 
-def _unguarded(runtime: Runtime, agent_id: UUID) -> TaskRun | None:
-    live = runtime.spans.unresolved(agent_id)
-    live.opening_pending = live.opening is None
+def join(runtime: Runtime, agent_id: UUID) -> TaskRun | None:
+    """Start an activity without a guard, beside whoever else may run it; None where this process does already."""
+    live = runtime.spans.known(agent_id)
+    if live is None or live.over:
+        runtime.spans.forget(agent_id)
+        live = runtime.spans.unresolved(agent_id)
+        live.opening_pending = True
     if live.owner is not None:
         return None
     run = TaskRun(runtime, live)

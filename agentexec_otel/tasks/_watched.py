@@ -23,7 +23,7 @@ from agentexec_otel._live import LiveActivity
 from agentexec_otel._runtime import Runtime
 from agentexec_otel.activity._lifecycle import create_later, submit_end
 from agentexec_otel.export import ExportResult, StoredActivity
-from agentexec_otel.tasks._run import TaskRun, claim
+from agentexec_otel.tasks._run import TaskRun, claim, join
 
 _PATIENCE: Final = 2.0
 
@@ -74,7 +74,7 @@ def start(agent_id: UUID, attempt: int, *, redelivered: bool = False) -> TaskRun
     """
     runtime = _runtime.active()
     if _runtime.on_event_loop():
-        return _join(runtime, agent_id)
+        return join(runtime, agent_id)
     loop = asyncio.new_event_loop()  # of our own: the thread's current one stays as it is
     try:
         return loop.run_until_complete(_start(runtime, agent_id, attempt, redelivered))
@@ -105,13 +105,13 @@ async def _start(runtime: Runtime, agent_id: UUID, attempt: int, redelivered: bo
         return run
     stored = await _read(runtime, agent_id, deadline)
     if stored is None:
-        return _join(runtime, agent_id)
+        return join(runtime, agent_id)
     if stored.status in (Status.CANCELED, Status.COMPLETE):
         return Bystander(runtime, runtime.spans.adopt(stored))
     if stored.status is Status.ERROR or (redelivered and stored.status is Status.RUNNING):
         await _reopen(runtime, stored, deadline)
         run = await claim(agent_id, stored.attempt + 1, max(0.0, deadline - time.monotonic()))
-    return _join(runtime, agent_id) if run is None else run
+    return join(runtime, agent_id) if run is None else run
 
 
 async def _read(runtime: Runtime, agent_id: UUID, deadline: float) -> StoredActivity | None:
@@ -137,21 +137,6 @@ async def _reopen(runtime: Runtime, stored: StoredActivity, deadline: float) -> 
 
 def _queued(runtime: Runtime, agent_id: UUID) -> ActivityEvent:
     return runtime.event(agent_id, Status.QUEUED, CONF.activity_message_create)
-
-
-def _join(runtime: Runtime, agent_id: UUID) -> TaskRun | None:
-    """Start without a guard, beside whoever else runs it."""
-    live = runtime.spans.known(agent_id)
-    if live is None or live.over:
-        runtime.spans.forget(agent_id)
-        live = runtime.spans.unresolved(agent_id)
-        live.opening_pending = True
-    if live.owner is not None:
-        return None
-    run = TaskRun(runtime, live)
-    started = runtime.event(agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
-    runtime.emit(runtime.spans.observe(live, started))
-    return run
 
 
 def _patience(runtime: Runtime) -> float:
