@@ -28,7 +28,7 @@ from agentexec_otel._metrics import register
 from agentexec_otel._parts import Worker, flush_at_exit_of_child, spool_for, sql_exporter
 from agentexec_otel._spans import ActivitySpans
 from agentexec_otel._text import clean_percentage, prepare_message
-from agentexec_otel.export import Ack, ActivityExporter, ActivityProcessor, ActivityStore, Ending, StoredActivity
+from agentexec_otel.export import Ack, ActivityExporter, ActivityProcessor, ActivityStore, Ending
 
 if TYPE_CHECKING:
     from agentexec_otel._parts import Database
@@ -195,8 +195,8 @@ class Runtime:
         for processor in self.processors[1:]:
             processor.emit(event)
 
-    def ended(self, activities: Sequence[StoredActivity], ending: Ending) -> None:
-        """Have the spans follow what a bulk call has ended."""
+    def ended(self, activities: Sequence[tuple[UUID, int]], ending: Ending) -> None:
+        """Have the spans follow what a bulk call has ended: each with its attempt."""
         if activities:
             now_ns = time.time_ns()
             self.primary.call_soon(lambda: self.spans.ended(activities, ending, now_ns))

@@ -287,36 +287,46 @@ class ActivitySpans:
         if stored is not None and stored.span is not None:
             live.ref = stored.span
 
-    def ended(self, activities: Sequence[StoredActivity], ending: Ending, occurred_at_ns: int) -> None:
-        """Follow a bulk ending: end the spans that are open here, and give one to those that never ran."""
-        lives = [self.adopt(stored) for stored in activities]
-        without_span = [live for live in lives if live.ref is None]
-        for start in range(0, len(without_span), _MOST_AT_ONCE):
-            with suppress(ExportError):
-                self._read_lines(without_span[start : start + _MOST_AT_ONCE])
-        self.offer(*without_span)
-        for live in lives:
-            live.status = ending.status
-            if ending.status is Status.CANCELED:
-                live.canceled = True
-                live.cancel()
-            event = ActivityEvent(uuid7(), live.agent_id, ending.status, ending.message, None, occurred_at_ns)
-            self._catch_up()
-            self._add_event(live.span, event)
-            self._record(event, self._context(live))
-            if not _more_to_come(live, event):
-                self.end(live, ending.status, ending.outcome, event, ending.message)
+    def ended(self, activities: Sequence[tuple[UUID, int]], ending: Ending, occurred_at_ns: int) -> None:
+        """Follow a bulk ending of these attempts: end the spans that are open here, and open one where there is none.
 
-    def _read_lines(self, lives: Sequence[LiveActivity]) -> None:
-        """What was said before the end, for spans that begin with it."""
-        if self._store is None:
-            return
-        found = self._store.lookup_many([live.agent_id for live in lives])
-        with self._lock:
+        Rows are read only now, since whoever ended them does not wait for spans.
+        """
+        for start in range(0, len(activities), _MOST_AT_ONCE):
+            lives = self._read_again(activities[start : start + _MOST_AT_ONCE])
+            self.offer(*(live for live in lives if live.ref is None))
             for live in lives:
-                if live.agent_id in found:
-                    fill(live, found[live.agent_id])
+                live.status = ending.status
+                if ending.status is Status.CANCELED:
+                    live.canceled = True
+                    live.cancel()
+                event = ActivityEvent(uuid7(), live.agent_id, ending.status, ending.message, None, occurred_at_ns)
+                self._catch_up()
+                self._add_event(live.span, event)
+                self._record(event, self._context(live))
+                if not _more_to_come(live, event):
+                    self.end(live, ending.status, ending.outcome, event, ending.message)
+
+    def _read_again(self, activities: Sequence[tuple[UUID, int]]) -> list[LiveActivity]:
+        """Attempts that have ended, with what was said before that where they are on no span yet.
+
+        Where the row cannot be read, or has another attempt by now: those that have a span.
+        """
+        found: Mapping[UUID, StoredActivity] = {}
+        with suppress(ExportError):
+            if self._store is not None:
+                found = self._store.lookup_many([agent_id for agent_id, _ in activities])
+        lives: list[LiveActivity] = []
+        with self._lock:
+            for agent_id, attempt in activities:
+                stored, live = found.get(agent_id), self._live.get(agent_id)
+                if stored is not None and stored.attempt == attempt:
+                    live = self.adopt(stored)
                     live.history = [line for line in live.history if not line.status.terminal]
+                elif live is None or live.attempt != attempt or live.ref is None:
+                    continue
+                lives.append(live)
+        return lives
 
     def running(self) -> list[UUID]:
         """The activities that run in this process."""

@@ -85,7 +85,7 @@ def end_many(
     runtime: Runtime,
     session: Session | AsyncSession | None,
     ending: Ending,
-    end: Callable[[Connection | None], Sequence[StoredActivity]],
+    end: Callable[[Connection | None], Sequence[tuple[UUID, int]]],
 ) -> int:
     """End activities in bulk, in the session or in transactions of our own; how many were really changed."""
     if session is None:

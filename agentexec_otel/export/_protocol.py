@@ -129,15 +129,15 @@ class ActivityStore(Protocol):
         """Store events inside the caller's own transaction (a SQLAlchemy `Connection`)."""
         ...
 
-    def end_where(self, connection: Any | None, criteria: Sequence[Any], ending: Ending) -> Sequence[StoredActivity]:
+    def end_where(self, connection: Any | None, criteria: Sequence[Any], ending: Ending) -> Sequence[tuple[UUID, int]]:
         """End every QUEUED or RUNNING activity that meets the SQL `criteria`.
 
-        In the caller's own transaction, or without a connection in one of its own. Returns those it changed, as they
-        were before, without their lines.
+        In the caller's own transaction, or without a connection in one of its own. Returns the ``agent_id`` of each
+        that it changed, with the attempt that it ended.
         """
         ...
 
-    def reap(self, connection: Any | None, ending: Ending) -> Sequence[StoredActivity]:
+    def reap(self, connection: Any | None, ending: Ending) -> Sequence[tuple[UUID, int]]:
         """End every RUNNING activity whose lease has expired by the database's clock; otherwise as `end_where`."""
         ...
 

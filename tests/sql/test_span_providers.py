@@ -193,10 +193,10 @@ class SlowStore(Recorder):
     def write(self, connection: Any, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
         return []
 
-    def end_where(self, connection: Any, criteria: Sequence[Any], ending: Ending) -> Sequence[StoredActivity]:
+    def end_where(self, connection: Any, criteria: Sequence[Any], ending: Ending) -> Sequence[tuple[UUID, int]]:
         return []
 
-    def reap(self, connection: Any, ending: Ending) -> Sequence[StoredActivity]:
+    def reap(self, connection: Any, ending: Ending) -> Sequence[tuple[UUID, int]]:
         return []
 
     def heartbeat(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> Mapping[UUID, Ack]:

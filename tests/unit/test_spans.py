@@ -200,6 +200,22 @@ def test_ended_without_running(spans: InMemorySpanExporter) -> None:
     assert attributes(swept)["agentexec.status"] == "CANCELED"
 
 
+def test_retried_before_the_span_of_its_end(spans: InMemorySpanExporter) -> None:
+    """Ended in bulk, and retried before the writer came to its span: the new attempt is left alone, and has its own."""
+    agent_id = ax.activity.create("task")
+    runtime = _runtime.active()
+    ending = Ending(Status.CANCELED, "Task canceled.", Outcome(reason="cancelled"))
+    ended = runtime.needed_store.end_where(None, [Activity.agent_id == agent_id], ending)
+    assert list(ended) == [(agent_id, 1)]
+    assert ax.activity.retry(agent_id) == 2
+    runtime.ended(ended, ending)
+    assert ax.flush()
+    assert spans.get_finished_spans() == ()
+    with ax.activity.run(agent_id):
+        pass
+    assert attributes(the_span(spans))["agentexec.status"] == "COMPLETE"
+
+
 def the_status(verb: str) -> str:
     return {"cancel": "CANCELED", "complete": "COMPLETE", "error": "ERROR"}[verb]
 

@@ -119,11 +119,11 @@ class SQLExporter:
 
     def end_where(
         self, connection: Connection | None, criteria: Sequence[Any], ending: Ending
-    ) -> Sequence[StoredActivity]:
+    ) -> Sequence[tuple[UUID, int]]:
         """End what is QUEUED or RUNNING and meets the criteria; see `ActivityStore.end_where`."""
         return self._in_chunks(connection, partial(end_chunk, criteria=criteria, ending=ending))
 
-    def reap(self, connection: Connection | None, ending: Ending) -> Sequence[StoredActivity]:
+    def reap(self, connection: Connection | None, ending: Ending) -> Sequence[tuple[UUID, int]]:
         """End what is RUNNING behind an expired lease; see `ActivityStore.reap`."""
         return self._in_chunks(connection, partial(reap_chunk, ending=ending))
 
@@ -150,10 +150,10 @@ class SQLExporter:
             yield connection
 
     def _in_chunks(
-        self, connection: Connection | None, end: Callable[[Connection], list[StoredActivity]]
-    ) -> list[StoredActivity]:
+        self, connection: Connection | None, end: Callable[[Connection], list[tuple[UUID, int]]]
+    ) -> list[tuple[UUID, int]]:
         """Until nothing is left to end; each chunk of our own commits, so that no lock is held for long."""
-        ended: list[StoredActivity] = []
+        ended: list[tuple[UUID, int]] = []
         while True:
             if connection is not None:
                 join_transaction(connection)

@@ -143,12 +143,32 @@ UPDATE_ROWS: Final = {
 }
 """What has changed, most often no more than the progress, and the lease."""
 
-_READ: Final = select(*ROW_COLUMNS).order_by(_ACTIVITY.c.agent_id).with_for_update()
-LOCK: Final = _READ.where(_ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
-_LOCK_SQLITE: Final = _READ.where(
-    _ACTIVITY.c.agent_id.in_(select(func.json_each(bindparam("agent_ids", type_=Text)).table_valued("value").c.value))
-)
-_LOCK_POSTGRESQL: Final = _READ.where(_ACTIVITY.c.agent_id == func.any(bindparam("agent_ids", type_=ARRAY(Uuid))))
+
+def _among(of: ColumnElement[Any], name: str, dialect: str = "") -> ColumnElement[bool]:
+    """Whether it is one of the ids bound as `name`: all in one parameter where the database takes that."""
+    if dialect == "sqlite":
+        return of.in_(select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value))
+    if dialect == "postgresql":
+        return of == func.any(bindparam(name, type_=ARRAY(Uuid)))
+    return of.in_(bindparam(name, expanding=True))
+
+
+def _lock(dialect: str = "") -> Select[*tuple[Any, ...]]:
+    wanted = _among(_ACTIVITY.c.agent_id, "agent_ids", dialect)
+    return select(*ROW_COLUMNS).where(wanted).order_by(_ACTIVITY.c.agent_id).with_for_update()
+
+
+@cache
+def end_rows(dialect: str) -> UpdateBase:
+    """End the rows of those ``ids``, which SQLite takes as JSON; each is one line further."""
+    given: dict[str, Any] = {
+        name: bindparam(f"new_{name}") for name in ("status", "reason", "error_type", "updated_at")
+    }
+    further = {"last_seq": _ACTIVITY.c.last_seq + 1, "lease_expires_at": null()}
+    return update(_ACTIVITY).where(_among(_ACTIVITY.c.id, "ids", dialect)).values(given | further)
+
+
+LOCK: Final = _lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +211,6 @@ def _text(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> str:
 
 _SQLITE: Final[Dialect] = sqlite.dialect()
 _POSTGRESQL: Final[Dialect] = psycopg.dialect()  # type: ignore[no-untyped-call]
-LOCK_SQLITE: Final = _text(_LOCK_SQLITE, _SQLITE)
-LOCK_POSTGRESQL: Final = _text(_LOCK_POSTGRESQL, _POSTGRESQL)
+LOCK_SQLITE: Final = _text(_lock("sqlite"), _SQLITE)
+LOCK_POSTGRESQL: Final = _text(_lock("postgresql"), _POSTGRESQL)
 COPY: Final = f"COPY {_LOG.name} ({', '.join(_LINE)}) FROM STDIN"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, Final, cast
@@ -19,6 +20,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy import Row as Found
 
 from agentexec_otel._config import CONF
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
@@ -28,7 +30,7 @@ from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql._clock import database_now
 from agentexec_otel_exporters.sql._fold import TICK, Row, fold, nanoseconds, stub
-from agentexec_otel_exporters.sql._statements import ROW_COLUMNS
+from agentexec_otel_exporters.sql._statements import ROW_COLUMNS, end_rows
 
 _ACTIVITY: Final = cast(Table, Activity.__table__)
 _LOG: Final = cast(Table, ActivityLog.__table__)
@@ -37,6 +39,11 @@ _HISTORY: Final = 100
 _REAPED: Final = 100
 
 _READ: Final = select(*ROW_COLUMNS).where(_ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
+_Candidate = tuple[UUID, UUID, int, int, datetime]
+_CANDIDATES: Final[Select[*_Candidate]] = select(
+    _ACTIVITY.c.id, _ACTIVITY.c.agent_id, _ACTIVITY.c.last_seq, _ACTIVITY.c.attempt, _ACTIVITY.c.updated_at
+).order_by(_ACTIVITY.c.agent_id)
+"""What may be ended: no more than that takes; locked in the order in which batches lock."""
 _NOW: Final = database_now(literal(0))
 _LEASE_END: Final = database_now(bindparam("lease_seconds", type_=Float))
 _STORED: Final = select(_LOG.c.event_id, _LOG.c.late).where(_LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
@@ -139,63 +146,61 @@ def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRe
     return {agent_id for agent_id, span_id in named if offered[agent_id] == span_id}
 
 
-def end_chunk(connection: Connection, criteria: Sequence[Any], ending: Ending) -> list[StoredActivity]:
-    """End up to 1,000 that are QUEUED or RUNNING and meet the criteria; the changed ones as they were before."""
+def end_chunk(connection: Connection, criteria: Sequence[Any], ending: Ending) -> list[tuple[UUID, int]]:
+    """End up to 1,000 that are QUEUED or RUNNING and meet the criteria; see `ActivityStore.end_where`."""
     active = _ACTIVITY.c.status.in_([Status.QUEUED, Status.RUNNING])
-    candidates = select(_ACTIVITY.c.agent_id).where(active, *criteria).order_by(_ACTIVITY.c.agent_id).limit(_CHUNK)
+    candidates = _CANDIDATES.where(active, *criteria).limit(_CHUNK)
     return _end(connection, candidates.with_for_update(), ending)
 
 
-def reap_chunk(connection: Connection, ending: Ending) -> list[StoredActivity]:
+def reap_chunk(connection: Connection, ending: Ending) -> list[tuple[UUID, int]]:
     """End up to 100 that are RUNNING behind an expired lease. Several reapers share the work."""
     expired = _ACTIVITY.c.lease_expires_at < _NOW
-    running = select(_ACTIVITY.c.agent_id).where(_ACTIVITY.c.status == Status.RUNNING, expired)
-    candidates = running.order_by(_ACTIVITY.c.agent_id).limit(_REAPED)
+    candidates = _CANDIDATES.where(_ACTIVITY.c.status == Status.RUNNING, expired).limit(_REAPED)
     return _end(connection, candidates.with_for_update(skip_locked=True), ending)
 
 
-def _end(connection: Connection, candidates: Select[UUID], ending: Ending) -> list[StoredActivity]:
-    rows = list(lock_rows(connection, connection.scalars(candidates).all()).values())
+def _end(connection: Connection, candidates: Select[*_Candidate], ending: Ending) -> list[tuple[UUID, int]]:
+    rows = connection.execute(candidates).all()
     if not rows:
         return []
     now = datetime.now(UTC)
-    insert_lines(connection, [_ending_log(row, ending, now) for row in rows])
-    _end_rows(connection, [row.id for row in rows if row.updated_at < now], ending, now)
-    for row in rows:  # Written by a host whose clock is ahead of ours.
-        if row.updated_at >= now:
-            _end_rows(connection, [row.id], ending, row.updated_at + TICK)
-    return [_stored_activity(row, ()) for row in rows]
+    insert_lines(connection, _ending_lines(rows, ending, now))
+    _end_rows(connection, [row_id for row_id, _, _, _, updated_at in rows if updated_at < now], ending, now)
+    for row_id, _, _, _, updated_at in rows:  # Written by a host whose clock is ahead of ours.
+        if updated_at >= now:
+            _end_rows(connection, [row_id], ending, updated_at + TICK)
+    return [(agent_id, attempt) for _, agent_id, _, attempt, _ in rows]
 
 
 def _end_rows(connection: Connection, ids: Sequence[UUID], ending: Ending, updated_at: datetime) -> None:
     if not ids:
         return
+    dialect = connection.dialect.name
     connection.execute(
-        update(_ACTIVITY)
-        .where(_ACTIVITY.c.id.in_(ids))
-        .values(
-            status=ending.status,
-            reason=ending.outcome.reason,
-            error_type=ending.outcome.error_type,
-            last_seq=_ACTIVITY.c.last_seq + 1,
-            lease_expires_at=None,
-            updated_at=updated_at,
-        )
+        end_rows(dialect),
+        {
+            "ids": json.dumps([row_id.hex for row_id in ids]) if dialect == "sqlite" else ids,
+            "new_status": ending.status,
+            "new_reason": ending.outcome.reason,
+            "new_error_type": ending.outcome.error_type,
+            "new_updated_at": updated_at,
+        },
     )
 
 
-def _ending_log(row: Row, ending: Ending, now: datetime) -> dict[str, Any]:
-    return {
-        "activity_id": row.id,
+def _ending_lines(rows: Sequence[Found[*_Candidate]], ending: Ending, now: datetime) -> list[dict[str, Any]]:
+    common = {
         "message": ending.message,
         "status": ending.status,
         "percentage": None,
-        "created_at": now,
-        "seq": row.last_seq + 1,
-        "event_id": uuid7(),
-        "attempt": row.attempt,
+        "created_at": nanoseconds(now),
         "late": False,
     }
+    return [
+        common | {"activity_id": row_id, "seq": last_seq + 1, "event_id": uuid7(), "attempt": attempt}
+        for row_id, _, last_seq, attempt, _ in rows
+    ]
 
 
 def heartbeat(
