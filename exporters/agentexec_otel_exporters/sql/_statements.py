@@ -160,12 +160,12 @@ def _lock(dialect: str = "") -> Select[*tuple[Any, ...]]:
 
 @cache
 def end_rows(dialect: str) -> UpdateBase:
-    """End the rows of those ``ids``, which SQLite takes as JSON; each is one line further."""
-    given: dict[str, Any] = {
-        name: bindparam(f"new_{name}") for name in ("status", "reason", "error_type", "updated_at")
-    }
-    further = {"last_seq": _ACTIVITY.c.last_seq + 1, "lease_expires_at": null()}
-    return update(_ACTIVITY).where(_among(_ACTIVITY.c.id, "ids", dialect)).values(given | further)
+    """End the rows of those ``ids`` (JSON on SQLite), except those that are ahead in time; each is one line further."""
+    moment = bindparam("new_updated_at", type_=UtcDateTime)
+    given: dict[str, Any] = {name: bindparam(f"new_{name}") for name in ("status", "reason", "error_type")}
+    further = {"last_seq": _ACTIVITY.c.last_seq + 1, "lease_expires_at": null(), "updated_at": moment}
+    among = _among(_ACTIVITY.c.id, "ids", dialect)
+    return update(_ACTIVITY).where(among, _ACTIVITY.c.updated_at < moment).values(given | further)
 
 
 LOCK: Final = _lock()

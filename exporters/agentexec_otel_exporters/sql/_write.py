@@ -39,9 +39,10 @@ _HISTORY: Final = 100
 _REAPED: Final = 100
 
 _READ: Final = select(*ROW_COLUMNS).where(_ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
-_Candidate = tuple[UUID, UUID, int, int, datetime]
+_ACTIVE: Final = _ACTIVITY.c.status.in_([Status.QUEUED, Status.RUNNING])
+_Candidate = tuple[UUID, UUID, int, int]
 _CANDIDATES: Final[Select[*_Candidate]] = select(
-    _ACTIVITY.c.id, _ACTIVITY.c.agent_id, _ACTIVITY.c.last_seq, _ACTIVITY.c.attempt, _ACTIVITY.c.updated_at
+    _ACTIVITY.c.id, _ACTIVITY.c.agent_id, _ACTIVITY.c.last_seq, _ACTIVITY.c.attempt
 ).order_by(_ACTIVITY.c.agent_id)
 """What may be ended: no more than that takes; locked in the order in which batches lock."""
 _NOW: Final = database_now(literal(0))
@@ -148,8 +149,7 @@ def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRe
 
 def end_chunk(connection: Connection, criteria: Sequence[Any], ending: Ending) -> list[tuple[UUID, int]]:
     """End up to 1,000 that are QUEUED or RUNNING and meet the criteria; see `ActivityStore.end_where`."""
-    active = _ACTIVITY.c.status.in_([Status.QUEUED, Status.RUNNING])
-    candidates = _CANDIDATES.where(active, *criteria).limit(_CHUNK)
+    candidates = _CANDIDATES.where(_ACTIVE, *criteria).limit(_CHUNK)
     return _end(connection, candidates.with_for_update(), ending)
 
 
@@ -166,18 +166,18 @@ def _end(connection: Connection, candidates: Select[*_Candidate], ending: Ending
         return []
     now = datetime.now(UTC)
     insert_lines(connection, _ending_lines(rows, ending, now))
-    _end_rows(connection, [row_id for row_id, _, _, _, updated_at in rows if updated_at < now], ending, now)
-    for row_id, _, _, _, updated_at in rows:  # Written by a host whose clock is ahead of ours.
-        if updated_at >= now:
+    ids = [row_id for row_id, _, _, _ in rows]
+    if _end_rows(connection, ids, ending, now) < len(ids):
+        # The others were written by a host whose clock is ahead of ours.
+        ahead = select(_ACTIVITY.c.id, _ACTIVITY.c.updated_at).where(_ACTIVITY.c.id.in_(ids), _ACTIVE)
+        for row_id, updated_at in connection.execute(ahead).all():
             _end_rows(connection, [row_id], ending, updated_at + TICK)
-    return [(agent_id, attempt) for _, agent_id, _, attempt, _ in rows]
+    return [(agent_id, attempt) for _, agent_id, _, attempt in rows]
 
 
-def _end_rows(connection: Connection, ids: Sequence[UUID], ending: Ending, updated_at: datetime) -> None:
-    if not ids:
-        return
+def _end_rows(connection: Connection, ids: Sequence[UUID], ending: Ending, updated_at: datetime) -> int:
     dialect = connection.dialect.name
-    connection.execute(
+    return connection.execute(
         end_rows(dialect),
         {
             "ids": json.dumps([row_id.hex for row_id in ids]) if dialect == "sqlite" else ids,
@@ -186,7 +186,7 @@ def _end_rows(connection: Connection, ids: Sequence[UUID], ending: Ending, updat
             "new_error_type": ending.outcome.error_type,
             "new_updated_at": updated_at,
         },
-    )
+    ).rowcount
 
 
 def _ending_lines(rows: Sequence[Found[*_Candidate]], ending: Ending, now: datetime) -> list[dict[str, Any]]:
@@ -199,7 +199,7 @@ def _ending_lines(rows: Sequence[Found[*_Candidate]], ending: Ending, now: datet
     }
     return [
         common | {"activity_id": row_id, "seq": last_seq + 1, "event_id": uuid7(), "attempt": attempt}
-        for row_id, _, last_seq, attempt, _ in rows
+        for row_id, _, last_seq, attempt in rows
     ]
 
 
