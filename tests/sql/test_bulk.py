@@ -110,6 +110,7 @@ def test_row_level_security(database: Database) -> None:
     set_up = [
         f"CREATE ROLE {role} LOGIN PASSWORD 'secret'",
         f"GRANT SELECT, INSERT, UPDATE ON {', '.join(tables)} TO {role}",
+        f"GRANT USAGE ON SCHEMA public TO {role}",
         f"GRANT USAGE ON SEQUENCE agentexec_activity_log_id_seq TO {role}",
         *(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY" for table in tables),
         *(f"CREATE POLICY ours ON {table} TO {role} USING (true)" for table in tables),
