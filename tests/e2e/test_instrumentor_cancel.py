@@ -98,12 +98,14 @@ async def test_the_tool_that_is_running_is_not_torn(database: Database) -> None:
     """It works to its end; what would have come next does not begin, be it the model or the next tool of the turn."""
     began: list[str] = []
     ended: list[str] = []
+    committed = asyncio.Event()
 
     @function_tool
     async def work(name: str) -> str:
         """Work."""
         began.append(name)
-        await asyncio.sleep(3)
+        await committed.wait()
+        await asyncio.sleep(2.5)
         ended.append(name)
         return "ok"
 
@@ -111,6 +113,7 @@ async def test_the_tool_that_is_running_is_not_torn(database: Database) -> None:
     config = agents.RunConfig(tool_execution=agents.ToolExecutionConfig(max_function_tool_concurrency=1))
     task = asyncio.create_task(Runner.run(agent(answers, say("never"), tools=[work]), "go", run_config=config))
     await cancel_elsewhere(database, await running(database))
+    committed.set()
     with pytest.raises(ax.ActivityCanceledError):
         await asyncio.wait_for(task, 10)
     assert began == ended == ["first"]
