@@ -29,6 +29,8 @@ from tests.sql.rows import row
 EXAMPLES = ROOT / "examples"
 STOPPED = "Canceled by the user."
 
+pytestmark = pytest.mark.engines
+
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 

@@ -34,7 +34,7 @@ async def main():
 asyncio.run(main())
 """
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(180)]
 
 
 class System:

@@ -36,6 +36,9 @@ celery_signals: Any = signals_of_celery
 ROOT = Path(__file__).parents[2]
 
 
+pytestmark = pytest.mark.engines
+
+
 class Worker:
     """A `celery worker` on a queue of its own, with everything that it leaves in a folder."""
 
