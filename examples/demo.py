@@ -52,12 +52,14 @@ def main() -> int:
         ax.flush()
         exit_code = watcher.wait(timeout=60)
 
-    with Session(create_engine(url)) as session:
+    engine = create_engine(url)
+    with Session(engine) as session:
         headline("List", "ax.activity.list(session): how each run has ended.")
         show_list(session)
         headline("Detail", "ax.activity.detail(session, agent_id): all that the first run has said.")
         show_detail(session, agent_ids[0])
 
+    engine.dispose()
     ax.shutdown()
     headline("Trace", "OpenTelemetry has the same: one span per run, its lines as events, the tools' spans beneath it.")
     show_trace(spans.get_finished_spans())
