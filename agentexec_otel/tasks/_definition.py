@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 from collections.abc import Callable
@@ -108,8 +109,8 @@ class Definition:
                 " workers run this version?"
             ) from exc
 
-    async def call(self, agent_id: UUID, context: object, run_sync: Callable[[Callable[[], Any]], Any]) -> Any:
-        """Call the function; one that is not asynchronous through `run_sync`, which is awaited."""
+    async def call(self, agent_id: UUID, context: object) -> Any:
+        """Call the function; one that is not asynchronous in a thread."""
         if self.is_async:
             return await self.function(agent_id=agent_id, context=context)
-        return await run_sync(lambda: self.function(agent_id=agent_id, context=context))
+        return await asyncio.to_thread(self.function, agent_id=agent_id, context=context)

@@ -24,12 +24,10 @@ from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._outcome import qualified_name
 from agentexec_otel.activity._lifecycle import create_async, create_later, error_message, submit_end
 from agentexec_otel.export._codec import decode, encode
-from agentexec_otel.tasks._run import TaskRun, claim
+from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, TaskRun, claim, stored_within
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
-AGENT_ID: Final = "agentexec_agent_id"
-ATTEMPT: Final = "agentexec_attempt"
 OPENING: Final = "agentexec_opening"
 _RETRIES: Final = "_retries"  # taskiq's own, set by its retry middlewares
 
@@ -153,9 +151,7 @@ async def _create(message: TaskiqMessage) -> None:
     agent_id = _id_of(message.task_id)
     created = create_later(message.task_name, agent_id=agent_id)
     message.labels.update(labels_of(agent_id))
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE):
-            await asyncio.wrap_future(created)
+    await stored_within(_PATIENCE, created)
 
 
 def labels_of(agent_id: UUID) -> dict[str, str]:
@@ -219,11 +215,11 @@ def _telling(kick: _Kick) -> _Kick:
 
 async def end_unsent(agent_id: UUID, exc: BaseException) -> None:
     """End the activity of a task that could not be sent, and wait a bounded time for the commit."""
-    with guarded("ending the activity of a task that was not sent"), suppress(TimeoutError):
+    with guarded("ending the activity of a task that was not sent"):
         runtime = _runtime.active()
         outcome = Outcome(qualified_name(type(exc)), "enqueue")
         ended = submit_end(runtime, runtime.find(agent_id), Status.ERROR, error_message(exc), None, outcome)
-        await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(ended)), CONF.terminal_timeout)
+        await stored_within(CONF.terminal_timeout, ended)
 
 
 # -- the task's function ----------------------------------------------------------------------------------------

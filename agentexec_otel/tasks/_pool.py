@@ -213,14 +213,11 @@ class Pool:
     async def _start_for(self, agent_id: UUID) -> None:
         try:
             await self.startup()
-        except ConfigurationError as exc:
-            await end_unsent(agent_id, exc)
-            raise
         except BaseException as exc:
             await end_unsent(agent_id, exc)
-            if isinstance(exc, Exception):
-                raise _NotStartedError from exc
-            raise
+            if isinstance(exc, ConfigurationError) or not isinstance(exc, Exception):
+                raise
+            raise _NotStartedError from exc
 
     async def _note_started(self, state: TaskiqState) -> None:
         self._started_on = asyncio.get_running_loop()
@@ -273,8 +270,7 @@ def _answer_for_unknown_tasks(broker: AsyncBroker, known: Collection[str]) -> No
         async def unknown(agent_id: str, context: Any) -> None:
             raise UnknownTaskError(task_name, known)
 
-        stand_in = AsyncTaskiqDecoratedTask[Any, Any](broker, task_name, unknown, {})
-        return find(task_name) or stand_in
+        return find(task_name) or AsyncTaskiqDecoratedTask(broker, task_name, unknown, {})
 
     setattr(broker, "find_task", find_task)  # noqa: B010  # checkers take a method for its own type
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
@@ -22,6 +23,10 @@ from agentexec_otel._runtime import Runtime
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.activity._lifecycle import describe_error
 from agentexec_otel.export import Ack, ExportResult, StoredActivity
+
+AGENT_ID: Final = "agentexec_agent_id"
+ATTEMPT: Final = "agentexec_attempt"
+"""What a task's message calls the id of its activity, and the attempt that it is sent for."""
 
 _LONGEST_WAIT: Final = 1.0
 
@@ -219,6 +224,13 @@ def join(runtime: Runtime, agent_id: UUID) -> TaskRun | None:
     started = runtime.event(agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
     runtime.emit(runtime.spans.observe(live, started))
     return run
+
+
+async def stored_within(seconds: float, answer: Future[ExportResult]) -> None:
+    """Wait for an event to be stored, but no longer than that; it stays on its way."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.wrap_future(answer)  # Nobody can cancel the answer itself.
 
 
 def _waits() -> Iterator[float]:

@@ -24,7 +24,7 @@ from agentexec_otel._errors import (
 from agentexec_otel._event import Outcome, Status
 from agentexec_otel.export import Ack
 from agentexec_otel.tasks._definition import Definition
-from agentexec_otel.tasks._run import TaskRun, claim
+from agentexec_otel.tasks._run import TaskRun, claim, stored_within
 
 _FAST: Final = 0.025
 _FRESH: Final = 2.0
@@ -96,7 +96,7 @@ class Task:
 
     async def _run_here(self, run: TaskRun) -> tuple[Any, Any]:
         with run:
-            work = asyncio.create_task(self._definition.call(self.agent_id, self.context, asyncio.to_thread))
+            work = asyncio.create_task(self._definition.call(self.agent_id, self.context))
             run.when_canceled(work)
             value = await work
         return value, self._definition.pack_result(value, CONF.result_limit)
@@ -151,5 +151,4 @@ async def _settled(run: TaskRun, exc: BaseException | None) -> None:
     """End the activity, and wait a bounded time for its commit."""
     future = run.end(exc)
     if future is not None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), CONF.terminal_timeout)
+        await stored_within(CONF.terminal_timeout, future)

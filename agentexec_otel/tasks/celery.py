@@ -31,7 +31,7 @@ from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._outcome import qualified_name
 from agentexec_otel.activity._lifecycle import error_message
 from agentexec_otel.tasks import _watched
-from agentexec_otel.tasks._run import TaskRun
+from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, TaskRun
 
 try:
     from celery import exceptions as celery_exceptions  # pyright: ignore[reportMissingTypeStubs]
@@ -47,8 +47,6 @@ _logger = logging.getLogger("agentexec_otel.tasks")
 _errors: Final[Any] = celery_exceptions
 _signals: Final[Any] = celery_signals
 
-_AGENT_ID: Final = "agentexec_agent_id"
-_ATTEMPT: Final = "agentexec_attempt"
 _METADATA: Final = "agentexec_metadata"
 _MARK: Final = "_agentexec_tracked"
 _CELERYS_OWN: Final = "celery."
@@ -122,15 +120,15 @@ def _before_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -
         running = _find(task_id)
         if running is not None and retries > int(running.request.retries or 0):
             # Inside of `retry()`: the attempt is still open, `task_postrun` is told how it has failed.
-            headers.update({_AGENT_ID: str(running.run.agent_id), _ATTEMPT: running.run.attempt + 1})
-        elif _AGENT_ID in headers and retries and running is None:
+            headers.update({AGENT_ID: str(running.run.agent_id), ATTEMPT: running.run.attempt + 1})
+        elif AGENT_ID in headers and retries and running is None:
             # The worker's main process tries a task again whose process is gone.
-            headers[_ATTEMPT] = int(headers.get(_ATTEMPT, 1)) + 1
-            _watched.announce(parse_agent_id(headers[_AGENT_ID]), headers[_ATTEMPT])
+            headers[ATTEMPT] = int(headers.get(ATTEMPT, 1)) + 1
+            _watched.announce(parse_agent_id(headers[AGENT_ID]), headers[ATTEMPT])
         else:
             # What replaces the task at work has its id, and is another activity.
             agent_id = uuid4() if running is not None else _id_of(task_id)
-            headers.update({_AGENT_ID: str(agent_id), _ATTEMPT: 1})
+            headers.update({AGENT_ID: str(agent_id), ATTEMPT: 1})
             _watched.create(sender, agent_id, headers.get(_METADATA))
 
 
@@ -159,8 +157,8 @@ def _prerun(task: Any, task_id: str, **_: Any) -> None:
             agent_id = _id_of(task_id)
             _watched.create(task.name, agent_id, _header(request, _METADATA))
             if request.is_eager:
-                request.headers = {**(request.headers or {}), _AGENT_ID: str(agent_id)}
-        attempt = max(int(_header(request, _ATTEMPT) or 1), int(request.retries or 0) + 1)
+                request.headers = {**(request.headers or {}), AGENT_ID: str(agent_id)}
+        attempt = max(int(_header(request, ATTEMPT) or 1), int(request.retries or 0) + 1)
         delivery_info: dict[str, Any] = request.delivery_info or {}
         run = _watched.start(agent_id, attempt, redelivered=bool(delivery_info.get("redelivered")))
         if run is not None:
@@ -219,7 +217,7 @@ def _header(request: Any, name: str) -> Any:
 
 
 def _agent_id_of(request: Any) -> UUID | None:
-    found = _header(request, _AGENT_ID)
+    found = _header(request, AGENT_ID)
     return None if found is None else parse_agent_id(found)
 
 
