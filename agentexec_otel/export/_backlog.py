@@ -72,12 +72,14 @@ class Backlog:
         """Take an event; False where it had to be dropped."""
         with self._lock:
             self.intake.emitted += 1
-            if entry.event.agent_id in self._latest and not self._unsqueeze(entry.event):
+            if self._latest and entry.event.agent_id in self._latest and not self._unsqueeze(entry.event):
                 return self._squeeze(entry)
-            entry.position = self._spool(entry.event, not _is_progress(entry.event))
+            if self.spool is not None:
+                entry.position = self._spool(entry.event, not _is_progress(entry.event))
             if self._resume is None and self._queue.qsize() < self._max:
                 self._queue.put(entry)
-                self._queued_to = max(self._queued_to, entry.position or 0)
+                if entry.position is not None and entry.position > self._queued_to:
+                    self._queued_to = entry.position
                 return True
             if entry.position is not None:
                 self._spill(entry, entry.position)

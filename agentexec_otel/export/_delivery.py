@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ FIRST_BACKOFF = 0.05
 LONGEST_BACKOFF = 2.0
 MISCONFIGURED_BACKOFF = 30.0
 UNKNOWN_TRIES = 3
+SLOW = 1.0
+_FEW = 16
 
 _ANSWERS = {Ack, Retry, Reject}
 
@@ -41,6 +44,44 @@ class Entry:
 
 
 @dataclass(slots=True)
+class Settled:
+    """What became of the events that the writer took."""
+
+    replayed: int = 0
+    committed: int = 0
+    duplicate: int = 0
+    late: int = 0
+    dead_lettered: int = 0
+    rejected: int = 0
+    withdrawn: int = 0
+
+    def count(self, ack: Ack) -> None:
+        """Count what is stored."""
+        if ack.duplicate:
+            self.duplicate += 1
+        else:
+            self.committed += 1
+        if ack.late:
+            self.late += 1
+
+
+def _backoffs() -> Iterator[float]:
+    """50 ms doubling to 2 s, each with up to half of it taken off at random."""
+    wait = FIRST_BACKOFF
+    while True:
+        yield wait * random.uniform(0.5, 1.0)  # noqa: S311
+        wait = min(wait * 2, LONGEST_BACKOFF)
+
+
+@dataclass(slots=True)
+class _Tries:
+    """How long one batch has been trying: failures of an unknown kind, and the waits to come."""
+
+    unknown: int = 0
+    backoffs: Iterator[float] = field(default_factory=_backoffs)
+
+
+@dataclass(slots=True)
 class Delivery:
     """Delivers batches in order. `pause(seconds)` sleeps and is true when the processor wants to stop."""
 
@@ -53,47 +94,57 @@ class Delivery:
     last_error: str | None = field(default=None, init=False)
     retries: int = field(default=0, init=False)
     _reported_at: float = field(default=float("-inf"), init=False)
+    _most: int = field(default=sys.maxsize, init=False)
 
     def deliver(self, batch: Sequence[Entry], *, replay: bool = False) -> None:
         """Return when every entry is settled.
 
+        Where a failure took its time, the batch may be too much for the exporter's deadline: it goes on in halves, and
+        the parts grow again while that works.
+
         Raises:
             ClosingError: the processor stops; unsettled entries were not stored, as far as we know.
         """
-        backoffs = _backoffs()
-        unknown = 0
+        tries = _Tries()
         pending = self._wanted(batch)
         while pending:
-            try:
-                results = self._export(pending, replay)
-            except TransientExportError as exc:
-                self._doubt(pending)
-                self._trouble(exc, pending)
-                wait = next(backoffs)
-            except MisconfiguredExportError as exc:
-                self._trouble(exc, pending)
-                wait = MISCONFIGURED_BACKOFF
-            except PoisonExportError as exc:
-                self._bisect(pending, exc)
-                return
-            except BaseException as exc:  # noqa: BLE001  # an exporter may raise anything, and loses nothing by it
-                unknown += 1
-                self._doubt(pending)
-                self._trouble(exc, pending)
-                if unknown >= UNKNOWN_TRIES:
-                    self._bisect(pending, exc)
-                    return
-                wait = next(backoffs)
-            else:
-                self._recovered()
-                pending, wait = self._settle(pending, results)
-            replay = True
-            pending = self._wanted(pending)
-            if pending:
+            part, rest = pending[: self._most], pending[self._most :]
+            again, wait = self._try(part, pending, tries, replay)
+            if again:
+                replay = True
                 self.retries += 1
                 if self.pause(wait):
                     raise ClosingError
-                pending = self._wanted(pending)
+            pending = self._wanted([*again, *rest])
+
+    def _try(self, part: list[Entry], pending: list[Entry], tries: _Tries, replay: bool) -> tuple[list[Entry], float]:
+        """Export a part of what is pending. Returns what is to be tried again, and in how many seconds."""
+        began = self.clock()
+        try:
+            results = self._export(part, replay)
+        except TransientExportError as exc:
+            self._doubt(part)
+            self._trouble(exc, pending)
+            if self.clock() - began >= SLOW:
+                self._most = max(_FEW, len(part) // 2)
+            return part, next(tries.backoffs)
+        except MisconfiguredExportError as exc:
+            self._trouble(exc, pending)
+            return part, MISCONFIGURED_BACKOFF
+        except PoisonExportError as exc:
+            self._bisect(part, exc)
+            return [], 0.0
+        except BaseException as exc:  # noqa: BLE001  # an exporter may raise anything, and loses nothing by it
+            tries.unknown += 1
+            self._doubt(part)
+            self._trouble(exc, pending)
+            if tries.unknown < UNKNOWN_TRIES:
+                return part, next(tries.backoffs)
+            self._bisect(part, exc)
+            return [], 0.0
+        self._recovered()
+        self._most = min(self._most + self._most // 8, sys.maxsize)
+        return self._settle(part, results)
 
     def _export(self, pending: Sequence[Entry], replay: bool) -> Sequence[ExportResult]:
         results = self.exporter.export([entry.event for entry in pending], replay=replay)
@@ -108,6 +159,8 @@ class Delivery:
 
     def _wanted(self, entries: Sequence[Entry]) -> list[Entry]:
         """Without those nobody wants any more. One that may have been stored all the same is ended instead."""
+        if not any(entry.withdrawn for entry in entries):
+            return list(entries)
         wanted: list[Entry] = []
         for entry in entries:
             if entry.withdrawn and not entry.uncertain:
@@ -177,11 +230,3 @@ def given_up(event: ActivityEvent) -> ActivityEvent:
 def describe(exc: BaseException) -> str:
     """What may be said of a failure: exporters word theirs safely, anybody else's text may hold data."""
     return str(exc) if isinstance(exc, ExportError) else type(exc).__name__
-
-
-def _backoffs() -> Iterator[float]:
-    """50 ms doubling to 2 s, each with up to half of it taken off at random."""
-    wait = FIRST_BACKOFF
-    while True:
-        yield wait * random.uniform(0.5, 1.0)  # noqa: S311
-        wait = min(wait * 2, LONGEST_BACKOFF)

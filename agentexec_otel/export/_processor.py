@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from agentexec_otel._event import ActivityEvent
 from agentexec_otel._guard import guarded, suppressed_instrumentation
 from agentexec_otel.export._backlog import Backlog, Job
 from agentexec_otel.export._dead_letters import DeadLetters
-from agentexec_otel.export._delivery import ClosingError, Delivery, Entry
+from agentexec_otel.export._delivery import ClosingError, Delivery, Entry, Settled
 from agentexec_otel.export._protocol import Ack, ActivityExporter, ExportResult, Reject
 from agentexec_otel.export._replay import Replay
 from agentexec_otel.export._spool import Spool
@@ -34,19 +34,6 @@ _logger = logging.getLogger("agentexec_otel.export")
 _T = TypeVar("_T")
 
 HOUSEKEEPING_INTERVAL = 1.0
-
-
-@dataclass(slots=True)
-class Settled:
-    """What became of the events that the writer took."""
-
-    replayed: int = 0
-    committed: int = 0
-    duplicate: int = 0
-    late: int = 0
-    dead_lettered: int = 0
-    rejected: int = 0
-    withdrawn: int = 0
 
 
 class ActivityProcessor:
@@ -69,7 +56,7 @@ class ActivityProcessor:
         *,
         spool: Spool | None = None,
         max_queue_size: int = 10_000,
-        max_batch_size: int = 1_000,
+        max_batch_size: int = 4_000,
         on_settled: Callable[[ActivityEvent, ExportResult], None] | None = None,
         on_start: Callable[[], None] | None = None,
         on_idle: Callable[[], None] | None = None,
@@ -364,7 +351,11 @@ class ActivityProcessor:
                     item.on_settled(Reject("the writer has been shut down"))
 
     def _work(self, items: list[Entry | Job | None]) -> None:
-        self._in_flight += sum(isinstance(item, Entry) for item in items)
+        entries = [item for item in items if isinstance(item, Entry)]
+        self._in_flight += len(entries)
+        if len(entries) == len(items):
+            self._deliver(entries)
+            return
         jobs = deque(item for item in items if isinstance(item, Job))
         batch: list[Entry] = []
         try:
@@ -409,9 +400,7 @@ class ActivityProcessor:
         if entry.position is not None:
             self._positions.append(entry.position)
         if isinstance(result, Ack):
-            self.settled.duplicate += result.duplicate
-            self.settled.committed += not result.duplicate
-            self.settled.late += result.late
+            self.settled.count(result)
         elif isinstance(result, Reject):
             self._reject(entry, result)
         if self._on_settled is not None:

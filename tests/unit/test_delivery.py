@@ -81,6 +81,37 @@ def test_transient_failures_are_retried_for_ever() -> None:
         assert most / 2 <= pause <= most
 
 
+def test_batch_that_takes_too_long_goes_in_parts() -> None:
+    """An exporter whose deadline is too short for a whole batch gets smaller ones, and larger ones while that works."""
+
+    def answer(batch: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+        sizes.append(len(batch))
+        if len(batch) > 100:
+            desk.now += 5.0
+            raise TransientExportError("not in time")
+        return [Ack(one.status) for one in batch]
+
+    sizes: list[int] = []
+    events = some(2_000)
+    desk = Desk(Recorder(answer=answer))
+    desk.deliver(events[:1_000])
+    assert sizes[:5] == [1_000, 500, 250, 125, 62]
+    desk.deliver(events[1_000:])
+    assert desk.settled == [(one, Ack(Status.RUNNING)) for one in events]
+    assert sum(size > 100 for size in sizes) < len(sizes) / 4
+    desk.exporter.answer = None
+    for _ in range(60):
+        desk.deliver(some(1_000))
+    assert len(desk.exporter.batches[-1]) == 1_000, "it is trusted with all of them again"
+
+
+def test_quick_failure_divides_nothing() -> None:
+    """A database that is not there says so at once, which says nothing about the size of the batch."""
+    desk = Desk(Recorder(*(TransientExportError("away") for _ in range(5))))
+    desk.deliver(some(1_000))
+    assert [len(batch) for batch in desk.exporter.batches] == [1_000]
+
+
 def test_outage_is_logged_twice(caplog: pytest.LogCaptureFixture) -> None:
     """One line when storing begins to fail, one when it works again; `last_error` in between."""
     desk = Desk(Recorder(*(TransientExportError("the database is away") for _ in range(10))), stop_after=5)

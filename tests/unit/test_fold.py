@@ -15,7 +15,7 @@ from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Stat
 from agentexec_otel._ids import uuid7
 from agentexec_otel._semconv import PREVIOUS_SPAN
 from agentexec_otel.export import Ack, ExportResult, Reject
-from agentexec_otel_exporters.sql._fold import STUB_TYPE, Row, fold, moment, nanoseconds
+from agentexec_otel_exporters.sql._fold import STUB_TYPE, Line, Row, fold, moment, nanoseconds
 
 AGENT = UUID(int=7)
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -41,9 +41,7 @@ def opening() -> ActivityEvent:
     return event(Status.QUEUED, opening=Opening("task", {"tenant": "acme"}, {"traceparent": "x"}))
 
 
-def apply(
-    row: Row, events: Sequence[ActivityEvent], now: datetime = NOW
-) -> tuple[list[dict[str, Any]], list[ExportResult]]:
+def apply(row: Row, events: Sequence[ActivityEvent], now: datetime = NOW) -> tuple[list[Line], list[ExportResult]]:
     logs, changed, results = fold({AGENT: row}, events, {}, now)
     assert changed == ([row] if logs else [])
     return logs, results
@@ -64,9 +62,9 @@ def test_whole_life() -> None:
         event(Status.COMPLETE, percentage=100, outcome=Outcome(input_tokens=7, output_tokens=9)),
     ]
     logs, results = apply(row, life)
-    assert [log["seq"] for log in logs] == [1, 2, 3, 4]
-    assert [log["event_id"] for log in logs] == [one.event_id for one in life]
-    assert [log["status"] for log in logs] == [one.status for one in life]
+    assert [log.seq for log in logs] == [1, 2, 3, 4]
+    assert [log.event_id for log in logs] == [one.event_id for one in life]
+    assert [log.status for log in logs] == [one.status for one in life]
     assert (row.agent_type, row.metadata, row.trace_context) == ("task", {"tenant": "acme"}, {"traceparent": "x"})
     assert (row.status, row.latest_percentage, row.last_seq, row.worker_id) == (Status.COMPLETE, 100, 4, "host:1")
     assert (row.trace_id, row.span_id, row.sampled) == ("a" * 32, "b" * 16, True)
@@ -89,7 +87,7 @@ def test_every_order_of_a_life_ends_the_same_way(batches: int) -> None:
     """Create, running, progress, complete and cancel in any order and any batches: one terminal status, for ever."""
     for order in permutations(LIFE):
         row = stub()
-        logs: list[dict[str, Any]] = []
+        logs: list[Line] = []
         results: list[ExportResult] = []
         for batch in [order] if batches == 1 else [[one] for one in order]:
             more, answers = apply(row, batch)
@@ -98,10 +96,10 @@ def test_every_order_of_a_life_ends_the_same_way(batches: int) -> None:
         first = next(one for one in order if one.status.terminal)
         assert row.status is first.status
         assert row.agent_type == "task"
-        assert [log["seq"] for log in logs] == [1, 2, 3, 4, 5]
+        assert [log.seq for log in logs] == [1, 2, 3, 4, 5]
         place = order.index(first)
-        assert [log["late"] for log in logs] == [index > place for index in range(5)]
-        assert {log["status"] for log in logs[place:]} == {first.status}
+        assert [log.late for log in logs] == [index > place for index in range(5)]
+        assert {log.status for log in logs[place:]} == {first.status}
         assert sum(ack.status.terminal and not ack.late for ack in acks(results)) == 1
         progress = order.index(LIFE[2]) < place
         assert row.latest_percentage == (100 if first is LIFE[3] else 50 if progress else None)
@@ -128,7 +126,7 @@ events_strategy = st.lists(
 def test_invariants_of_any_history(events: list[ActivityEvent]) -> None:
     """Whatever comes: no hole in `seq`, one ending per attempt, attempts only grow, the row agrees with its lines."""
     row = stub()
-    logs: list[dict[str, Any]] = []
+    logs: list[Line] = []
     for one in events:
         before = (row.status, row.attempt, row.span_id)
         more, (result,) = apply(row, [one])
@@ -144,12 +142,12 @@ def test_invariants_of_any_history(events: list[ActivityEvent]) -> None:
         if row.attempt == before[1] and before[2] is not None:
             assert row.span_id == before[2]
         assert (result.status, result.attempt, result.span_id) == (row.status, row.attempt, row.span_id)
-    assert [log["seq"] for log in logs] == list(range(1, len(logs) + 1))
+    assert [log.seq for log in logs] == list(range(1, len(logs) + 1))
     assert row.last_seq == len(logs)
-    in_time = [log for log in logs if not log["late"]]
-    endings = [log["attempt"] for log in in_time if log["status"].terminal]
+    in_time = [log for log in logs if not log.late]
+    endings = [log.attempt for log in in_time if log.status.terminal]
     assert len(endings) == len(set(endings))
-    told = [log["percentage"] for log in in_time if log["attempt"] == row.attempt and log["percentage"] is not None]
+    told = [log.percentage for log in in_time if log.attempt == row.attempt and log.percentage is not None]
     assert row.latest_percentage == (told[-1] if told else None)
 
 
@@ -158,7 +156,7 @@ def test_batches_do_not_matter(events: list[ActivityEvent], data: st.DataObject)
     """The same events cut into other batches leave the same row and the same lines."""
     whole, cut = stub(), stub()
     expected, _ = apply(whole, events)
-    logs: list[dict[str, Any]] = []
+    logs: list[Line] = []
     rest = list(events)
     while rest:
         size = data.draw(st.integers(1, len(rest)))
@@ -174,12 +172,12 @@ def test_duplicates_change_nothing(events: list[ActivityEvent], again: list[int]
     """An event that comes twice, in the same batch or a later one, is acknowledged as a duplicate and adds nothing."""
     once, twice = stub(), stub()
     expected, _ = apply(once, events)
-    stored = {log["event_id"] for log in expected}
+    stored = {log.event_id for log in expected}
     # A claim that was refused has left nothing to know it by: it may be made again.
     repeatable = [one for one in events if one.event_id in stored or not one.claims]
     repeated = [repeatable[index] for index in again if index < len(repeatable)]
     logs, _, results = fold({AGENT: twice}, [*events, *repeated], {}, NOW)
-    kept = {log["event_id"]: log["late"] for log in logs}
+    kept = {log.event_id: log.late for log in logs}
     assert (logs, twice) == (expected, once)
     for one, result in zip(repeated, results[len(events) :], strict=True):
         if one.event_id in kept:
@@ -229,7 +227,7 @@ def test_retry_opens_the_next_attempt() -> None:
     logs, (late,) = apply(row, [event(Status.COMPLETE, attempt=1, percentage=100)])
     assert isinstance(late, Ack)
     assert (late.late, late.status, row.status) == (True, Status.QUEUED, Status.QUEUED)
-    assert (logs[0]["attempt"], logs[0]["late"]) == (1, True)
+    assert (logs[0].attempt, logs[0].late) == (1, True)
     apply(row, [event(attempt=2, span=OTHER_SPAN), event(Status.COMPLETE, attempt=2)])
     assert (row.status, row.span_id) == (Status.COMPLETE, OTHER_SPAN.span_id)
 

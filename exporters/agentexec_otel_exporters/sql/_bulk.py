@@ -7,7 +7,7 @@ where there are many lines. With other drivers SQLAlchemy does it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import repeat
@@ -22,7 +22,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._event import Status
 from agentexec_otel.activity.models import StatusText, UtcDateTime
 from agentexec_otel_exporters.sql._driver import copy, execute, execute_many, fetch
-from agentexec_otel_exporters.sql._fold import Lease, Row, moment
+from agentexec_otel_exporters.sql._fold import Lease, Line, Row, moment
 from agentexec_otel_exporters.sql._statements import (
     COPY,
     INSERT_LINES,
@@ -41,6 +41,7 @@ from agentexec_otel_exporters.sql._statements import (
 )
 
 _MANY: Final = 50
+_PIECE: Final = 200
 _BILLION: Final = 1_000_000_000
 
 _Given = Mapping[str, Sequence[Any]]
@@ -52,12 +53,12 @@ def insert_stubs(connection: Connection, stubs: Sequence[Row]) -> None:
     _write(connection, INSERT_STUBS, _attributes(INSERT_STUBS, stubs))
 
 
-def insert_lines(connection: Connection, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Insert log rows; each has every column but the id."""
-    given = {f"new_{name}": list(map(itemgetter(name), lines)) for name in INSERT_LINES.names}
+def insert_lines(connection: Connection, lines: Sequence[Line]) -> None:
+    """Insert log rows."""
     if len(lines) >= _MANY and _driver(connection) == _PSYCOPG and _may_copy(connection):
-        _copy(connection, given)
+        copy(connection, COPY, _copied(lines))
     else:
+        given = {f"new_{name}": list(map(itemgetter(at), lines)) for at, name in enumerate(INSERT_LINES.names)}
         _write(connection, INSERT_LINES, given)
 
 
@@ -155,7 +156,14 @@ def _array(values: Sequence[Any], convert: Callable[[Any], str]) -> str:
 def _each(values: Sequence[Any], convert: Callable[[Any], Any] | None, nothing: Any = None) -> Sequence[Any]:
     if convert is None:
         return values
-    return [nothing if value is None else convert(value) for value in values]
+    converted: list[Any] = []
+    last, now = None, nothing
+    for value in values:
+        # Lines often have what the line before them had: the same activity, status and attempt.
+        if value is not last:
+            last, now = value, nothing if value is None else convert(value)
+        converted.append(now)
+    return converted
 
 
 _row_security: WeakKeyDictionary[Dialect, bool] = WeakKeyDictionary()
@@ -169,10 +177,12 @@ def _may_copy(connection: Connection) -> bool:
     return not _row_security[dialect]
 
 
-def _copy(connection: Connection, given: _Given) -> None:
-    _, binds = postgresql_text(INSERT_LINES)
-    columns = [_each(given[bind.name], _TO_COPY.get(bind.kind, str), r"\N") for bind in binds]
-    copy(connection, COPY, "\n".join(map("\t".join, zip(*columns, strict=True))))
+def _copied(lines: Sequence[Line]) -> Iterator[str]:
+    converters = [_TO_COPY.get(type(INSERT_LINES.table.c[name].type), str) for name in INSERT_LINES.names]
+    for start in range(0, len(lines), _PIECE):
+        columns = zip(*lines[start : start + _PIECE], strict=True)
+        texts = [_each(values, convert, r"\N") for values, convert in zip(columns, converters, strict=True)]
+        yield "".join(f"{line}\n" for line in map("\t".join, zip(*texts, strict=True)))
 
 
 # -- reading ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -30,10 +30,11 @@ def execute_many(connection: Connection, text: str, rows: Sequence[Sequence[Any]
         cursor.executemany(text, rows)
 
 
-def copy(connection: Connection, text: str, data: str) -> None:
-    """PostgreSQL's COPY … FROM STDIN, of text in its own format."""
+def copy(connection: Connection, text: str, pieces: Iterable[str]) -> None:
+    """PostgreSQL's COPY … FROM STDIN, of text in its own format; it works on one piece while the next is made."""
     with _cursor(connection, text) as cursor, cursor.copy(text) as into:
-        into.write(data)
+        for piece in pieces:
+            into.write(piece)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, Status
@@ -34,6 +34,20 @@ def nanoseconds(value: datetime) -> int:
 
 Lease = Literal["keep", "extend", "clear"]
 """What a batch does to a row's lease: extended by its own worker's lines, cleared where nobody runs it any more."""
+
+
+class Line(NamedTuple):
+    """A log row but for its id: every column by its name, and the moment in nanoseconds since the epoch."""
+
+    activity_id: UUID
+    message: str
+    status: Status
+    percentage: int | None
+    created_at: int
+    seq: int
+    event_id: UUID
+    attempt: int
+    late: bool
 
 
 @dataclass(slots=True)
@@ -74,25 +88,31 @@ class Row:
             self.worker_id, self.error_type, self.reason, self.input_tokens, self.output_tokens, self.requests,
         )  # fmt: skip
 
-    def apply(self, event: ActivityEvent, *, replay: bool = False) -> tuple[dict[str, Any] | None, ExportResult]:
-        """The log row of one event (None where it adds none), and the answer to its producer."""
-        if event.opening is not None and self.agent_type == STUB_TYPE:
-            self._open(event.opening, event.occurred_at_ns)
-        elif event.opening is not None and event.status is Status.QUEUED:
-            return None, Reject(f"an activity with the agent_id {self.agent_id} exists already")
+    def apply(self, event: ActivityEvent, *, replay: bool = False) -> tuple[Line | None, ExportResult]:
+        """The line of one event (None where it adds none), and the answer to its producer."""
+        if event.opening is not None:
+            if self.agent_type == STUB_TYPE:
+                self._open(event.opening, event.occurred_at_ns)
+            elif event.status is Status.QUEUED:
+                return None, Reject(f"an activity with the agent_id {self.agent_id} exists already")
         if event.claims and not self._waits_for(event.attempt or self.attempt):
             return None, Reject(f"the activity {self.agent_id} has been started by somebody else, or has ended")
         if event.attempt is not None and event.attempt > self.attempt:
             self._reopen(event.attempt)
         elif event.reopens and self.status.terminal:
             self._reopen()
-        late = self.status.terminal or (event.attempt is not None and event.attempt < self.attempt)
+        attempt = self.attempt if event.attempt is None else event.attempt
+        late = attempt < self.attempt or self.status.terminal
         if not late:
             self._advance(event, replay)
-        if event.attempt in (None, self.attempt):
-            self._count_tokens(event)
+        if event.outcome is not None and attempt == self.attempt:
+            self._count_tokens(event.outcome)
         self.last_seq += 1
-        return self._log(event, late), self.acknowledge(late)
+        line = Line(
+            self.id, event.message, self.status, event.percentage, event.occurred_at_ns, self.last_seq, event.event_id,
+            attempt, late,
+        )  # fmt: skip
+        return line, self.acknowledge(late)
 
     def _waits_for(self, attempt: int) -> bool:
         """Whether this attempt is still to be started."""
@@ -160,28 +180,13 @@ class Row:
             if self.worker_id == worker_id:
                 self.lease = "extend"
 
-    def _count_tokens(self, event: ActivityEvent) -> None:
-        if event.outcome is None:
-            return
-        if event.outcome.input_tokens is not None:
-            self.input_tokens = event.outcome.input_tokens
-        if event.outcome.output_tokens is not None:
-            self.output_tokens = event.outcome.output_tokens
-        if event.outcome.requests is not None:
-            self.requests = event.outcome.requests
-
-    def _log(self, event: ActivityEvent, late: bool) -> dict[str, Any]:
-        return {
-            "activity_id": self.id,
-            "message": event.message,
-            "status": self.status,
-            "percentage": event.percentage,
-            "created_at": event.occurred_at_ns,
-            "seq": self.last_seq,
-            "event_id": event.event_id,
-            "attempt": self.attempt if event.attempt is None else event.attempt,
-            "late": late,
-        }
+    def _count_tokens(self, outcome: Outcome) -> None:
+        if outcome.input_tokens is not None:
+            self.input_tokens = outcome.input_tokens
+        if outcome.output_tokens is not None:
+            self.output_tokens = outcome.output_tokens
+        if outcome.requests is not None:
+            self.requests = outcome.requests
 
 
 def stub(row_id: UUID, agent_id: UUID, occurred_at_ns: int) -> Row:
@@ -200,7 +205,7 @@ def fold(
     now: datetime,
     *,
     replay: bool = False,
-) -> tuple[list[dict[str, Any]], list[Row], list[ExportResult]]:
+) -> tuple[list[Line], list[Row], list[ExportResult]]:
     """Apply events in order.
 
     Args:
@@ -210,15 +215,16 @@ def fold(
         replay: Some of the events may be old: their worker may have been followed by another.
 
     Returns:
-        The log rows to insert, the activity rows that changed (in the order of `rows`), and one answer per event.
+        The lines to insert, the activity rows that changed (in the order of `rows`), and one answer per event.
     """
-    logs: list[dict[str, Any]] = []
+    lines: list[Line] = []
     results: list[ExportResult] = []
     touched: dict[int, Row] = {}
     # By their numbers, since UUIDs are slow to hash.
     known = {event_id.int: late for event_id, late in stored.items()}
+    by_number = {agent_id.int: row for agent_id, row in rows.items()}
     for event in events:
-        row = rows.get(event.agent_id)
+        row = by_number.get(event.agent_id.int)
         if row is None:
             results.append(Reject(f"no activity has the agent_id {event.agent_id}"))
             continue
@@ -226,13 +232,13 @@ def fold(
         if number in known:
             results.append(row.acknowledge(known[number], duplicate=True))
             continue
-        log, result = row.apply(event, replay=replay)
+        line, result = row.apply(event, replay=replay)
         results.append(result)
-        if log is not None:
-            known[number] = log["late"]
-            logs.append(log)
+        if line is not None:
+            known[number] = line.late
+            lines.append(line)
             touched[id(row)] = row
     changed = [row for row in rows.values() if id(row) in touched]
     for row in changed:
         row.updated_at = max(now, row.updated_at + TICK)
-    return logs, changed, results
+    return lines, changed, results

@@ -34,7 +34,7 @@ from sqlalchemy.types import TypeEngine
 
 from agentexec_otel.activity.models import Activity, ActivityLog, UtcDateTime
 from agentexec_otel_exporters.sql._clock import database_now
-from agentexec_otel_exporters.sql._fold import Lease
+from agentexec_otel_exporters.sql._fold import Lease, Line
 
 _ACTIVITY: Final = cast(Table, Activity.__table__)
 _LOG: Final = cast(Table, ActivityLog.__table__)
@@ -50,9 +50,6 @@ ROW_COLUMNS: Final = tuple(
 """What `Row` is made of."""
 
 _ROW: Final = tuple(one.name for one in ROW_COLUMNS)
-_LINE: Final = (
-    "activity_id", "message", "status", "percentage", "created_at", "seq", "event_id", "attempt", "late",
-)  # fmt: skip
 _STUB: Final = ("id", "agent_id", "agent_type", "created_at", "updated_at", "status", "last_seq", "attempt")
 _PROGRESS: Final = ("id", "updated_at", "latest_percentage", "last_seq")
 _SUMMARY: Final = (
@@ -133,7 +130,7 @@ def _element(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return kind if isinstance(kind, Uuid | Integer | Boolean | UtcDateTime | JSON) else Text()
 
 
-INSERT_LINES: Final = Write(_LOG, _LINE)
+INSERT_LINES: Final = Write(_LOG, Line._fields)
 INSERT_STUBS: Final = Write(_ACTIVITY, _STUB, "insert absent")
 INSERT_ROWS: Final = {
     lease: Write(_ACTIVITY, tuple(one.name for one in ROW_COLUMNS), "insert", lease) for lease in _LEASES
@@ -213,4 +210,4 @@ _SQLITE: Final[Dialect] = sqlite.dialect()
 _POSTGRESQL: Final[Dialect] = psycopg.dialect()  # type: ignore[no-untyped-call]
 LOCK_SQLITE: Final = _text(_lock("sqlite"), _SQLITE)
 LOCK_POSTGRESQL: Final = _text(_lock("postgresql"), _POSTGRESQL)
-COPY: Final = f"COPY {_LOG.name} ({', '.join(_LINE)}) FROM STDIN"
+COPY: Final = f"COPY {_LOG.name} ({', '.join(Line._fields)}) FROM STDIN"

@@ -29,7 +29,7 @@ from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql._clock import database_now
-from agentexec_otel_exporters.sql._fold import TICK, Row, fold, nanoseconds, stub
+from agentexec_otel_exporters.sql._fold import TICK, Line, Row, fold, nanoseconds, stub
 from agentexec_otel_exporters.sql._statements import ROW_COLUMNS, end_rows
 
 _ACTIVITY: Final = cast(Table, Activity.__table__)
@@ -97,10 +97,10 @@ def write_events(
             insert_stubs(connection, list(absent.values()))
             rows = lock_rows(connection, agent_ids)
     stored = _stored(connection, events) if replay else dict[UUID, bool]()
-    logs, changed, results = fold(rows | fresh, events, stored, datetime.now(UTC), replay=replay)
-    if logs:
+    lines, changed, results = fold(rows | fresh, events, stored, datetime.now(UTC), replay=replay)
+    if lines:
         insert_rows(connection, [row for row in changed if row.agent_id in fresh])
-        insert_lines(connection, logs)
+        insert_lines(connection, lines)
         update_rows(connection, [row for row in changed if row.agent_id not in fresh])
     return results
 
@@ -189,16 +189,10 @@ def _end_rows(connection: Connection, ids: Sequence[UUID], ending: Ending, updat
     ).rowcount
 
 
-def _ending_lines(rows: Sequence[Found[*_Candidate]], ending: Ending, now: datetime) -> list[dict[str, Any]]:
-    common = {
-        "message": ending.message,
-        "status": ending.status,
-        "percentage": None,
-        "created_at": nanoseconds(now),
-        "late": False,
-    }
+def _ending_lines(rows: Sequence[Found[*_Candidate]], ending: Ending, now: datetime) -> list[Line]:
+    moment = nanoseconds(now)
     return [
-        common | {"activity_id": row_id, "seq": last_seq + 1, "event_id": uuid7(), "attempt": attempt}
+        Line(row_id, ending.message, ending.status, None, moment, last_seq + 1, uuid7(), attempt, late=False)
         for row_id, _, last_seq, attempt in rows
     ]
 
