@@ -24,6 +24,7 @@ class LiveActivity:
         history: Lines that are on no span yet.
         span: The span this process has open for it.
         ref: The activity's span, wherever it is open.
+        untraced: There was no provider to open a span when it started.
         status: The last one seen; a terminal one is the row's once `settled`.
         owner: The block that will end it.
         ending: Our own terminal event, until it is settled.
@@ -43,6 +44,7 @@ class LiveActivity:
     history: list[ActivityEvent] = field(default_factory=list[ActivityEvent])
     span: trace.Span | None = None
     ref: SpanRef | None = None
+    untraced: bool = False
     owner: object | None = None
     ending: ActivityEvent | None = None
     percentage: int | None = None

@@ -123,7 +123,7 @@ class ActivitySpans:
         if live.opening is None or live.status.terminal:
             self._keep(live, event)
             return event
-        if live.span is None and live.ref is None and event.status is not Status.QUEUED:
+        if live.span is None and live.ref is None and _opens_span(live, event):
             with guarded("opening an activity's span"):
                 event = self._open(live, event)
         self._mirror(live, event)
@@ -144,7 +144,10 @@ class ActivitySpans:
         with self._lock:
             if live.span is None and live.ref is None:
                 live.span, live.ref = self._start(live)
-                if live.span is not None and event.status is Status.RUNNING:
+                if live.span is None:
+                    live.untraced = True
+                    return event
+                if event.status is Status.RUNNING:
                     waited = max(0, event.occurred_at_ns - live.created_at_ns) / 1e9
                     live.span.set_attribute(semconv.QUEUE_DURATION, waited)
                 history, live.history = live.history, []
@@ -406,6 +409,11 @@ class ActivitySpans:
         self._lock = threading.RLock()
         self._live = {}
         self._waiting = deque()
+
+
+def _opens_span(live: LiveActivity, event: ActivityEvent) -> bool:
+    """The first line that is not QUEUED; where there was no provider then, the last one tries again."""
+    return event.status.terminal if live.untraced else event.status is not Status.QUEUED
 
 
 def _more_to_come(live: LiveActivity, event: ActivityEvent) -> bool:

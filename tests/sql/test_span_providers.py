@@ -59,6 +59,8 @@ import agentexec_otel as ax
 
 ax.configure(sys.argv[1], create_tables=True)
 before = ax.activity.create("before")
+during = ax.activity.create("during")
+ax.activity.update(during, "Working.")
 exporter = InMemorySpanExporter()
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -67,17 +69,21 @@ with ax.activity.run("after"):
     pass
 with ax.activity.run(before):
     pass
+ax.activity.complete(during)
 assert ax.shutdown()
 assert trace.get_tracer_provider() is provider
-print([span.name for span in exporter.get_finished_spans()])
+print([(span.name, len(span.events)) for span in exporter.get_finished_spans()])
 """
 
 
 def test_provider_that_is_set_later(tmp_path: Path) -> None:
-    """The global provider is used also where the application sets it after `ax.configure()`, and is never replaced."""
+    """The global provider is used also where the application sets it after `ax.configure()`, and is never replaced.
+
+    An activity that has run before that gets its span, with all its lines, when it ends.
+    """
     command = [sys.executable, "-c", LATE_PROVIDER, f"sqlite:///{tmp_path}/x.db"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert result.stdout == "['after', 'before']\n", result.stderr
+    assert result.stdout == "[('after', 3), ('before', 3), ('during', 3)]\n", result.stderr
 
 
 class FailingProcessor(SpanProcessor):

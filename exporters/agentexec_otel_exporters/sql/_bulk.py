@@ -57,9 +57,23 @@ def insert_lines(connection: Connection, lines: Sequence[Line]) -> None:
     """Insert log rows."""
     if len(lines) >= _MANY and _driver(connection) == _PSYCOPG and _may_copy(connection):
         copy(connection, COPY, _copied(lines))
+    elif 1 < len(lines) < _MANY and _driver(connection) == _PYSQLITE:
+        text, values = _together(lines)
+        execute(connection, text, values)
     else:
         given = {f"new_{name}": list(map(itemgetter(at), lines)) for at, name in enumerate(INSERT_LINES.names)}
         _write(connection, INSERT_LINES, given)
+
+
+def _together(lines: Sequence[Line]) -> tuple[str, list[Any]]:
+    """SQLite's statement for a few lines at once: for each row its driver gives the interpreter lock up, twice."""
+    text, binds = sqlite_text(INSERT_LINES)
+    into, values, row = text.rpartition(" VALUES ")
+    converters = [_TO_SQLITE.get(bind.kind) for bind in binds]
+    columns = [_each(column, convert) for column, convert in zip(zip(*lines, strict=True), converters, strict=True)]
+    return f"{into}{values}{', '.join([row] * len(lines))}", [
+        value for one in zip(*columns, strict=True) for value in one
+    ]
 
 
 def insert_rows(connection: Connection, new: Sequence[Row]) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.pool import Pool
 from agentexec_otel._event import ActivityEvent, SpanRef
 from agentexec_otel.activity.models import Activity, Base
 from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity
+from agentexec_otel_exporters.sql._ending import CHUNK, REAPED, end_chunk, reap_chunk
 from agentexec_otel_exporters.sql._engine import writer_engine
 from agentexec_otel_exporters.sql._errors import is_unique_violation, translated
 from agentexec_otel_exporters.sql._fork import ForkGate
@@ -24,11 +25,9 @@ from agentexec_otel_exporters.sql._session import READ_ONLY
 from agentexec_otel_exporters.sql._watchdog import Watchdog
 from agentexec_otel_exporters.sql._write import (
     attach_spans,
-    end_chunk,
     heartbeat,
     join_transaction,
     read_activities,
-    reap_chunk,
     release,
     standing,
     write_events,
@@ -121,11 +120,11 @@ class SQLExporter:
         self, connection: Connection | None, criteria: Sequence[Any], ending: Ending
     ) -> Sequence[tuple[UUID, int]]:
         """End what is QUEUED or RUNNING and meets the criteria; see `ActivityStore.end_where`."""
-        return self._in_chunks(connection, partial(end_chunk, criteria=criteria, ending=ending))
+        return self._in_chunks(connection, partial(end_chunk, criteria=criteria, ending=ending), CHUNK)
 
     def reap(self, connection: Connection | None, ending: Ending) -> Sequence[tuple[UUID, int]]:
         """End what is RUNNING behind an expired lease; see `ActivityStore.reap`."""
-        return self._in_chunks(connection, partial(reap_chunk, ending=ending))
+        return self._in_chunks(connection, partial(reap_chunk, ending=ending), REAPED)
 
     def heartbeat(
         self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
@@ -150,7 +149,7 @@ class SQLExporter:
             yield connection
 
     def _in_chunks(
-        self, connection: Connection | None, end: Callable[[Connection], list[tuple[UUID, int]]]
+        self, connection: Connection | None, end: Callable[[Connection], list[tuple[UUID, int]]], most: int
     ) -> list[tuple[UUID, int]]:
         """Until nothing is left to end; each chunk of our own commits, so that no lock is held for long."""
         ended: list[tuple[UUID, int]] = []
@@ -161,9 +160,9 @@ class SQLExporter:
             else:
                 with translated(), self._transaction() as own:
                     chunk = end(own)
-            if not chunk:
-                return ended
             ended.extend(chunk)
+            if len(chunk) < most:
+                return ended
 
     def after_fork_in_child(self) -> None:
         """The pooled connections are the parent's: forget them, without closing what the parent still uses."""

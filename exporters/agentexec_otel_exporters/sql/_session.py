@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from agentexec_otel._config import CONF
 
@@ -38,7 +39,9 @@ _MARIADB: Final = (
     "SET SESSION net_read_timeout = 5",
 )
 
-_BUSY_TIMEOUT: Final = "PRAGMA busy_timeout = 5000"
+_PATIENT: Final = 5_000  # milliseconds
+_BUSY_TIMEOUT: Final = "agentexec_busy_timeout"  # what is known of a pooled connection
+_WAL: Final = "agentexec_wal"
 _QUICK_TRIES: Final = 400
 
 
@@ -56,11 +59,11 @@ def _not_from_writer(record: logging.LogRecord) -> bool:
     return record.threadName != "agentexec-writer"
 
 
-def _postgresql_connect(connection: Any, record: object) -> None:
+def _postgresql_connect(connection: Any, record: ConnectionPoolEntry) -> None:
     _run(connection, _POSTGRESQL_17 if connection.info.server_version >= 170_000 else _POSTGRESQL)
 
 
-def _mysql_connect(connection: Any, record: object) -> None:
+def _mysql_connect(connection: Any, record: ConnectionPoolEntry) -> None:
     version = str(getattr(connection, "server_version", ""))
     _run(connection, _MARIADB if "MariaDB" in version else _MYSQL)
 
@@ -73,11 +76,13 @@ def _run(connection: Any, statements: tuple[str, ...]) -> None:
     connection.commit()
 
 
-def _sqlite_connect(connection: Any, record: object) -> None:
+def _sqlite_connect(connection: Any, record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None
-    connection.execute(_BUSY_TIMEOUT).close()
+    connection.execute(f"PRAGMA busy_timeout = {_PATIENT}").close()
+    record.info[_BUSY_TIMEOUT] = _PATIENT
     if CONF.sqlite_wal:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        record.info[_WAL] = mode == "wal"
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL").close()
         else:
@@ -86,18 +91,25 @@ def _sqlite_connect(connection: Any, record: object) -> None:
 
 def _sqlite_begin(connection: Connection) -> None:
     if connection.get_execution_options().keys() >= READ_ONLY.keys():
+        _set_busy_timeout(connection, _PATIENT)
         connection.exec_driver_sql("BEGIN")
         return
     # A deferred transaction that reads first and then writes fails at once beside another writer. And SQLite's own
     # waiting sleeps for up to 100 ms at a time, whose lot is bad luck among several writers: we look more often first.
-    driver: Any = connection.connection.dbapi_connection
-    driver.execute("PRAGMA busy_timeout = 0").close()
-    try:
-        begun = _begin_immediate(driver)
-    finally:
-        driver.execute(_BUSY_TIMEOUT).close()
+    _set_busy_timeout(connection, 0)
+    begun = _begin_immediate(connection.connection.dbapi_connection)
+    # In WAL mode nothing has to wait any more; otherwise COMMIT does, for those who read.
+    if not begun or not connection.info.get(_WAL):
+        _set_busy_timeout(connection, _PATIENT)
     if not begun:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _set_busy_timeout(connection: Connection, milliseconds: int) -> None:
+    if connection.info[_BUSY_TIMEOUT] != milliseconds:
+        driver: Any = connection.connection.dbapi_connection
+        driver.execute(f"PRAGMA busy_timeout = {milliseconds}").close()
+        connection.info[_BUSY_TIMEOUT] = milliseconds
 
 
 def _begin_immediate(driver: Any) -> bool:
@@ -113,7 +125,7 @@ def _begin_immediate(driver: Any) -> bool:
     return False
 
 
-_ON_CONNECT: Final[dict[str, Callable[[Any, object], None]]] = {
+_ON_CONNECT: Final[dict[str, Callable[[Any, ConnectionPoolEntry], None]]] = {
     "postgresql": _postgresql_connect,
     "mysql": _mysql_connect,
     "mariadb": _mysql_connect,

@@ -141,7 +141,7 @@ UPDATE_ROWS: Final = {
 """What has changed, most often no more than the progress, and the lease."""
 
 
-def _among(of: ColumnElement[Any], name: str, dialect: str = "") -> ColumnElement[bool]:
+def among(of: ColumnElement[Any], name: str, dialect: str = "") -> ColumnElement[bool]:
     """Whether it is one of the ids bound as `name`: all in one parameter where the database takes that."""
     if dialect == "sqlite":
         return of.in_(select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value))
@@ -151,18 +151,8 @@ def _among(of: ColumnElement[Any], name: str, dialect: str = "") -> ColumnElemen
 
 
 def _lock(dialect: str = "") -> Select[*tuple[Any, ...]]:
-    wanted = _among(_ACTIVITY.c.agent_id, "agent_ids", dialect)
+    wanted = among(_ACTIVITY.c.agent_id, "agent_ids", dialect)
     return select(*ROW_COLUMNS).where(wanted).order_by(_ACTIVITY.c.agent_id).with_for_update()
-
-
-@cache
-def end_rows(dialect: str) -> UpdateBase:
-    """End the rows of those ``ids`` (JSON on SQLite), except those that are ahead in time; each is one line further."""
-    moment = bindparam("new_updated_at", type_=UtcDateTime)
-    given: dict[str, Any] = {name: bindparam(f"new_{name}") for name in ("status", "reason", "error_type")}
-    further = {"last_seq": _ACTIVITY.c.last_seq + 1, "lease_expires_at": null(), "updated_at": moment}
-    among = _among(_ACTIVITY.c.id, "ids", dialect)
-    return update(_ACTIVITY).where(among, _ACTIVITY.c.updated_at < moment).values(given | further)
 
 
 LOCK: Final = _lock()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
     Connection,
     Float,
-    Select,
     Table,
     bindparam,
     false,
@@ -20,31 +18,22 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy import Row as Found
 
 from agentexec_otel._config import CONF
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._ids import uuid7
 from agentexec_otel.activity.models import Activity, ActivityLog
-from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity
+from agentexec_otel.export import Ack, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql._clock import database_now
-from agentexec_otel_exporters.sql._fold import TICK, Line, Row, fold, nanoseconds, stub
-from agentexec_otel_exporters.sql._statements import ROW_COLUMNS, end_rows
+from agentexec_otel_exporters.sql._fold import Row, fold, nanoseconds, stub
+from agentexec_otel_exporters.sql._statements import ROW_COLUMNS
 
 _ACTIVITY: Final = cast(Table, Activity.__table__)
 _LOG: Final = cast(Table, ActivityLog.__table__)
-_CHUNK: Final = 1_000
 _HISTORY: Final = 100
-_REAPED: Final = 100
 
 _READ: Final = select(*ROW_COLUMNS).where(_ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
-_ACTIVE: Final = _ACTIVITY.c.status.in_([Status.QUEUED, Status.RUNNING])
-_Candidate = tuple[UUID, UUID, int, int]
-_CANDIDATES: Final[Select[*_Candidate]] = select(
-    _ACTIVITY.c.id, _ACTIVITY.c.agent_id, _ACTIVITY.c.last_seq, _ACTIVITY.c.attempt
-).order_by(_ACTIVITY.c.agent_id)
-"""What may be ended: no more than that takes; locked in the order in which batches lock."""
 _NOW: Final = database_now(literal(0))
 _LEASE_END: Final = database_now(bindparam("lease_seconds", type_=Float))
 _STORED: Final = select(_LOG.c.event_id, _LOG.c.late).where(_LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
@@ -145,56 +134,6 @@ def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRe
         select(_ACTIVITY.c.agent_id, _ACTIVITY.c.span_id).where(_ACTIVITY.c.agent_id.in_(list(offered)))
     )
     return {agent_id for agent_id, span_id in named if offered[agent_id] == span_id}
-
-
-def end_chunk(connection: Connection, criteria: Sequence[Any], ending: Ending) -> list[tuple[UUID, int]]:
-    """End up to 1,000 that are QUEUED or RUNNING and meet the criteria; see `ActivityStore.end_where`."""
-    candidates = _CANDIDATES.where(_ACTIVE, *criteria).limit(_CHUNK)
-    return _end(connection, candidates.with_for_update(), ending)
-
-
-def reap_chunk(connection: Connection, ending: Ending) -> list[tuple[UUID, int]]:
-    """End up to 100 that are RUNNING behind an expired lease. Several reapers share the work."""
-    expired = _ACTIVITY.c.lease_expires_at < _NOW
-    candidates = _CANDIDATES.where(_ACTIVITY.c.status == Status.RUNNING, expired).limit(_REAPED)
-    return _end(connection, candidates.with_for_update(skip_locked=True), ending)
-
-
-def _end(connection: Connection, candidates: Select[*_Candidate], ending: Ending) -> list[tuple[UUID, int]]:
-    rows = connection.execute(candidates).all()
-    if not rows:
-        return []
-    now = datetime.now(UTC)
-    insert_lines(connection, _ending_lines(rows, ending, now))
-    ids = [row_id for row_id, _, _, _ in rows]
-    if _end_rows(connection, ids, ending, now) < len(ids):
-        # The others were written by a host whose clock is ahead of ours.
-        ahead = select(_ACTIVITY.c.id, _ACTIVITY.c.updated_at).where(_ACTIVITY.c.id.in_(ids), _ACTIVE)
-        for row_id, updated_at in connection.execute(ahead).all():
-            _end_rows(connection, [row_id], ending, updated_at + TICK)
-    return [(agent_id, attempt) for _, agent_id, _, attempt in rows]
-
-
-def _end_rows(connection: Connection, ids: Sequence[UUID], ending: Ending, updated_at: datetime) -> int:
-    dialect = connection.dialect.name
-    return connection.execute(
-        end_rows(dialect),
-        {
-            "ids": json.dumps([row_id.hex for row_id in ids]) if dialect == "sqlite" else ids,
-            "new_status": ending.status,
-            "new_reason": ending.outcome.reason,
-            "new_error_type": ending.outcome.error_type,
-            "new_updated_at": updated_at,
-        },
-    ).rowcount
-
-
-def _ending_lines(rows: Sequence[Found[*_Candidate]], ending: Ending, now: datetime) -> list[Line]:
-    moment = nanoseconds(now)
-    return [
-        Line(row_id, ending.message, ending.status, None, moment, last_seq + 1, uuid7(), attempt, late=False)
-        for row_id, _, last_seq, attempt in rows
-    ]
 
 
 def heartbeat(
