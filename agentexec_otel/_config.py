@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     max_queue_size: Annotated[int, Field(ge=16)] = Field(
         10_000, description="Events waiting in memory before progress lines are dropped."
     )
-    max_batch_size: Annotated[int, Field(ge=1, le=5_000)] = Field(4_000, description="Most events per transaction.")
+    max_batch_size: Annotated[int, Field(ge=1, le=10_000)] = Field(5_000, description="Most events per transaction.")
 
     sqlite_wal: bool = Field(
         True, description="Switch a SQLite file to write-ahead logging, which lasts: readers and writers do not block."

@@ -56,7 +56,7 @@ class ActivityProcessor:
         *,
         spool: Spool | None = None,
         max_queue_size: int = 10_000,
-        max_batch_size: int = 4_000,
+        max_batch_size: int = 5_000,
         on_settled: Callable[[ActivityEvent, ExportResult], None] | None = None,
         on_start: Callable[[], None] | None = None,
         on_idle: Callable[[], None] | None = None,

@@ -41,6 +41,7 @@ from agentexec_otel_exporters.sql._statements import (
 )
 
 _MANY: Final = 50
+_AGENT_ID: Final = [column.name for column in ROW_COLUMNS].index("agent_id")
 _PIECE: Final = 200
 _BILLION: Final = 1_000_000_000
 
@@ -208,12 +209,13 @@ def _lock_any(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
 
 def _lock_sqlite(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
     wanted = json.dumps([agent_id.hex for agent_id in agent_ids])
-    return _rows(fetch(connection, LOCK_SQLITE, (wanted,)), _FROM_SQLITE)
+    known = {agent_id.hex: agent_id for agent_id in agent_ids}
+    return _rows(fetch(connection, LOCK_SQLITE, (wanted,)), _FROM_SQLITE, known)
 
 
 def _lock_postgresql(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
     wanted = f"{{{','.join(agent_id.hex for agent_id in agent_ids)}}}"
-    return _rows(fetch(connection, LOCK_POSTGRESQL, {"agent_ids": wanted}), _FROM_POSTGRESQL)
+    return _rows(fetch(connection, LOCK_POSTGRESQL, {"agent_ids": wanted}), _FROM_POSTGRESQL, {})
 
 
 _LOCKS: Final[dict[tuple[str, str], Callable[[Connection, Sequence[UUID]], list[Row]]]] = {
@@ -222,8 +224,13 @@ _LOCKS: Final[dict[tuple[str, str], Callable[[Connection, Sequence[UUID]], list[
 }
 
 
-def _rows(found: Iterable[Sequence[Any]], converters: Mapping[Any, Callable[[Any], Any]]) -> list[Row]:
+def _rows(
+    found: Iterable[Sequence[Any]], converters: Mapping[Any, Callable[[Any], Any]], known: Mapping[str, UUID]
+) -> list[Row]:
+    """The driver's rows as `Row`; ``agent_id`` is looked up in `known`, where that is not empty, instead of parsed."""
     by_position = [(at, converters.get(type(column.type))) for at, column in enumerate(ROW_COLUMNS)]
+    if known:
+        by_position[_AGENT_ID] = (_AGENT_ID, known.__getitem__)
     needed = [(at, convert) for at, convert in by_position if convert is not None]
     rows: list[Row] = []
     for values in found:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
+
+_PART: Final = 500
 
 
 def fetch(connection: Connection, text: str, parameters: Any) -> Sequence[Sequence[Any]]:
     """The rows of a SELECT, as the driver returns them."""
     with _cursor(connection, text) as cursor:
         cursor.execute(text, parameters)
-        rows: Sequence[Sequence[Any]] = cursor.fetchall()
+        rows: list[Sequence[Any]] = []
+        # In parts, since a driver may keep all other threads waiting meanwhile.
+        while part := cursor.fetchmany(_PART):
+            rows += part
         return rows
 
 

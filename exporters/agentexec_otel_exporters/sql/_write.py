@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Final, cast
 from uuid import UUID
 
@@ -78,7 +79,7 @@ def write_events(
     fresh = opened if new else {}
     if opened and not new:
         insert_stubs(connection, list(opened.values()))
-    agent_ids = sorted({event.agent_id for event in events} - fresh.keys())
+    agent_ids = _sorted({event.agent_id for event in events} - fresh.keys())
     rows = lock_rows(connection, agent_ids) if agent_ids else {}
     if len(rows) < len(agent_ids):
         absent = _stubs(event for event in events if not event.expects_row and event.agent_id not in rows | fresh)
@@ -99,7 +100,12 @@ def _stubs(events: Iterable[ActivityEvent]) -> dict[UUID, Row]:
     first: dict[UUID, ActivityEvent] = {}
     for event in events:
         first.setdefault(event.agent_id, event)
-    return {agent_id: stub(uuid7(), agent_id, first[agent_id].occurred_at_ns) for agent_id in sorted(first)}
+    return {agent_id: stub(uuid7(), agent_id, first[agent_id].occurred_at_ns) for agent_id in _sorted(first)}
+
+
+def _sorted(ids: Iterable[UUID]) -> list[UUID]:
+    # By their numbers: UUIDs are slow to compare.
+    return sorted(ids, key=attrgetter("int"))
 
 
 def _stored(connection: Connection, events: Sequence[ActivityEvent]) -> Mapping[UUID, bool]:
