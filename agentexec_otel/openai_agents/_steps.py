@@ -132,7 +132,7 @@ class StepHooks(RunHooks[Any]):
 
     def show(self, progress: Progress) -> None:
         """Write lines about the steps."""
-        progress.hooked = True
+        self.run.followed = True
         self.progress = progress
 
     async def on_llm_start(
