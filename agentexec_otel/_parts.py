@@ -36,10 +36,16 @@ class Worker:
         self._pid = 0
         self._id = ""
 
-    def id(self) -> str:
-        """Host, pid and start time, unique over restarts."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
+    def id(self, pid: int | None = None) -> str:
+        """Host, pid and start time, unique over restarts.
+
+        Args:
+            pid: This process's, where the caller has just asked for it: that costs a fifth of a microsecond.
+        """
+        if pid is None:
+            pid = os.getpid()
+        if self._pid != pid:
+            self._pid = pid
             self._id = f"{socket.gethostname()[:200]}:{self._pid}:{time.time_ns() // 1_000_000:x}"
         return self._id
 

@@ -18,7 +18,7 @@ from opentelemetry import metrics, trace
 from agentexec_otel import _semconv as semconv
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, ActivityNotStoredError, ConfigurationError, ExportError
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._event import RUNNING, ActivityEvent, Opening, Outcome, Status
 from agentexec_otel._ids import uuid7
 from agentexec_otel._live import LiveActivity
 from agentexec_otel._liveness import Liveness
@@ -152,7 +152,7 @@ class Runtime:
             opening,
             None,
             outcome,
-            self._worker.id() if status is Status.RUNNING else None,
+            self._worker.id(self.pid) if status is RUNNING else None,
             live is not None and not live.opening_pending,
             reopens,
         )
@@ -187,7 +187,8 @@ class Runtime:
     def emit(self, event: ActivityEvent) -> bool:
         """To every exporter; False where the first one had to drop it."""
         accepted = not self.processors or self.processors[0].emit(event)
-        self.emit_to_others(event)
+        if len(self.processors) > 1:
+            self.emit_to_others(event)
         return accepted
 
     def emit_to_others(self, event: ActivityEvent) -> None:

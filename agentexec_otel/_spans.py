@@ -64,7 +64,7 @@ class ActivitySpans:
 
     def opened(self, event: ActivityEvent) -> LiveActivity:
         """An activity that this process has just created with `event`."""
-        self._record(event, get_current())
+        self._record(event)
         return self.handed_over(event)
 
     def handed_over(self, event: ActivityEvent) -> LiveActivity:
@@ -76,7 +76,7 @@ class ActivitySpans:
 
         Not where that attempt is here already: somebody else had asked before, and it may run.
         """
-        self._record(event, get_current())
+        self._record(event)
         live = self._live.get(event.agent_id)
         if live is not None and (live.attempt or 0) < attempt:
             self.forget(event.agent_id)
@@ -189,12 +189,12 @@ class ActivitySpans:
                 self._catch_up(1)
         elif live.ref is None and len(live.history) < _MOST_HISTORY:
             live.history.append(event)
-        self._record(event, self._context(live))
+        self._record(event, live)
 
-    def _record(self, event: ActivityEvent, context: Context) -> None:
+    def _record(self, event: ActivityEvent, live: LiveActivity | None = None) -> None:
         if self._log_sink is not None:
             with guarded("emitting an activity's log record"):
-                self._log_sink(event, context)
+                self._log_sink(event, get_current() if live is None else self._context(live))
 
     def _catch_up(self, most: int = _MOST_WAITING) -> None:
         """Put lines that wait on their spans, the oldest first; nowhere, where this process has given the span up."""
@@ -306,7 +306,7 @@ class ActivitySpans:
                 event = ActivityEvent(uuid7(), live.agent_id, ending.status, ending.message, None, occurred_at_ns)
                 self._catch_up()
                 self._add_event(live.span, event)
-                self._record(event, self._context(live))
+                self._record(event, live)
                 if not _more_to_come(live, event):
                     self.end(live, ending.status, ending.outcome, event, ending.message)
 

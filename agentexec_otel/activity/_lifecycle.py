@@ -20,7 +20,7 @@ from agentexec_otel._errors import (
     ActivityNotFoundError,
     ActivityStateError,
 )
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
 from agentexec_otel._guard import guarded
 from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._live import LiveActivity
@@ -142,12 +142,12 @@ def update(
         ValueError: a bad ``agent_id`` or status.
         ActivityNotFoundError: no such activity.
     """
-    wanted = Status.RUNNING if status is None else _status(status)
+    wanted = RUNNING if status is None else _status(status)
     runtime = _runtime.active()
     parsed = parse_agent_id(agent_id)
     if session is not None:
         return record_in(synchronous(session), runtime, parsed, wanted, message, percentage, None)
-    if wanted is Status.QUEUED and _has_ended(runtime, parsed):
+    if wanted is QUEUED and _has_ended(runtime, parsed):
         return retry(parsed, message) > 0
     live = runtime.find(parsed)
     if wanted.terminal:

@@ -88,8 +88,6 @@ class ActivityRun:
         self._owner = False
         self._tokens: tuple[Token[ActivityRun | None], Token[context.Context] | None] | None = None
         self._left_open = False
-        self.followed = False
-        """Whether somebody tells of the steps in this block, so that others need not."""
 
     @property
     def agent_id(self) -> UUID:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
-from agentexec_otel._event import ActivityEvent, Status
+from agentexec_otel._event import RUNNING, ActivityEvent
 from agentexec_otel._ids import uuid7
 from agentexec_otel.export._codec import MalformedEventError, decode, encode
 from agentexec_otel.export._delivery import Entry
@@ -260,7 +260,7 @@ class Backlog:
 
 def _is_progress(event: ActivityEvent) -> bool:
     """Whether a line may be lost without changing the activity's status, attempt or span."""
-    return event.status is Status.RUNNING and event.span is None and event.opening is None
+    return event.status is RUNNING and event.span is None and event.opening is None
 
 
 def _gap(event: ActivityEvent, dropped: int) -> ActivityEvent:

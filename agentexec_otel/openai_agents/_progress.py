@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Final
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
@@ -110,6 +110,8 @@ def _level() -> int:
 
 
 _known: Final[WeakKeyDictionary[ActivityRun, Progress]] = WeakKeyDictionary()
+hooked: Final[WeakSet[ActivityRun]] = WeakSet()
+"""The blocks in which run hooks tell of turns, tools and handoffs, so that spans need not."""
 
 
 def progress_of(run: ActivityRun) -> Progress:

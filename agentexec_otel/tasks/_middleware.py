@@ -24,7 +24,7 @@ from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._outcome import qualified_name
 from agentexec_otel.activity._lifecycle import create_async, create_later, error_message, submit_end
 from agentexec_otel.export._codec import decode, encode
-from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, TaskRun, claim, stored_within
+from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, PATIENCE, TaskRun, agent_id_of, claim, stored_within
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
@@ -33,7 +33,6 @@ _RETRIES: Final = "_retries"  # taskiq's own, set by its retry middlewares
 
 _Kick = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
 
-_PATIENCE: Final = 2.0  # seconds that a task which is only watched waits for the database
 _MARK: Final = "_agentexec_tracked"
 
 
@@ -90,7 +89,7 @@ class ActivityMiddleware(TaskiqMiddleware):
         """Create the activity, or open its next attempt."""
         if AGENT_ID not in message.labels:
             if self._strict:
-                agent_id = await create_async(message.task_name, agent_id=_id_of(message.task_id))
+                agent_id = await create_async(message.task_name, agent_id=agent_id_of(message.task_id) or uuid4())
                 message.labels.update(labels_of(agent_id))
             else:
                 with guarded("creating the activity of a task"):
@@ -116,7 +115,7 @@ class ActivityMiddleware(TaskiqMiddleware):
 
     async def _start(self, message: TaskiqMessage, task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
         agent_id = parse_agent_id(message.labels[AGENT_ID])
-        patience = None if self._strict else _PATIENCE
+        patience = None if self._strict else PATIENCE
         run = await claim(agent_id, _attempt_of(message), patience, _opened_by(message, agent_id))
         if run is None:
             text = "task %s is not run here: its activity %s was canceled, or another worker has it"
@@ -148,10 +147,10 @@ class ActivityMiddleware(TaskiqMiddleware):
 
 
 async def _create(message: TaskiqMessage) -> None:
-    agent_id = _id_of(message.task_id)
+    agent_id = agent_id_of(message.task_id) or uuid4()
     created = create_later(message.task_name, agent_id=agent_id)
     message.labels.update(labels_of(agent_id))
-    await stored_within(_PATIENCE, created)
+    await stored_within(PATIENCE, created)
 
 
 def labels_of(agent_id: UUID) -> dict[str, str]:
@@ -169,13 +168,6 @@ def _opened_by(message: TaskiqMessage, agent_id: UUID) -> ActivityEvent | None:
         if event.agent_id == agent_id and event.opening is not None and event.status is Status.QUEUED:
             return event
     return None
-
-
-def _id_of(task_id: str) -> UUID:
-    try:
-        return parse_agent_id(task_id)
-    except ValueError:
-        return uuid4()
 
 
 def _attempt_of(message: TaskiqMessage) -> int:

@@ -18,6 +18,7 @@ from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
 from agentexec_otel._event import ActivityEvent, Status
+from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._live import LiveActivity
 from agentexec_otel._runtime import Runtime
 from agentexec_otel.activity import ActivityRun
@@ -28,7 +29,18 @@ AGENT_ID: Final = "agentexec_agent_id"
 ATTEMPT: Final = "agentexec_attempt"
 """What a task's message calls the id of its activity, and the attempt that it is sent for."""
 
+PATIENCE: Final = 2.0
+"""Seconds that a task which is only watched waits for the database."""
+
 _LONGEST_WAIT: Final = 1.0
+
+
+def agent_id_of(task_id: str) -> UUID | None:
+    """The agent id that an engine's task id is, if it is one."""
+    try:
+        return parse_agent_id(task_id)
+    except ValueError:
+        return None
 
 
 class TaskRun(ActivityRun):

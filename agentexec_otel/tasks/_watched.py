@@ -23,9 +23,7 @@ from agentexec_otel._live import LiveActivity
 from agentexec_otel._runtime import Runtime
 from agentexec_otel.activity._lifecycle import create_later, submit_end
 from agentexec_otel.export import ExportResult, StoredActivity
-from agentexec_otel.tasks._run import TaskRun, claim, join
-
-_PATIENCE: Final = 2.0
+from agentexec_otel.tasks._run import PATIENCE, TaskRun, claim, join
 
 
 class Bystander(TaskRun):
@@ -140,4 +138,4 @@ def _queued(runtime: Runtime, agent_id: UUID) -> ActivityEvent:
 
 
 def _patience(runtime: Runtime) -> float:
-    return _PATIENCE if runtime.primary.last_error is None else 0.0
+    return PATIENCE if runtime.primary.last_error is None else 0.0

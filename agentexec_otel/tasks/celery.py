@@ -31,7 +31,7 @@ from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._outcome import qualified_name
 from agentexec_otel.activity._lifecycle import error_message
 from agentexec_otel.tasks import _watched
-from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, TaskRun
+from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, TaskRun, agent_id_of
 
 try:
     from celery import exceptions as celery_exceptions  # pyright: ignore[reportMissingTypeStubs]
@@ -127,20 +127,9 @@ def _before_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -
             _watched.announce(parse_agent_id(headers[AGENT_ID]), headers[ATTEMPT])
         else:
             # What replaces the task at work has its id, and is another activity.
-            agent_id = uuid4() if running is not None else _id_of(task_id)
+            agent_id = (agent_id_of(task_id) if running is None else None) or uuid4()
             headers.update({AGENT_ID: str(agent_id), ATTEMPT: 1})
             _watched.create(sender, agent_id, headers.get(_METADATA))
-
-
-def _id_of(task_id: str) -> UUID:
-    return _parsed(task_id) or uuid4()
-
-
-def _parsed(task_id: str) -> UUID | None:
-    try:
-        return parse_agent_id(task_id)
-    except ValueError:
-        return None
 
 
 # -- where they run ---------------------------------------------------------------------------------------------
@@ -154,7 +143,7 @@ def _prerun(task: Any, task_id: str, **_: Any) -> None:
         agent_id = _agent_id_of(request)
         if agent_id is None:
             # Run eagerly, or published by somebody who does not track.
-            agent_id = _id_of(task_id)
+            agent_id = agent_id_of(task_id) or uuid4()
             _watched.create(task.name, agent_id, _header(request, _METADATA))
             if request.is_eager:
                 request.headers = {**(request.headers or {}), AGENT_ID: str(agent_id)}
@@ -275,7 +264,7 @@ def _failed(sender: Any, task_id: str, exception: BaseException, **_: Any) -> No
     with guarded("ending the activity of a lost Celery task"):
         request = sender.request
         # Not each of these comes with the request; without, the activity of an id that is no UUID waits for its lease.
-        agent_id = _agent_id_of(request) if request.id == task_id else _parsed(task_id)
+        agent_id = _agent_id_of(request) if request.id == task_id else agent_id_of(task_id)
         if agent_id is not None and _tracks(sender.name):
             outcome = Outcome(qualified_name(type(exception)), reason)
             _watched.end(agent_id, Status.ERROR, error_message(exception), outcome)

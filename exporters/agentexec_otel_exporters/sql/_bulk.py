@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import repeat
+from itertools import chain, repeat
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 from uuid import UUID
@@ -72,9 +72,8 @@ def _together(lines: Sequence[Line]) -> tuple[str, list[Any]]:
     into, values, row = text.rpartition(" VALUES ")
     converters = [_TO_SQLITE.get(bind.kind) for bind in binds]
     columns = [_each(column, convert) for column, convert in zip(zip(*lines, strict=True), converters, strict=True)]
-    return f"{into}{values}{', '.join([row] * len(lines))}", [
-        value for one in zip(*columns, strict=True) for value in one
-    ]
+    rows = zip(*columns, strict=True)
+    return f"{into}{values}{', '.join([row] * len(lines))}", list(chain.from_iterable(rows))
 
 
 def insert_rows(connection: Connection, new: Sequence[Row]) -> None:
