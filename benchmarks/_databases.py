@@ -75,7 +75,7 @@ class Database:
     def load(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]], batch: int = 0) -> None:
         """Load rows the fastest way the driver has; `batch` rows per transaction, all in one where it is 0."""
         with closing(self.connect()) as connection:
-            for part in parts(rows, batch):
+            for part in _parts(rows, batch):
                 self.load_in(connection, table, columns, part)
                 connection.commit()
 
@@ -138,8 +138,7 @@ def _conninfo(url: str) -> str:
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def parts(rows: Iterable[Sequence[object]], batch: int) -> Iterable[Iterable[Sequence[object]]]:
-    """The rows, `batch` at a time; all of them where it is 0."""
+def _parts(rows: Iterable[Sequence[object]], batch: int) -> Iterable[Iterable[Sequence[object]]]:
     if not batch:
         return [rows]
     every = list(rows)

@@ -9,17 +9,17 @@ import pstats
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import agentexec_otel as ax
+from agentexec_otel._event import ActivityEvent
 from agentexec_otel.export import ActivityProcessor
 from agentexec_otel_exporters.sql import SQLExporter
 from benchmarks._activities import ACTIVITY_COLUMNS, LOG_COLUMNS, live_events, rows_of
 from benchmarks._context import Context, Scale
-from benchmarks._databases import ACTIVITY, LOG, Database, parts
+from benchmarks._databases import ACTIVITY, LOG, Database
 from benchmarks._measure import Listing, Row, Section, Table, Target, interleaved, seconds
 from benchmarks.caller import agentexec_url, ask_agentexec
 
@@ -96,35 +96,18 @@ def _raw(database: Database, shape: _Shape, batch: int) -> float:
     events = live_events(shape.activities, shape.logs, at_once=shape.at_once)
     activities, logs = rows_of(events, database)
     database.reset()
-    with closing(database.connect()) as connection:
 
-        def load() -> None:
-            for table, columns, rows in ((ACTIVITY, ACTIVITY_COLUMNS, activities), (LOG, LOG_COLUMNS, logs)):
-                for part in parts(rows, batch):
-                    database.load_in(connection, table, columns, part)
-                    if batch:
-                        connection.commit()
-            connection.commit()
+    def load() -> None:
+        database.load(ACTIVITY, ACTIVITY_COLUMNS, activities, batch)
+        database.load(LOG, LOG_COLUMNS, logs, batch)
 
-        return len(events) / _timed(load)
+    return len(events) / _timed(load)
 
 
 def _processor(database: Database, shape: _Shape) -> float:
     events = live_events(shape.activities, shape.logs, at_once=shape.at_once)
     database.reset()
-    exporter = SQLExporter(database.url)
-    exporter.lookup(events[0].agent_id)  # connects, as the raw driver has
-    processor = ActivityProcessor(exporter, max_queue_size=len(events) + 1, max_batch_size=_BATCH)
-
-    def deliver() -> None:
-        for each in events:
-            processor.emit(each)
-        assert processor.force_flush(600.0), "the events were not stored in time"
-
-    try:
-        return len(events) / _timed(deliver)
-    finally:
-        processor.shutdown()
+    return len(events) / _timed(lambda: _deliver(database, events))
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -135,6 +118,15 @@ def _timed(work: Callable[[], object]) -> float:
         return seconds(work)
     finally:
         gc.unfreeze()
+
+
+def _deliver(database: Database, events: list[ActivityEvent]) -> None:
+    processor = ActivityProcessor(SQLExporter(database.url), max_queue_size=len(events) + 1, max_batch_size=_BATCH)
+    for each in events:
+        processor.emit(each)
+    stored = processor.force_flush(600.0)
+    processor.shutdown()
+    assert stored, "the events were not stored in time"
 
 
 def _public(database: Database, shape: _Shape) -> float:
