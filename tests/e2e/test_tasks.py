@@ -759,7 +759,7 @@ async def test_watching_holds_nothing_up(
     watched: InMemoryBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a database, or any set-up, a task that is only watched runs all the same."""
-    monkeypatch.setattr("agentexec_otel.tasks._middleware._PATIENCE", 0.1)
+    monkeypatch.setattr("agentexec_otel.tasks._middleware.PATIENCE", 0.1)
 
     @watched.task("app:add")
     async def add(one: int, other: int) -> int:
