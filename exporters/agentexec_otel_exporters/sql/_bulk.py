@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain, repeat
 from operator import attrgetter, itemgetter
 from typing import Any, Final
@@ -43,6 +43,9 @@ from agentexec_otel_exporters.sql._statements import (
 _MANY: Final = 50
 _AGENT_ID: Final = [column.name for column in ROW_COLUMNS].index("agent_id")
 _PIECE: Final = 200
+_SIZES: Final = (64, 16, 4, 1)
+"""Rows that SQLite is given by one statement, which is quicker than one by one."""
+_MOST_VALUES: Final = 999
 _BILLION: Final = 1_000_000_000
 
 _Given = Mapping[str, Sequence[Any]]
@@ -58,22 +61,9 @@ def insert_lines(connection: Connection, lines: Sequence[Line]) -> None:
     """Insert log rows."""
     if len(lines) >= _MANY and _driver(connection) == _PSYCOPG and _may_copy(connection):
         copy(connection, COPY, _copied(lines))
-    elif 1 < len(lines) < _MANY and _driver(connection) == _PYSQLITE:
-        text, values = _together(lines)
-        execute(connection, text, values)
     else:
         given = {f"new_{name}": list(map(itemgetter(at), lines)) for at, name in enumerate(INSERT_LINES.names)}
         _write(connection, INSERT_LINES, given)
-
-
-def _together(lines: Sequence[Line]) -> tuple[str, list[Any]]:
-    """SQLite's statement for a few lines at once: for each row its driver gives the interpreter lock up, twice."""
-    text, binds = sqlite_text(INSERT_LINES)
-    into, values, row = text.rpartition(" VALUES ")
-    converters = [_TO_SQLITE.get(bind.kind) for bind in binds]
-    columns = [_each(column, convert) for column, convert in zip(zip(*lines, strict=True), converters, strict=True)]
-    rows = zip(*columns, strict=True)
-    return f"{into}{values}{', '.join([row] * len(lines))}", list(chain.from_iterable(rows))
 
 
 def insert_rows(connection: Connection, new: Sequence[Row]) -> None:
@@ -141,7 +131,20 @@ def _write_sqlite(connection: Connection, write: Write, given: _Given) -> None:
         repeat(_fixed(bind)) if bind.name not in given else _each(given[bind.name], _TO_SQLITE.get(bind.kind))
         for bind in binds
     ]
-    execute_many(connection, text, list(zip(*columns, strict=False)))
+    rows = list(zip(*columns, strict=False))
+    done = 0
+    for size in _SIZES if write.how == "insert" else (1,):
+        if (many := (len(rows) - done) // size) and size * len(binds) <= _MOST_VALUES:
+            end = done + many * size
+            together = [tuple(chain.from_iterable(rows[at : at + size])) for at in range(done, end, size)]
+            execute_many(connection, _several(text, size), together)
+            done = end
+
+
+@cache
+def _several(text: str, rows: int) -> str:
+    into, values, row = text.rpartition(" VALUES ")
+    return text if rows == 1 else f"{into}{values}{', '.join([row] * rows)}"
 
 
 def _write_postgresql(connection: Connection, write: Write, given: _Given) -> None:
