@@ -74,8 +74,7 @@ class Backlog:
             self.intake.emitted += 1
             if self._latest and entry.event.agent_id in self._latest and not self._unsqueeze(entry.event):
                 return self._squeeze(entry)
-            if self.spool is not None:
-                entry.position = self._spool(entry.event, not _is_progress(entry.event))
+            entry.position = self._spool(entry.event, not _is_progress(entry.event))
             if self._resume is None and self._queue.qsize() < self._max:
                 self._queue.put(entry)
                 if entry.position is not None and entry.position > self._queued_to:

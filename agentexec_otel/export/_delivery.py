@@ -110,6 +110,7 @@ class Delivery:
         while pending:
             part, rest = pending[: self._most], pending[self._most :]
             again, wait = self._try(part, pending, tries, replay)
+            again = self._wanted(again)
             if again:
                 replay = True
                 self.retries += 1
@@ -159,8 +160,6 @@ class Delivery:
 
     def _wanted(self, entries: Sequence[Entry]) -> list[Entry]:
         """Without those nobody wants any more. One that may have been stored all the same is ended instead."""
-        if not any(entry.withdrawn for entry in entries):
-            return list(entries)
         wanted: list[Entry] = []
         for entry in entries:
             if entry.withdrawn and not entry.uncertain:

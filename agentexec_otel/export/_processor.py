@@ -351,11 +351,7 @@ class ActivityProcessor:
                     item.on_settled(Reject("the writer has been shut down"))
 
     def _work(self, items: list[Entry | Job | None]) -> None:
-        entries = [item for item in items if isinstance(item, Entry)]
-        self._in_flight += len(entries)
-        if len(entries) == len(items):
-            self._deliver(entries)
-            return
+        self._in_flight += sum(isinstance(item, Entry) for item in items)
         jobs = deque(item for item in items if isinstance(item, Job))
         batch: list[Entry] = []
         try:

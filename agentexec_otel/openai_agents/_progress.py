@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Final
-from weakref import WeakKeyDictionary, WeakSet, ref
+from weakref import WeakKeyDictionary, ref
 
-from agentexec_otel import _runtime
+from agentexec_otel import _runtime, activity
 from agentexec_otel._config import CONF
 from agentexec_otel._event import Status
 from agentexec_otel._guard import guarded
@@ -36,6 +36,8 @@ class Progress:
         self._clock = clock
         self._routine = _Bucket(clock)
         self._notable = _Bucket(clock)
+        self.hooked = False
+        """Whether run hooks tell of turns, tools and handoffs, so that spans need not."""
 
     def turn(self, number: int, agent: str) -> None:
         """A turn begins."""
@@ -110,8 +112,6 @@ def _level() -> int:
 
 
 _known: Final[WeakKeyDictionary[ActivityRun, Progress]] = WeakKeyDictionary()
-hooked: Final[WeakSet[ActivityRun]] = WeakSet()
-"""The blocks in which run hooks tell of turns, tools and handoffs, so that spans need not."""
 
 
 def progress_of(run: ActivityRun) -> Progress:
@@ -120,6 +120,13 @@ def progress_of(run: ActivityRun) -> Progress:
     if found is None:
         found = _known.setdefault(run, Progress(run))
     return found
+
+
+def told_by_hooks() -> bool:
+    """Whether run hooks tell of turns, tools and handoffs here, so that spans need not. Asked for each span."""
+    run = activity.current()
+    found = None if run is None else _known.get(run)
+    return found is not None and found.hooked
 
 
 def remark(run: ActivityRun, message: str) -> None:

@@ -28,7 +28,7 @@ from agentexec_otel._errors import ActivityCanceledError
 from agentexec_otel._guard import guarded
 from agentexec_otel._outcome import keep_to_yourself, text_of
 from agentexec_otel.activity import ActivityRun
-from agentexec_otel.openai_agents._progress import Progress, hooked, remark
+from agentexec_otel.openai_agents._progress import Progress, remark
 
 TContext = TypeVar("TContext")
 
@@ -132,7 +132,7 @@ class StepHooks(RunHooks[Any]):
 
     def show(self, progress: Progress) -> None:
         """Write lines about the steps."""
-        hooked.add(self.run)
+        progress.hooked = True
         self.progress = progress
 
     async def on_llm_start(

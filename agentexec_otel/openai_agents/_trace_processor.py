@@ -23,9 +23,9 @@ from opentelemetry.context import Context, attach, get_current
 
 from agentexec_otel._config import CONF
 from agentexec_otel._guard import guarded
-from agentexec_otel.activity import ActivityRun, current
+from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._opening import configured, describe_trace, enclosing, prepare
-from agentexec_otel.openai_agents._progress import Progress, hooked, progress_of
+from agentexec_otel.openai_agents._progress import Progress, progress_of, told_by_hooks
 from agentexec_otel.openai_agents._steps import leaves_when_canceled, record_usage
 
 _MOST_OPEN: Final = 10_000
@@ -194,20 +194,12 @@ _Tell = Callable[[Progress, Any, Span[Any]], None]
 def _tell(table: dict[type[Any], _Tell], span: Span[Any]) -> None:
     data: Any = span.span_data
     tell = table.get(data.__class__)
-    if tell is None or CONF.progress == "off":
-        return
-    if data.__class__ in _HOOKED and span.error is None and _told_by_hooks():
+    if tell is None or CONF.progress == "off" or (data.__class__ in _HOOKED and span.error is None and told_by_hooks()):
         return
     with guarded("reporting a step of a run"):
         run = enclosing() if configured() else None
         if run is not None:
             tell(progress_of(run), data, span)
-
-
-def _told_by_hooks() -> bool:
-    """Whether run hooks tell of turns, tools and handoffs here. Asked for each span."""
-    run = current()
-    return run is not None and run in hooked
 
 
 def _turn(progress: Progress, data: TurnSpanData, span: Span[Any]) -> None:
@@ -227,7 +219,7 @@ def _tool_end(progress: Progress, data: FunctionSpanData, span: Span[Any]) -> No
 
 
 def _handoff_end(progress: Progress, data: HandoffSpanData, span: Span[Any]) -> None:
-    if data.from_agent and data.to_agent and not _told_by_hooks():
+    if data.from_agent and data.to_agent and not progress.hooked:
         progress.handoff(data.from_agent, data.to_agent)
 
 

@@ -105,6 +105,14 @@ def test_batch_that_takes_too_long_goes_in_parts() -> None:
     assert len(desk.exporter.batches[-1]) == 1_000, "it is trusted with all of them again"
 
 
+def test_nobody_waits_for_what_nobody_wants() -> None:
+    """Where its producer gives up as soon as it hears of the trouble, nothing is tried again, and nothing waits."""
+    desk = Desk(Recorder(MisconfiguredExportError("no table: create it")))
+    entry = Entry(some(1)[0], on_trouble=lambda exc: setattr(entry, "withdrawn", True))
+    desk.delivery.deliver([entry])
+    assert (desk.withdrawn, desk.pauses, desk.settled) == ([entry], [], [])
+
+
 def test_quick_failure_divides_nothing() -> None:
     """A database that is not there says so at once, which says nothing about the size of the batch."""
     desk = Desk(Recorder(*(TransientExportError("away") for _ in range(5))))

@@ -35,6 +35,7 @@ from agentexec_otel_exporters.sql._statements import (
     UPDATE_ROWS,
     Bind,
     Write,
+    ids_given,
     postgresql_text,
     row_by_row,
     sqlite_text,
@@ -43,7 +44,7 @@ from agentexec_otel_exporters.sql._statements import (
 _MANY: Final = 50
 _AGENT_ID: Final = [column.name for column in ROW_COLUMNS].index("agent_id")
 _PIECE: Final = 200
-_SIZES: Final = (64, 16, 4, 1)
+_SIZES: Final = (64, 16, 4)
 """Rows that SQLite is given by one statement, which is quicker than one by one."""
 _MOST_VALUES: Final = 999
 _BILLION: Final = 1_000_000_000
@@ -133,18 +134,20 @@ def _write_sqlite(connection: Connection, write: Write, given: _Given) -> None:
     ]
     rows = list(zip(*columns, strict=False))
     done = 0
-    for size in _SIZES if write.how == "insert" else (1,):
-        if (many := (len(rows) - done) // size) and size * len(binds) <= _MOST_VALUES:
-            end = done + many * size
+    for size in _SIZES if write.how == "insert" else ():
+        end = done + (len(rows) - done) // size * size
+        if done < end and size * len(binds) <= _MOST_VALUES:
             together = [tuple(chain.from_iterable(rows[at : at + size])) for at in range(done, end, size)]
             execute_many(connection, _several(text, size), together)
             done = end
+    if done < len(rows):
+        execute_many(connection, text, rows[done:])
 
 
 @cache
 def _several(text: str, rows: int) -> str:
     into, values, row = text.rpartition(" VALUES ")
-    return text if rows == 1 else f"{into}{values}{', '.join([row] * rows)}"
+    return f"{into}{values}{', '.join([row] * rows)}"
 
 
 def _write_postgresql(connection: Connection, write: Write, given: _Given) -> None:
@@ -210,9 +213,8 @@ def _lock_any(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
 
 
 def _lock_sqlite(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
-    wanted = json.dumps([agent_id.hex for agent_id in agent_ids])
     known = {agent_id.hex: agent_id for agent_id in agent_ids}
-    return _rows(fetch(connection, LOCK_SQLITE, (wanted,)), _FROM_SQLITE, known)
+    return _rows(fetch(connection, LOCK_SQLITE, (ids_given("sqlite", agent_ids),)), _FROM_SQLITE, known)
 
 
 def _lock_postgresql(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:

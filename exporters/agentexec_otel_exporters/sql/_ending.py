@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     FromClause,
-    Row,
     Select,
-    Table,
     Text,
     Uuid,
     bindparam,
@@ -24,6 +22,7 @@ from sqlalchemy import (
     literal,
     null,
     select,
+    type_coerce,
     update,
 )
 from sqlalchemy import cast as sql_cast
@@ -31,29 +30,26 @@ from sqlalchemy.sql.dml import Insert, ReturningUpdate, Update
 
 from agentexec_otel._event import Status
 from agentexec_otel._ids import uuid7
-from agentexec_otel.activity.models import Activity, ActivityLog, UtcDateTime
+from agentexec_otel.activity.models import UtcDateTime
 from agentexec_otel.export import Ending
-from agentexec_otel_exporters.sql._bulk import insert_lines
 from agentexec_otel_exporters.sql._clock import database_now
-from agentexec_otel_exporters.sql._fold import TICK, Line, nanoseconds
-from agentexec_otel_exporters.sql._statements import among
+from agentexec_otel_exporters.sql._fold import TICK
+from agentexec_otel_exporters.sql._statements import ACTIVITY, LOG, among, ids_given
 
-_ACTIVITY: Final = cast(Table, Activity.__table__)
-_LOG: Final = cast(Table, ActivityLog.__table__)
 CHUNK: Final = 2_000
 REAPED: Final = 100
 """Most rows that one call ends: no lock is held for long."""
 
-_ACTIVE: Final = _ACTIVITY.c.status.in_([Status.QUEUED, Status.RUNNING])
+_ACTIVE: Final = ACTIVITY.c.status.in_([Status.QUEUED, Status.RUNNING])
 _Candidate = tuple[UUID, UUID, int, int]
 _CANDIDATES: Final[Select[*_Candidate]] = select(
-    _ACTIVITY.c.id, _ACTIVITY.c.agent_id, _ACTIVITY.c.last_seq, _ACTIVITY.c.attempt
-).order_by(_ACTIVITY.c.agent_id)
+    ACTIVITY.c.id, ACTIVITY.c.agent_id, ACTIVITY.c.last_seq, ACTIVITY.c.attempt
+).order_by(ACTIVITY.c.agent_id)
 """What may be ended: no more than that takes; locked in the order in which batches lock."""
 _MOMENT: Final = bindparam("new_updated_at", type_=UtcDateTime)
 _ENDED: Final[dict[str, Any]] = {
     **{name: bindparam(f"new_{name}") for name in ("status", "reason", "error_type")},
-    "last_seq": _ACTIVITY.c.last_seq + 1,
+    "last_seq": ACTIVITY.c.last_seq + 1,
     "lease_expires_at": null(),
 }
 
@@ -66,8 +62,8 @@ def end_chunk(connection: Connection, criteria: Sequence[Any], ending: Ending) -
 
 def reap_chunk(connection: Connection, ending: Ending) -> list[tuple[UUID, int]]:
     """End up to 100 that are RUNNING behind an expired lease. Several reapers share the work."""
-    expired = _ACTIVITY.c.lease_expires_at < database_now(literal(0))
-    candidates = _CANDIDATES.where(_ACTIVITY.c.status == Status.RUNNING, expired).limit(REAPED)
+    expired = ACTIVITY.c.lease_expires_at < database_now(literal(0))
+    candidates = _CANDIDATES.where(ACTIVITY.c.status == Status.RUNNING, expired).limit(REAPED)
     return _end(connection, candidates.with_for_update(skip_locked=True), ending)
 
 
@@ -81,13 +77,11 @@ def _end(connection: Connection, candidates: Select[*_Candidate], ending: Ending
     if not rows:
         return []
     ids = [row_id for row_id, _, _, _ in rows]
-    if connection.dialect.name == "sqlite":
-        connection.execute(_LINES_BY_IDS, given | _given_lines(ending) | {"ids": _json(ids)})
-    else:
-        insert_lines(connection, _lines(rows, ending, now))
+    dialect = connection.dialect.name
+    connection.execute(_lines_by_ids(dialect), given | _given_lines(ending) | {"ids": ids_given(dialect, ids)})
     if _end_rows(connection, ids, given) < len(ids):
         # The others were written by a host whose clock is ahead of ours.
-        ahead = select(_ACTIVITY.c.id, _ACTIVITY.c.updated_at).where(_ACTIVITY.c.id.in_(ids), _ACTIVE)
+        ahead = select(ACTIVITY.c.id, ACTIVITY.c.updated_at).where(ACTIVITY.c.id.in_(ids), _ACTIVE)
         for row_id, updated_at in connection.execute(ahead).all():
             _end_rows(connection, [row_id], given | {"new_updated_at": updated_at + TICK})
     return [(agent_id, attempt) for _, agent_id, _, attempt in rows]
@@ -104,30 +98,17 @@ def _given(ending: Ending, now: datetime) -> dict[str, Any]:
 
 def _end_rows(connection: Connection, ids: Sequence[UUID], given: Mapping[str, Any]) -> int:
     dialect = connection.dialect.name
-    wanted = _json(ids) if dialect == "sqlite" else ids
-    return connection.execute(_by_ids(dialect), {"ids": wanted, **given}).rowcount
-
-
-def _json(ids: Sequence[UUID]) -> str:
-    return json.dumps([row_id.hex for row_id in ids])
+    return connection.execute(_by_ids(dialect), {"ids": ids_given(dialect, ids), **given}).rowcount
 
 
 @cache
 def _by_ids(dialect: str) -> Update:
-    """End the rows of those ``ids`` (JSON on SQLite), except those that are ahead in time."""
-    wanted = among(_ACTIVITY.c.id, "ids", dialect)
-    return update(_ACTIVITY).where(wanted, _ACTIVITY.c.updated_at < _MOMENT).values(_ENDED | {"updated_at": _MOMENT})
+    """End the rows of those ``ids``, except those that are ahead in time."""
+    wanted = among(ACTIVITY.c.id, "ids", dialect)
+    return update(ACTIVITY).where(wanted, ACTIVITY.c.updated_at < _MOMENT).values(_ENDED | {"updated_at": _MOMENT})
 
 
-def _lines(rows: Sequence[Row[*_Candidate]], ending: Ending, now: datetime) -> list[Line]:
-    moment = nanoseconds(now)
-    return [
-        Line(row_id, ending.message, ending.status, None, moment, last_seq + 1, uuid7(), attempt, late=False)
-        for row_id, _, last_seq, attempt in rows
-    ]
-
-
-# -- lines that the database makes by itself ----------------------------------------------------------------------
+# -- lines, which the database makes by itself --------------------------------------------------------------------
 
 _FIRST_NUMBER: Final = 10_000  # so that all have five digits
 
@@ -136,7 +117,7 @@ def _given_lines(ending: Ending) -> dict[str, Any]:
     return {"new_message": ending.message, "new_event_id": uuid7().hex[:-5]}
 
 
-def _lines_of(rows: FromClause) -> Insert:
+def _lines_of(rows: FromClause, as_uuid: Callable[..., ColumnElement[UUID]] = type_coerce) -> Insert:
     """Insert a line for each of these rows; their ids are one time-ordered UUID, but for the number at its end."""
     number = func.row_number().over() + _FIRST_NUMBER
     numbered = select(rows.c.id, rows.c.last_seq, rows.c.attempt, number.label("number")).subquery()
@@ -144,27 +125,29 @@ def _lines_of(rows: FromClause) -> Insert:
     line = {
         "activity_id": numbered.c.id,
         "message": bindparam("new_message", type_=Text),
-        "status": bindparam("new_status", type_=_LOG.c.status.type),
+        "status": bindparam("new_status", type_=LOG.c.status.type),
         "created_at": _MOMENT,
         "seq": numbered.c.last_seq + 1,
-        "event_id": sql_cast(event_id, Uuid),
+        "event_id": as_uuid(event_id, Uuid),
         "attempt": numbered.c.attempt,
         "late": false(),
     }
-    return insert(_LOG).from_select(list(line), select(*line.values()), include_defaults=False)
+    return insert(LOG).from_select(list(line), select(*line.values()), include_defaults=False)
 
 
-_LINES_BY_IDS: Final = _lines_of(select(_ACTIVITY).where(among(_ACTIVITY.c.id, "ids", "sqlite")).subquery())
+@cache
+def _lines_by_ids(dialect: str) -> Insert:
+    return _lines_of(select(ACTIVITY).where(among(ACTIVITY.c.id, "ids", dialect)).subquery())
 
 
 def _in_one(candidates: Select[*_Candidate]) -> ReturningUpdate[Any, Any]:
     """PostgreSQL: lock the candidates, insert their lines and end them; no row travels but for the answer."""
     ended = candidates.cte("ended")
-    moment = func.greatest(_MOMENT, _ACTIVITY.c.updated_at + literal(TICK))
+    moment = func.greatest(_MOMENT, ACTIVITY.c.updated_at + literal(TICK))
     return (
-        update(_ACTIVITY)
-        .where(_ACTIVITY.c.id == ended.c.id)
+        update(ACTIVITY)
+        .where(ACTIVITY.c.id == ended.c.id)
         .values(_ENDED | {"updated_at": moment})
-        .add_cte(_lines_of(ended).cte("lines"))
-        .returning(_ACTIVITY.c.agent_id, _ACTIVITY.c.attempt)
+        .add_cte(_lines_of(ended, sql_cast).cte("lines"))
+        .returning(ACTIVITY.c.agent_id, ACTIVITY.c.attempt)
     )

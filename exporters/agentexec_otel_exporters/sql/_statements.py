@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Literal, cast
+from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -36,11 +38,11 @@ from agentexec_otel.activity.models import Activity, ActivityLog, UtcDateTime
 from agentexec_otel_exporters.sql._clock import database_now
 from agentexec_otel_exporters.sql._fold import Lease, Line
 
-_ACTIVITY: Final = cast(Table, Activity.__table__)
-_LOG: Final = cast(Table, ActivityLog.__table__)
+ACTIVITY: Final = cast(Table, Activity.__table__)
+LOG: Final = cast(Table, ActivityLog.__table__)
 
 ROW_COLUMNS: Final = tuple(
-    _ACTIVITY.c[name]
+    ACTIVITY.c[name]
     for name in (
         "id", "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "last_seq",
         "attempt", "started_at", "metadata", "trace_context", "trace_id", "span_id", "sampled", "worker_id",
@@ -130,19 +132,19 @@ def _element(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return kind if isinstance(kind, Uuid | Integer | Boolean | UtcDateTime | JSON) else Text()
 
 
-INSERT_LINES: Final = Write(_LOG, Line._fields)
-INSERT_STUBS: Final = Write(_ACTIVITY, _STUB, "insert absent")
+INSERT_LINES: Final = Write(LOG, Line._fields)
+INSERT_STUBS: Final = Write(ACTIVITY, _STUB, "insert absent")
 INSERT_ROWS: Final = {
-    lease: Write(_ACTIVITY, tuple(one.name for one in ROW_COLUMNS), "insert", lease) for lease in _LEASES
+    lease: Write(ACTIVITY, tuple(one.name for one in ROW_COLUMNS), "insert", lease) for lease in _LEASES
 }
 UPDATE_ROWS: Final = {
-    (what, lease): Write(_ACTIVITY, names, "update", lease) for what, names in _UPDATED.items() for lease in _LEASES
+    (what, lease): Write(ACTIVITY, names, "update", lease) for what, names in _UPDATED.items() for lease in _LEASES
 }
 """What has changed, most often no more than the progress, and the lease."""
 
 
 def among(of: ColumnElement[Any], name: str, dialect: str = "") -> ColumnElement[bool]:
-    """Whether it is one of the ids bound as `name`: all in one parameter where the database takes that."""
+    """Whether it is one of the ids bound as `name`, all in one parameter where the database takes that: `ids_given`."""
     if dialect == "sqlite":
         return of.in_(select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value))
     if dialect == "postgresql":
@@ -150,9 +152,14 @@ def among(of: ColumnElement[Any], name: str, dialect: str = "") -> ColumnElement
     return of.in_(bindparam(name, expanding=True))
 
 
+def ids_given(dialect: str, ids: Sequence[UUID]) -> Sequence[UUID] | str:
+    """The value of the parameter of `among`."""
+    return json.dumps([one.hex for one in ids]) if dialect == "sqlite" else ids
+
+
 def _lock(dialect: str = "") -> Select[*tuple[Any, ...]]:
-    wanted = among(_ACTIVITY.c.agent_id, "agent_ids", dialect)
-    return select(*ROW_COLUMNS).where(wanted).order_by(_ACTIVITY.c.agent_id).with_for_update()
+    wanted = among(ACTIVITY.c.agent_id, "agent_ids", dialect)
+    return select(*ROW_COLUMNS).where(wanted).order_by(ACTIVITY.c.agent_id).with_for_update()
 
 
 LOCK: Final = _lock()
@@ -200,4 +207,4 @@ _SQLITE: Final[Dialect] = sqlite.dialect()
 _POSTGRESQL: Final[Dialect] = psycopg.dialect()  # type: ignore[no-untyped-call]
 LOCK_SQLITE: Final = _text(_lock("sqlite"), _SQLITE)
 LOCK_POSTGRESQL: Final = _text(_lock("postgresql"), _POSTGRESQL)
-COPY: Final = f"COPY {_LOG.name} ({', '.join(Line._fields)}) FROM STDIN"
+COPY: Final = f"COPY {LOG.name} ({', '.join(Line._fields)}) FROM STDIN"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Final, cast
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import (
     Connection,
     Float,
-    Table,
     bindparam,
     false,
     literal,
@@ -23,38 +22,35 @@ from sqlalchemy import (
 from agentexec_otel._config import CONF
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._ids import uuid7
-from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.export import Ack, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql._clock import database_now
 from agentexec_otel_exporters.sql._fold import Row, fold, nanoseconds, stub
-from agentexec_otel_exporters.sql._statements import ROW_COLUMNS
+from agentexec_otel_exporters.sql._statements import ACTIVITY, LOG, ROW_COLUMNS
 
-_ACTIVITY: Final = cast(Table, Activity.__table__)
-_LOG: Final = cast(Table, ActivityLog.__table__)
 _HISTORY: Final = 100
 
-_READ: Final = select(*ROW_COLUMNS).where(_ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
+_READ: Final = select(*ROW_COLUMNS).where(ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
 _NOW: Final = database_now(literal(0))
 _LEASE_END: Final = database_now(bindparam("lease_seconds", type_=Float))
-_STORED: Final = select(_LOG.c.event_id, _LOG.c.late).where(_LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
+_STORED: Final = select(LOG.c.event_id, LOG.c.late).where(LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
 _ATTACH: Final = (
-    update(_ACTIVITY)
+    update(ACTIVITY)
     .where(
-        _ACTIVITY.c.agent_id == bindparam("of_agent"),
-        _ACTIVITY.c.attempt == bindparam("of_attempt"),
-        _ACTIVITY.c.span_id.is_(None),
+        ACTIVITY.c.agent_id == bindparam("of_agent"),
+        ACTIVITY.c.attempt == bindparam("of_attempt"),
+        ACTIVITY.c.span_id.is_(None),
     )
     .values(
         trace_id=bindparam("new_trace_id"),
         span_id=bindparam("new_span_id"),
         sampled=bindparam("new_sampled"),
-        updated_at=_ACTIVITY.c.updated_at,
+        updated_at=ACTIVITY.c.updated_at,
     )
 )
 
 
-_NOTHING: Final = update(_ACTIVITY).where(false()).values(updated_at=_ACTIVITY.c.updated_at)
+_NOTHING: Final = update(ACTIVITY).where(false()).values(updated_at=ACTIVITY.c.updated_at)
 
 
 def join_transaction(connection: Connection) -> None:
@@ -137,7 +133,7 @@ def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRe
     )
     offered = {agent_id: span.span_id for agent_id, _, span in spans}
     named = connection.execute(
-        select(_ACTIVITY.c.agent_id, _ACTIVITY.c.span_id).where(_ACTIVITY.c.agent_id.in_(list(offered)))
+        select(ACTIVITY.c.agent_id, ACTIVITY.c.span_id).where(ACTIVITY.c.agent_id.in_(list(offered)))
     )
     return {agent_id for agent_id, span_id in named if offered[agent_id] == span_id}
 
@@ -149,21 +145,21 @@ def heartbeat(
 
     Those that it owns become its own again where another worker has reported meanwhile.
     """
-    mine = or_(_ACTIVITY.c.worker_id == worker_id, _ACTIVITY.c.agent_id.in_(sorted(owned)))
+    mine = or_(ACTIVITY.c.worker_id == worker_id, ACTIVITY.c.agent_id.in_(sorted(owned)))
     # Locked in the order in which batches lock.
-    running = select(_ACTIVITY.c.agent_id).where(
-        _ACTIVITY.c.agent_id.in_(agent_ids), _ACTIVITY.c.status == Status.RUNNING, mine
+    running = select(ACTIVITY.c.agent_id).where(
+        ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.status == Status.RUNNING, mine
     )
-    locked = connection.scalars(running.order_by(_ACTIVITY.c.agent_id).with_for_update()).all()
+    locked = connection.scalars(running.order_by(ACTIVITY.c.agent_id).with_for_update()).all()
     if locked:
         connection.execute(
-            update(_ACTIVITY)
-            .where(_ACTIVITY.c.agent_id.in_(locked))
+            update(ACTIVITY)
+            .where(ACTIVITY.c.agent_id.in_(locked))
             .values(
                 worker_id=worker_id,
                 heartbeat_at=_NOW,
                 lease_expires_at=_LEASE_END,
-                updated_at=_ACTIVITY.c.updated_at,
+                updated_at=ACTIVITY.c.updated_at,
             ),
             {"lease_seconds": CONF.lease_seconds},
         )
@@ -174,13 +170,13 @@ def standing(connection: Connection, agent_ids: Sequence[UUID]) -> dict[UUID, Ac
     """Where each of these activities stands."""
     found = connection.execute(
         select(
-            _ACTIVITY.c.agent_id,
-            _ACTIVITY.c.status,
-            _ACTIVITY.c.attempt,
-            _ACTIVITY.c.span_id,
-            _ACTIVITY.c.error_type,
-            _ACTIVITY.c.reason,
-        ).where(_ACTIVITY.c.agent_id.in_(agent_ids))
+            ACTIVITY.c.agent_id,
+            ACTIVITY.c.status,
+            ACTIVITY.c.attempt,
+            ACTIVITY.c.span_id,
+            ACTIVITY.c.error_type,
+            ACTIVITY.c.reason,
+        ).where(ACTIVITY.c.agent_id.in_(agent_ids))
     )
     return {
         agent_id: Ack(status, attempt, late=status.terminal, span_id=span_id, outcome=Outcome(error_type, reason))
@@ -191,9 +187,9 @@ def standing(connection: Connection, agent_ids: Sequence[UUID]) -> dict[UUID, Ac
 def release(connection: Connection, worker_id: str, agent_ids: Sequence[UUID]) -> None:
     """This worker goes in good order: what it leaves RUNNING is not lost."""
     connection.execute(
-        update(_ACTIVITY)
-        .where(_ACTIVITY.c.agent_id.in_(agent_ids), _ACTIVITY.c.worker_id == worker_id)
-        .values(lease_expires_at=None, updated_at=_ACTIVITY.c.updated_at)
+        update(ACTIVITY)
+        .where(ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.worker_id == worker_id)
+        .values(lease_expires_at=None, updated_at=ACTIVITY.c.updated_at)
     )
 
 
@@ -201,11 +197,11 @@ def _history(connection: Connection, rows: Mapping[UUID, Row]) -> dict[UUID, tup
     if not rows:
         return {}
     found = connection.execute(
-        select(_LOG.c.activity_id, _LOG.c.event_id, _LOG.c.status, _LOG.c.message, _LOG.c.percentage,
-               _LOG.c.created_at, _LOG.c.attempt)
-        .join(_ACTIVITY, _ACTIVITY.c.id == _LOG.c.activity_id)
-        .where(_LOG.c.activity_id.in_(list(rows)), _LOG.c.seq > _ACTIVITY.c.last_seq - _HISTORY)
-        .order_by(_LOG.c.activity_id, _LOG.c.seq)
+        select(LOG.c.activity_id, LOG.c.event_id, LOG.c.status, LOG.c.message, LOG.c.percentage,
+               LOG.c.created_at, LOG.c.attempt)
+        .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
+        .where(LOG.c.activity_id.in_(list(rows)), LOG.c.seq > ACTIVITY.c.last_seq - _HISTORY)
+        .order_by(LOG.c.activity_id, LOG.c.seq)
     )  # fmt: skip
     histories: dict[UUID, list[ActivityEvent]] = {}
     for activity_id, event_id, status, message, percentage, created_at, attempt in found:
