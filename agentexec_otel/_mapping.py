@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final, Protocol
 from uuid import UUID
 
@@ -100,9 +99,9 @@ def events_of_span(
     except (KeyError, ValueError, TypeError, OverflowError):
         return []
     if events:
-        events[0] = replace(events[0], opening=opening)
+        events[0] = events[0]._replace(opening=opening)
     if events and events[-1].status.terminal:
-        events[-1] = replace(events[-1], outcome=_outcome_of(attributes))
+        events[-1] = events[-1]._replace(outcome=_outcome_of(attributes))
     return events
 
 

@@ -153,7 +153,7 @@ class ActivitySpans:
                 history, live.history = live.history, []
                 for line in history:
                     self._add_event(live.span, line)
-        return event if live.ref is None or live.span is None else replace(event, span=live.ref)
+        return event if live.ref is None or live.span is None else event._replace(span=live.ref)
 
     def _start(self, live: LiveActivity) -> tuple[trace.Span | None, SpanRef | None]:
         opening = live.opening or Opening("")

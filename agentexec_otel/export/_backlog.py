@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
@@ -264,6 +264,5 @@ def _is_progress(event: ActivityEvent) -> bool:
 
 def _gap(event: ActivityEvent, dropped: int) -> ActivityEvent:
     text = f"{dropped} progress {'line was' if dropped == 1 else 'lines were'} dropped here: the queue was full."
-    return replace(
-        event, event_id=uuid7(), message=text, percentage=None, occurred_at_ns=min(event.occurred_at_ns, time.time_ns())
-    )
+    occurred_at_ns = min(event.occurred_at_ns, time.time_ns())
+    return event._replace(event_id=uuid7(), message=text, percentage=None, occurred_at_ns=occurred_at_ns)

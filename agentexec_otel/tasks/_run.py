@@ -110,7 +110,7 @@ class TaskRun(ActivityRun):
         runtime.primary.call_soon(lambda: runtime.spans.end(live, Status.ERROR, outcome, failed, failed.message))
         queued = runtime.event(live.agent_id, Status.QUEUED, CONF.activity_message_create)
         # Refused where the activity was canceled meanwhile. Not spooled: whoever starts the attempt opens it, too.
-        queued = replace(queued, attempt=(live.attempt or 1) + 1, claims=True)
+        queued = queued._replace(attempt=(live.attempt or 1) + 1, claims=True)
         runtime.primary.offer(queued)
         runtime.emit_to_others(queued)
 
@@ -159,7 +159,7 @@ class _OutOfPatienceError(Exception):
 async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None) -> TaskRun | None:
     run = TaskRun(runtime, live)
     started = runtime.event(live.agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
-    started = runtime.spans.observe(live, replace(started, claims=True))
+    started = runtime.spans.observe(live, started._replace(claims=True))
     answer = runtime.primary.offer(started)
     try:
         async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -83,7 +82,7 @@ def start(agent_id: UUID, attempt: int, *, redelivered: bool = False) -> TaskRun
 def announce(agent_id: UUID, attempt: int) -> None:
     """Open the next attempt of an activity whose run was lost, QUEUED."""
     runtime = _runtime.active()
-    runtime.primary.offer(replace(_queued(runtime, agent_id), attempt=attempt, claims=True))
+    runtime.primary.offer(_queued(runtime, agent_id)._replace(attempt=attempt, claims=True))
 
 
 def end(agent_id: UUID, status: Status, message: str, outcome: Outcome) -> None:
@@ -124,9 +123,9 @@ async def _read(runtime: Runtime, agent_id: UUID, deadline: float) -> StoredActi
 async def _reopen(runtime: Runtime, stored: StoredActivity, deadline: float) -> None:
     queued = _queued(runtime, stored.agent_id)
     if stored.status.terminal:
-        queued = replace(queued, reopens=True)
+        queued = queued._replace(reopens=True)
     else:
-        queued = replace(queued, attempt=stored.attempt + 1, claims=True)
+        queued = queued._replace(attempt=stored.attempt + 1, claims=True)
     answer = runtime.primary.submit(queued)
     runtime.emit_to_others(queued)
     with suppress(TimeoutError):

@@ -83,7 +83,7 @@ def test_every_event_comes_back_as_it_was(event: ActivityEvent) -> None:
 
 def test_the_strategy_covers_every_field() -> None:
     """A field added to ActivityEvent has to be added to the schema, too."""
-    assert {field.name for field in fields(ActivityEvent)} == {
+    assert set(ActivityEvent._fields) == {
         "event_id",
         "agent_id",
         "status",

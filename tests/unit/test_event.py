@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 from uuid import UUID
 
@@ -40,10 +39,10 @@ def test_every_status_is_active_or_terminal() -> None:
 @pytest.mark.parametrize("value", [EVENT, EVENT.opening, SPAN, Outcome("E", "r", 1, 2)])
 def test_values_are_frozen_and_small(value: Any) -> None:
     """No value can be changed or given another attribute; copies and pickles are equal to it."""
-    name = fields(value)[0].name
-    with pytest.raises(FrozenInstanceError):
+    name = value.__match_args__[0]
+    with pytest.raises(AttributeError):
         setattr(value, name, None)
-    with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
+    with pytest.raises((AttributeError, TypeError)):
         value.other = 1
     assert not hasattr(value, "__dict__")
     assert copy.deepcopy(value) == value == pickle.loads(pickle.dumps(value))
@@ -54,7 +53,7 @@ def test_what_an_event_has_by_default() -> None:
     event = ActivityEvent(UUID(int=2), UUID(int=1), Status.RUNNING, "text", 5, 7)
     assert (event.attempt, event.opening, event.span, event.outcome, event.worker_id) == (None,) * 5
     assert (event.expects_row, event.reopens, event.claims) == (False, False, False)
-    assert replace(event, span=SPAN) != event
-    assert replace(event, span=SPAN).span is SPAN
+    assert event._replace(span=SPAN) != event
+    assert event._replace(span=SPAN).span is SPAN
     assert Outcome() == Outcome(None, None, None, None)
     assert Opening("task") == Opening("task", None, None)
