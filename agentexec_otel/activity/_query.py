@@ -53,6 +53,16 @@ _TAIL: Final = (
     .where(_ACTIVITY.c.agent_id == bindparam("of_agent"), _LOG.c.seq > bindparam("after_seq"))
     .order_by(_LOG.c.seq)
 )
+_EARLIER: Final = _LOG.alias()
+# Not a late one: that says nothing new about an activity that has ended.
+_LATEST_SEQ: Final = (
+    select(_EARLIER.c.seq)
+    .where(_EARLIER.c.activity_id == _ACTIVITY.c.id, _EARLIER.c.late.is_(False))
+    .order_by(_EARLIER.c.seq.desc())
+    .limit(1)
+    .correlate(_ACTIVITY)
+    .scalar_subquery()
+)
 _COUNT: Final = select(func.count()).select_from(_ACTIVITY)
 _COUNT_ACTIVE: Final = _COUNT.where(_ACTIVITY.c.status.in_(ACTIVE))
 
@@ -153,11 +163,10 @@ def _page(criteria: Sequence[ColumnElement[bool]]) -> _Select:
         .limit(bindparam("row_count"))
         .subquery()
     )
-    latest = (_LOG.c.activity_id == _ACTIVITY.c.id) & (_LOG.c.seq == _ACTIVITY.c.last_seq)
     return (
         select(*_SUMMARY, _LOG.c.message.label("latest_log"), _LOG.c.created_at.label("latest_log_timestamp"))
         .join(keys, keys.c.id == _ACTIVITY.c.id)
-        .outerjoin(_LOG, latest)
+        .outerjoin(_LOG, (_LOG.c.activity_id == _ACTIVITY.c.id) & (_LOG.c.seq == _LATEST_SEQ))
         .order_by(*newest_first)
     )
 

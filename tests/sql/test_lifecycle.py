@@ -258,6 +258,18 @@ def test_queries(database: Database) -> None:
         assert [log.seq for log in ax.activity.logs(session, ids[0], limit=1)] == [1]
 
 
+def test_late_line_is_not_the_latest(database: Database) -> None:
+    """What a worker still says after somebody has canceled its activity is in the history, and not in the list."""
+    agent_id = ax.activity.create("task")
+    ax.activity.update(agent_id, "Working.")
+    assert ax.activity.cancel(agent_id, "Nobody needs it.")
+    assert not ax.activity.complete(agent_id, "Done all the same.")
+    with Session(database.engine) as session:
+        assert [line.late for line in ax.activity.logs(session, agent_id)] == [False, False, False, True]
+        (item,) = ax.activity.list(session).items
+    assert (item.latest_log, item.status) == ("Nobody needs it.", Status.CANCELED)
+
+
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_bad_query_arguments(database: Database) -> None:
     """A query argument out of range raises ValueError that shows the value."""

@@ -115,7 +115,7 @@ def test_equal_clocks_keep_the_order(database: Database, exporter: SQLExporter) 
 
 
 def test_skewed_clocks_decide_nothing(database: Database, exporter: SQLExporter) -> None:
-    """Producers an hour apart, either way: order, status and latest line are those of arrival; times are as told."""
+    """Producers an hour apart, either way: order, status and latest line are decided by arrival; times are as told."""
     now_ns = time.time_ns()
     fast_ns, slow_ns = now_ns + HOUR_NS, now_ns - HOUR_NS
     agent_id = uuid4()
@@ -130,7 +130,7 @@ def test_skewed_clocks_decide_nothing(database: Database, exporter: SQLExporter)
     assert logs[3].created_at - logs[2].created_at == timedelta(hours=-2)
     with Session(database.engine) as session:
         (item,) = ax.activity.list(session).items
-    assert (item.latest_log, item.status) == ("fast end", Status.ERROR)
+    assert (item.latest_log, item.status) == ("slow end", Status.ERROR)
 
 
 def test_list_is_newest_first_by_creation(database: Database, exporter: SQLExporter) -> None:

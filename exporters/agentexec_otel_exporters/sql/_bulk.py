@@ -209,7 +209,7 @@ def _copied(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _lock_any(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:
-    return [Row(*values) for values in connection.execute(LOCK, {"agent_ids": agent_ids})]
+    return [Row(*values) for values in connection.execute(LOCK, {"agent_ids": agent_ids}).all()]
 
 
 def _lock_sqlite(connection: Connection, agent_ids: Sequence[UUID]) -> list[Row]:

@@ -7,7 +7,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -42,6 +42,8 @@ _MARIADB: Final = (
 _PATIENT: Final = 5_000  # milliseconds
 _BUSY_TIMEOUT: Final = "agentexec_busy_timeout"  # what is known of a pooled connection
 _WAL: Final = "agentexec_wal"
+_BEGIN: Final = "BEGIN IMMEDIATE"
+_TO_WAL: Final = "PRAGMA journal_mode = WAL"
 _QUICK_TRIES: Final = 400
 
 
@@ -78,15 +80,18 @@ def _run(connection: Any, statements: tuple[str, ...]) -> None:
 
 def _sqlite_connect(connection: Any, record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout = {_PATIENT}").close()
-    record.info[_BUSY_TIMEOUT] = _PATIENT
     if CONF.sqlite_wal:
-        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        # Several processes that set up a new file are in each other's way here, and SQLite does not wait by itself.
+        connection.execute("PRAGMA busy_timeout = 0").close()
+        cursor = _when_free(connection, _TO_WAL) or connection.execute(_TO_WAL)
+        (mode,) = cursor.fetchone()
         record.info[_WAL] = mode == "wal"
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL").close()
         else:
             _logger.warning("SQLite stays in journal mode %s: it has no WAL there, and several writers are slow", mode)
+    connection.execute(f"PRAGMA busy_timeout = {_PATIENT}").close()
+    record.info[_BUSY_TIMEOUT] = _PATIENT
 
 
 def _sqlite_begin(connection: Connection) -> None:
@@ -97,12 +102,12 @@ def _sqlite_begin(connection: Connection) -> None:
     # A deferred transaction that reads first and then writes fails at once beside another writer. And SQLite's own
     # waiting sleeps for up to 100 ms at a time, whose lot is bad luck among several writers: we look more often first.
     _set_busy_timeout(connection, 0)
-    begun = _begin_immediate(connection.connection.dbapi_connection)
+    begun = _when_free(connection.connection.dbapi_connection, _BEGIN) is not None
     # In WAL mode nothing has to wait any more; otherwise COMMIT does, for those who read.
     if not begun or not connection.info.get(_WAL):
         _set_busy_timeout(connection, _PATIENT)
     if not begun:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql(_BEGIN)
 
 
 def _set_busy_timeout(connection: Connection, milliseconds: int) -> None:
@@ -112,17 +117,16 @@ def _set_busy_timeout(connection: Connection, milliseconds: int) -> None:
         connection.info[_BUSY_TIMEOUT] = milliseconds
 
 
-def _begin_immediate(driver: Any) -> bool:
+def _when_free(driver: Any, statement: str) -> sqlite3.Cursor | None:
+    """Execute it, again and again while others are in the way; None where it fails, for who tries once more to name."""
     for _ in range(_QUICK_TRIES):
         try:
-            driver.execute("BEGIN IMMEDIATE").close()
+            return cast("sqlite3.Cursor", driver.execute(statement))
         except sqlite3.OperationalError as exc:
             if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                return False  # SQLAlchemy shall meet it, and name it.
+                return None
             time.sleep(random.uniform(0.0005, 0.004))  # noqa: S311
-        else:
-            return True
-    return False
+    return None
 
 
 _ON_CONNECT: Final[dict[str, Callable[[Any, ConnectionPoolEntry], None]]] = {

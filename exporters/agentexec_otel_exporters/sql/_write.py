@@ -111,7 +111,7 @@ def _stored(connection: Connection, events: Sequence[ActivityEvent]) -> Mapping[
 
 def read_activities(connection: Connection, agent_ids: Sequence[UUID]) -> dict[UUID, StoredActivity]:
     """Activities as their rows have them, with the lines of the current attempt where no span holds them yet."""
-    rows = [Row(*values) for values in connection.execute(_READ, {"agent_ids": agent_ids})]
+    rows = [Row(*values) for values in connection.execute(_READ, {"agent_ids": agent_ids}).all()]
     histories = _history(connection, {row.id: row for row in rows if row.span_id is None})
     return {row.agent_id: _stored_activity(row, histories.get(row.id, ())) for row in rows}
 
