@@ -229,7 +229,7 @@ class OpenAIRunner:
 
         within = copy_context()
         within.run(run.__enter__)
-        tracked = TrackedRun(run, steps, options.get("run_config"))
+        tracked = within.run(TrackedRun, run, steps, options.get("run_config"))
         stream = ActivityStream(tracked, within, wrap_up if self.max_turns_recovery else None)
         try:
             result = within.run(partial(Runner.run_streamed, agent, given, **options))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -166,9 +167,7 @@ class StepHooks(RunHooks[Any]):
             await self._inner.on_tool_start(context, agent, tool)
 
     async def on_tool_end(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool, result: object) -> None:
-        self._tools -= 1
-        if self._tools <= 0:
-            self._tools_idle.set()
+        self.tool_left()
         if self.progress is not None:
             self.progress.tool_done(tool.name)
         if self._inner is not None:
@@ -179,6 +178,12 @@ class StepHooks(RunHooks[Any]):
             self.progress.handoff(from_agent.name, to_agent.name)
         if self._inner is not None:
             await self._inner.on_handoff(context, from_agent, to_agent)
+
+    def tool_left(self) -> None:
+        """One tool less is at work: it is done, or it is an agent that waits for an approval."""
+        self._tools = max(0, self._tools - 1)
+        if not self._tools:
+            self._tools_idle.set()
 
     def _stop_if_canceled(self) -> None:
         if self.run.canceled:
@@ -193,6 +198,7 @@ class StepHooks(RunHooks[Any]):
 
 
 _OWN: Final = frozenset(name for name in vars(StepHooks) if name.startswith("on_"))
+_at_work: Final[ContextVar[StepHooks | None]] = ContextVar("agentexec_otel.openai_agents.steps", default=None)
 
 
 def watched(options: RunOptions[TContext], steps: StepHooks) -> RunOptions[TContext]:
@@ -206,7 +212,7 @@ def watched(options: RunOptions[TContext], steps: StepHooks) -> RunOptions[TCont
 
 
 class TrackedRun:
-    """A run of agents in the block of an activity.
+    """A run of agents in the block of an activity. To be made, and left, in the context of the run.
 
     Args:
         joined: The block is somebody else's, who leaves it, too.
@@ -221,10 +227,13 @@ class TrackedRun:
         self.steps = steps
         self._joined = joined
         self._discreet = not _setting(config, "trace_include_sensitive_data")
+        self._around = _at_work.get()
+        _at_work.set(steps)
         leaves_when_canceled(run)
 
     def close(self, left_by: BaseException | None, result: RunResult | RunResultStreaming | None = None) -> None:
         """The run is over: it raised this exception, or returned `result`. Never raises."""
+        _at_work.set(self._around)
         with guarded("recording the usage of a run"):
             self.steps.record_usage()
         if left_by is not None and self._discreet:
@@ -247,6 +256,8 @@ class TrackedRun:
             if not self._joined and not self.run.canceled:
                 leaves_when_canceled(self.run, False)
                 self.run.leave_open()
+            if self._joined and self._around is not None:
+                self._around.tool_left()  # The SDK says nothing of the end of a tool that is an agent and waits.
             remark(self.run, f"Stopped for the approval of {waiting} tool call{'s' if waiting > 1 else ''}.")
 
 

@@ -154,6 +154,47 @@ async def test_another_tool_is_not_torn_by_the_one_that_is_stopped(database: Dat
     assert ended == ["slow"]
 
 
+@pytest.mark.parametrize("how", ["run", "streamed", "OpenAIRunner", "OpenAIRunner streamed"])
+async def test_an_agent_that_waits_for_an_approval_is_not_waited_for(database: Database, how: str) -> None:
+    """A tool that is an agent, and waits, is at work no more: another one that begins late ends a canceled run."""
+    waits = asyncio.Event()
+
+    @function_tool(needs_approval=True)
+    async def pay() -> str:
+        """Never begin."""
+        return "paid"
+
+    async def late_guardrail(data: Any) -> Any:
+        await waits.wait()
+        await ax.activity.aio.cancel((await asyncio.to_thread(only, database)).agent_id)
+        await asyncio.to_thread(ax.flush)
+        return agents.ToolGuardrailFunctionOutput(output_info=None)
+
+    @function_tool(tool_input_guardrails=[agents.ToolInputGuardrail(guardrail_function=late_guardrail)])
+    async def late() -> str:
+        """Never begin."""
+        raise AssertionError
+
+    class Ask(agents.RunHooks[Any]):
+        async def on_tool_start(self, context: Any, agent: Any, tool: Any) -> None:
+            asyncio.get_running_loop().call_later(0.2, waits.set)
+
+    asked = agent(call("pay"), say("never"), tools=[pay]).as_tool("ask", "Ask.")
+    outer = agent([*call("ask", input="go"), *call("late")], say("never"), tools=[asked, late])
+
+    async def run() -> None:
+        runner = ax.OpenAIRunner(await ax.activity.aio.create("task")) if "OpenAIRunner" in how else Runner
+        if "streamed" in how:
+            async for _ in runner.run_streamed(outer, "go", hooks=Ask()).stream_events():
+                pass
+        else:
+            await runner.run(outer, "go", hooks=Ask())
+
+    with pytest.raises(ax.ActivityCanceledError):
+        await asyncio.wait_for(run(), 20)
+    assert only(database).status == "CANCELED"
+
+
 @pytest.mark.parametrize("streamed", [False, True], ids=["run", "streamed"])
 @pytest.mark.parametrize(
     ("ends_by", "status"),
