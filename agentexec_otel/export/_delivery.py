@@ -144,7 +144,8 @@ class Delivery:
             self._bisect(part, exc)
             return [], 0.0
         self._recovered()
-        self._most = min(self._most + self._most // 8, sys.maxsize)
+        if len(part) >= self._most:
+            self._most = min(self._most + self._most // 8, sys.maxsize)
         return self._settle(part, results)
 
     def _export(self, pending: Sequence[Entry], replay: bool) -> Sequence[ExportResult]:

@@ -13,6 +13,7 @@ from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Stat
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import Ack
 from agentexec_otel_exporters.sql import SQLExporter
+from agentexec_otel_exporters.sql._statements import ACTIVITY, UPDATE_ROWS, sqlite_text
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, gap_free, lines, opening, row, store
 
@@ -134,3 +135,11 @@ def execute(database: Database, statements: list[str]) -> None:
     with Session(database.engine) as session, session.begin():
         for statement in statements:
             session.execute(text(statement))
+
+
+def test_progress_changes_nothing_that_has_an_index() -> None:
+    """PostgreSQL can then update the row in place (HOT): no index entry, less WAL, no bloat."""
+    text, _ = sqlite_text(UPDATE_ROWS["progress", "extend"])
+    changed = {column.name for column in ACTIVITY.columns if f" {column.name}=" in text}
+    assert changed == {"updated_at", "latest_percentage", "last_seq", "heartbeat_at", "lease_expires_at"}
+    assert not changed & {column.name for index in ACTIVITY.indexes for column in index.columns}

@@ -105,6 +105,27 @@ def test_batch_that_takes_too_long_goes_in_parts() -> None:
     assert len(desk.exporter.batches[-1]) == 1_000, "it is trusted with all of them again"
 
 
+def test_small_batches_do_not_speak_for_large_ones() -> None:
+    """What went in parts still does after many batches that are smaller than a part."""
+
+    def answer(batch: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+        sizes.append(len(batch))
+        if len(batch) > 600:
+            desk.now += 5.0
+            raise TransientExportError("not in time")
+        return [Ack(one.status) for one in batch]
+
+    sizes: list[int] = []
+    desk = Desk(Recorder(answer=answer))
+    desk.deliver(some(1_000))
+    assert sizes[:2] == [1_000, 500]
+    for _ in range(100):
+        desk.deliver(some(1))
+    sizes.clear()
+    desk.deliver(some(1_000))
+    assert max(sizes) <= 600
+
+
 def test_nobody_waits_for_what_nobody_wants() -> None:
     """Where its producer gives up as soon as it hears of the trouble, nothing is tried again, and nothing waits."""
     desk = Desk(Recorder(MisconfiguredExportError("no table: create it")))
