@@ -80,18 +80,25 @@ def _run(connection: Any, statements: tuple[str, ...]) -> None:
 
 def _sqlite_connect(connection: Any, record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {_PATIENT}").close()
+    record.info[_BUSY_TIMEOUT] = _PATIENT
     if CONF.sqlite_wal:
-        # Several processes that set up a new file are in each other's way here, and SQLite does not wait by itself.
-        connection.execute("PRAGMA busy_timeout = 0").close()
-        cursor = _when_free(connection, _TO_WAL) or connection.execute(_TO_WAL)
-        (mode,) = cursor.fetchone()
+        mode = _switch_to_wal(connection)
         record.info[_WAL] = mode == "wal"
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL").close()
         else:
             _logger.warning("SQLite stays in journal mode %s: it has no WAL there, and several writers are slow", mode)
+
+
+def _switch_to_wal(connection: Any) -> str:
+    """The journal mode that SQLite is in then. Where several processes set up a new file it does not always wait."""
+    connection.execute("PRAGMA busy_timeout = 0").close()
+    cursor = _when_free(connection, _TO_WAL)
+    found = cursor and cursor.fetchone()
     connection.execute(f"PRAGMA busy_timeout = {_PATIENT}").close()
-    record.info[_BUSY_TIMEOUT] = _PATIENT
+    (mode,) = found or connection.execute(_TO_WAL).fetchone()
+    return str(mode)
 
 
 def _sqlite_begin(connection: Connection) -> None:
