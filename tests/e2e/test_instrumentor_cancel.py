@@ -13,7 +13,7 @@ from typing import Any
 
 import agents
 import pytest
-from agents import Runner, RunResultStreaming, function_tool
+from agents import FunctionTool, Runner, RunResultStreaming, function_tool
 from agents.testing import ModelCall, ModelStep, ScriptedModel
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -120,6 +120,24 @@ async def test_the_tool_that_is_running_is_not_torn(database: Database) -> None:
     assert only(database).status == "CANCELED"
 
 
+def late_tool(database: Database, after: asyncio.Event, began: list[str]) -> FunctionTool:
+    """A tool that cancels the run once `after` is set, and would then begin."""
+
+    async def late_guardrail(data: Any) -> Any:
+        await after.wait()
+        await ax.activity.aio.cancel((await asyncio.to_thread(only, database)).agent_id)
+        await asyncio.to_thread(ax.flush)
+        return agents.ToolGuardrailFunctionOutput(output_info=None)
+
+    @function_tool(tool_input_guardrails=[agents.ToolInputGuardrail(guardrail_function=late_guardrail)])
+    async def late() -> str:
+        """Never begin."""
+        began.append("late")
+        return "ok"
+
+    return late
+
+
 async def test_another_tool_is_not_torn_by_the_one_that_is_stopped(database: Database) -> None:
     """A tool that would begin while another one works waits for it before the run is stopped."""
     ended: list[str] = []
@@ -137,18 +155,7 @@ async def test_another_tool_is_not_torn_by_the_one_that_is_stopped(database: Dat
         async def on_agent_start(self, context: Any, agent: Any) -> None:
             return None
 
-    async def late_guardrail(data: Any) -> Any:
-        await slow_began.wait()
-        await ax.activity.aio.cancel((await asyncio.to_thread(only, database)).agent_id)
-        await asyncio.to_thread(ax.flush)
-        return agents.ToolGuardrailFunctionOutput(output_info=None)
-
-    @function_tool(tool_input_guardrails=[agents.ToolInputGuardrail(guardrail_function=late_guardrail)])
-    async def late() -> str:
-        """Never begin."""
-        ended.append("late")
-        return "ok"
-
+    late = late_tool(database, slow_began, ended)
     with pytest.raises(ax.ActivityCanceledError):
         await Runner.run(agent([*call("slow"), *call("late")], say("never"), tools=[slow, late]), "go", hooks=Late())
     assert ended == ["slow"]
@@ -164,16 +171,8 @@ async def test_an_agent_that_waits_for_an_approval_is_not_waited_for(database: D
         """Never begin."""
         return "paid"
 
-    async def late_guardrail(data: Any) -> Any:
-        await waits.wait()
-        await ax.activity.aio.cancel((await asyncio.to_thread(only, database)).agent_id)
-        await asyncio.to_thread(ax.flush)
-        return agents.ToolGuardrailFunctionOutput(output_info=None)
-
-    @function_tool(tool_input_guardrails=[agents.ToolInputGuardrail(guardrail_function=late_guardrail)])
-    async def late() -> str:
-        """Never begin."""
-        raise AssertionError
+    began: list[str] = []
+    late = late_tool(database, waits, began)
 
     class Ask(agents.RunHooks[Any]):
         async def on_tool_start(self, context: Any, agent: Any, tool: Any) -> None:
@@ -192,6 +191,7 @@ async def test_an_agent_that_waits_for_an_approval_is_not_waited_for(database: D
 
     with pytest.raises(ax.ActivityCanceledError):
         await asyncio.wait_for(run(), 20)
+    assert began == []
     assert only(database).status == "CANCELED"
 
 

@@ -57,6 +57,21 @@ def some(count: int) -> list[ActivityEvent]:
     return [event(uuid4(), message=str(number)) for number in range(count)]
 
 
+def desk_with_slow_exporter(most: int) -> tuple[Desk, list[int]]:
+    """One whose exporter does not make more than `most` events in time, and the sizes of the batches it was given."""
+
+    def answer(batch: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+        sizes.append(len(batch))
+        if len(batch) > most:
+            desk.now += 5.0
+            raise TransientExportError("not in time")
+        return [Ack(one.status) for one in batch]
+
+    sizes: list[int] = []
+    desk = Desk(Recorder(answer=answer))
+    return desk, sizes
+
+
 def test_batch_goes_out_once() -> None:
     """What is answered is settled with that answer, in order, without a pause."""
     desk = Desk(Recorder())
@@ -83,17 +98,8 @@ def test_transient_failures_are_retried_for_ever() -> None:
 
 def test_batch_that_takes_too_long_goes_in_parts() -> None:
     """An exporter whose deadline is too short for a whole batch gets smaller ones, and larger ones while that works."""
-
-    def answer(batch: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
-        sizes.append(len(batch))
-        if len(batch) > 100:
-            desk.now += 5.0
-            raise TransientExportError("not in time")
-        return [Ack(one.status) for one in batch]
-
-    sizes: list[int] = []
     events = some(2_000)
-    desk = Desk(Recorder(answer=answer))
+    desk, sizes = desk_with_slow_exporter(100)
     desk.deliver(events[:1_000])
     assert sizes[:5] == [1_000, 500, 250, 125, 62]
     desk.deliver(events[1_000:])
@@ -107,16 +113,7 @@ def test_batch_that_takes_too_long_goes_in_parts() -> None:
 
 def test_small_batches_do_not_speak_for_large_ones() -> None:
     """What went in parts still does after many batches that are smaller than a part."""
-
-    def answer(batch: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
-        sizes.append(len(batch))
-        if len(batch) > 600:
-            desk.now += 5.0
-            raise TransientExportError("not in time")
-        return [Ack(one.status) for one in batch]
-
-    sizes: list[int] = []
-    desk = Desk(Recorder(answer=answer))
+    desk, sizes = desk_with_slow_exporter(600)
     desk.deliver(some(1_000))
     assert sizes[:2] == [1_000, 500]
     for _ in range(100):
