@@ -13,11 +13,12 @@ from redis.asyncio import Redis
 from taskiq import AsyncBroker
 from taskiq.api import run_receiver_task
 from taskiq.decor import AsyncTaskiqDecoratedTask
+from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 import agentexec_otel as ax
-from agentexec_otel.tasks._brokers import broker_of
 
 AT_ONCE = 20
+_RESULT_SECONDS = 600
 
 
 class Job(BaseModel):
@@ -29,14 +30,15 @@ class Job(BaseModel):
 
 
 def of_taskiq(url: str, queue: str) -> tuple[AsyncBroker, AsyncTaskiqDecoratedTask[Any, Any]]:
-    """The task on taskiq alone: the same broker, the same work."""
-    broker = broker_of(url, None, queue, AT_ONCE)
+    """The task on taskiq alone, with the broker and the results of its Redis package as they are; the same work."""
+    stream = RedisStreamBroker(url, queue_name=queue, consumer_id="0")
+    broker = stream.with_result_backend(RedisAsyncResultBackend(url, result_ex_time=_RESULT_SECONDS))
     work = _work(Redis.from_url(url))  # pyright: ignore[reportUnknownMemberType]
 
     async def job(agent_id: str, context: Job) -> dict[str, int]:
         return await work(context)
 
-    return broker, broker.register_task(job, "job", ack_type="when_received")
+    return broker, broker.register_task(job, "job")
 
 
 def of_ours(url: str, queue: str) -> ax.Pool:

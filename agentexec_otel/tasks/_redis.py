@@ -43,7 +43,7 @@ class StreamBroker(RedisStreamBroker):
                 if not taken:
                     heed_cancellation()
                 for message_id, fields in taken:
-                    yield AckableMessage(data=fields[b"data"], ack=self._done(message_id))
+                    yield AckableMessage(data=fields[b"data"], ack=self._done(redis, message_id))
 
     async def _fresh(self, redis: Redis) -> list[Any]:
         """A message that nobody has yet, if one comes within `block` milliseconds."""
@@ -60,9 +60,9 @@ class StreamBroker(RedisStreamBroker):
         )
         return list(answer[1])
 
-    def _done(self, message_id: bytes) -> Callable[[], Awaitable[None]]:
+    def _done(self, redis: Redis, message_id: bytes) -> Callable[[], Awaitable[None]]:
         async def done() -> None:
-            async with Redis(connection_pool=self.connection_pool) as redis, redis.pipeline() as both:
+            async with redis.pipeline(transaction=False) as both:  # A client of its own would take longer than both.
                 queued: Any = both
                 queued.xack(self.queue_name, self.consumer_group_name, message_id)
                 queued.xdel(self.queue_name, message_id)
