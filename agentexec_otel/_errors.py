@@ -111,7 +111,13 @@ class ExportError(AgentExecError):
 
 
 class TransientExportError(ExportError):
-    """The destination is away or busy. The same batch is tried again, for ever, with backoff."""
+    """The destination is away or busy. The same batch is tried again, for ever, with backoff.
+
+    Attributes:
+        sent: False where nothing has left for the destination, so that it cannot have stored any of the batch.
+    """
+
+    sent: bool = True
 
 
 class MisconfiguredExportError(ExportError):

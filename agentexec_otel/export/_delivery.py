@@ -124,7 +124,8 @@ class Delivery:
         try:
             results = self._export(part, replay)
         except TransientExportError as exc:
-            self._doubt(part)
+            if exc.sent:
+                self._doubt(part)
             self._trouble(exc, pending)
             if self.clock() - began >= SLOW:
                 self._most = max(_FEW, len(part) // 2)

@@ -262,6 +262,25 @@ def test_withdrawn_though_it_was_stored() -> None:
     assert processor.shutdown(1.0)
 
 
+def test_nothing_is_left_of_what_was_never_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the destination was never reached, the end neither waits for what was withdrawn nor speaks of it."""
+
+    def away(batch: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+        exc = TransientExportError("the database is away")
+        exc.sent = False
+        raise exc
+
+    processor = processor_of(Recorder(answer=away))
+    with pytest.raises(ax.ActivityNotStoredError, match="the database is away"):
+        processor.store(opening(), 0.2)
+    began = time.monotonic()
+    assert processor.shutdown(5.0)
+    assert time.monotonic() - began < 2.5
+    assert capsys.readouterr().err == ""
+    assert processor.health()["withdrawn"] == 1
+    assert adds_up(processor.health()), processor.health()
+
+
 def test_refused_store_raises_at_once() -> None:
     """A destination that refuses us is told at once, each time; once it does not, the next try gets through."""
     refuses = True

@@ -15,7 +15,7 @@ from sqlalchemy.pool import Pool
 
 from agentexec_otel._event import ActivityEvent, SpanRef
 from agentexec_otel.activity.models import Activity, Base
-from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity
+from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity, TransientExportError
 from agentexec_otel_exporters.sql._ending import CHUNK, REAPED, end_chunk, reap_chunk
 from agentexec_otel_exporters.sql._engine import writer_engine
 from agentexec_otel_exporters.sql._errors import is_unique_violation, translated
@@ -145,8 +145,16 @@ class SQLExporter:
 
     @contextmanager
     def _transaction(self) -> Generator[Connection]:
-        with self._fork_gate.using(), self._watchdog.watching(), self._engine.begin() as connection:
+        with self._fork_gate.using(), self._watchdog.watching(), self._connect() as connection, connection.begin():
             yield connection
+
+    def _connect(self) -> Connection:
+        try:
+            with translated():
+                return self._engine.connect()
+        except TransientExportError as exc:
+            exc.sent = False
+            raise
 
     def _in_chunks(
         self, connection: Connection | None, end: Callable[[Connection], list[tuple[UUID, int]]], most: int
