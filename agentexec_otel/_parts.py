@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import MissingExtraError
+from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError
 from agentexec_otel._guard import suppressed_instrumentation
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export._spool import Spool, SpoolUnavailableError, default_directory
@@ -87,6 +87,9 @@ def sql_exporter(database: Database | None, create_tables: bool | None) -> Activ
         target, create = f"sqlite:///{Path.cwd() / _DEFAULT_FILE}", True
     exporter = next(iter(found)).load()(target)
     if create:
-        with suppressed_instrumentation():
-            exporter.create_tables()
+        try:
+            with suppressed_instrumentation():
+                exporter.create_tables()
+        except ExportError as exc:
+            raise ConfigurationError(f"the tables cannot be created: {exc}") from exc
     return exporter  # type: ignore[no-any-return]

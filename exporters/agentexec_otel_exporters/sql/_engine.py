@@ -70,9 +70,12 @@ def parse_url(database: str | URL) -> URL:
         url = url.set(query=_for_psycopg(url.query))
     url = url.set(drivername=_SYNC_DRIVERS.get(url.drivername, url.drivername))
     if url.get_backend_name() not in ("postgresql", "mysql", "mariadb", "sqlite"):
-        raise ConfigurationError(
-            f"{url.get_backend_name()!r} is not supported: use PostgreSQL, MySQL, MariaDB or SQLite"
+        hint = (
+            "write postgresql://"
+            if url.get_backend_name() == "postgres"
+            else "use PostgreSQL, MySQL, MariaDB or SQLite"
         )
+        raise ConfigurationError(f"{url.get_backend_name()!r} is not supported: {hint}")
     if url.get_backend_name() == "sqlite" and _in_memory(url):
         raise ConfigurationError(
             "an in-memory SQLite database cannot be shared between threads by its URL: use a file, or hand in an engine"
