@@ -81,7 +81,7 @@ app: $(STAMP)  ## run the example web service; with APP_DATABASE=... APP_BROKER=
 	@cd examples && ../$(PY) -m fastapi_app $(ARGS)
 
 bench: $(STAMP)  ## measure, and print a table with ratios
-	@echo "Running the benchmarks; this takes some minutes ..."
+	@echo "Running the benchmarks; this takes about twenty minutes, or a few with ARGS=--quick ..."
 	@$(PY) -m benchmarks $(ARGS)
 
 wheel: $(STAMP)  ## build the sdist and the wheel into dist/
