@@ -18,13 +18,15 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
+        from sqlalchemy.exc import ArgumentError
+
         import agentexec_otel as ax
 
         try:
             from fastapi_app.server import serve  # takes a second or two, and may be interrupted
 
             serve(options.host, options.port, options.workers)
-        except ax.AgentExecError as exc:
+        except (ax.AgentExecError, ArgumentError, OverflowError) as exc:  # a setting that makes no sense
             print(f"{parser.prog}: {exc}", file=sys.stderr)
             return 1
     return 0
