@@ -43,7 +43,7 @@ def load_pool(place: str) -> Pool:
 
     module, found, variable = place.partition(":")
     if not (module and found and variable):
-        raise ConfigurationError(f"{place!r} names no pool: write module:variable, such as app.worker:pool")
+        raise ConfigurationError(f"{place!r} names no pool: write module:variable, such as app.tasks:pool")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -68,8 +68,9 @@ def _imported(module: str, here: str) -> ModuleType:
 
 def _failed(module: str, exc: Exception) -> ConfigurationError:
     at = traceback.extract_tb(exc.__traceback__)[-1]
-    where = f"{Path(at.filename).name}, line {at.lineno}"
-    return ConfigurationError(f"importing {module!r} failed: {type(exc).__name__}: {exc} ({where})")
+    # A SyntaxError says itself where it is.
+    where = "" if isinstance(exc, SyntaxError) else f" ({Path(at.filename).name}, line {at.lineno})"
+    return ConfigurationError(f"importing {module!r} failed: {type(exc).__name__}: {exc}{where}")
 
 
 def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:
@@ -89,7 +90,10 @@ def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:
     logging.getLogger("taskiq.process-manager").setLevel(logging.INFO)
     logging.getLogger("agentexec_otel").setLevel(logging.INFO)
     _logger.info(
-        "%d worker processes for the tasks %s; stop with Ctrl-C", workers, ", ".join(sorted(pool.tasks)) or "(none)"
+        "%d worker %s for the tasks %s; stop with Ctrl-C",
+        workers,
+        "process" if workers == 1 else "processes",
+        ", ".join(sorted(pool.tasks)) or "(none)",
     )
     ProcessManager(args=args, worker_function=partial(_work, where)).start()
     for process in multiprocessing.active_children():
