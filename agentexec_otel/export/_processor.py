@@ -284,8 +284,10 @@ class ActivityProcessor:
         return left == 0
 
     def _report_left(self, left: int) -> None:
-        where = "were lost" if self._spool is None else f"are kept in {self._spool.path} for the next start"
-        print(f"agentexec-otel: {left} activity events were not stored in time and {where}", file=sys.stderr)  # noqa: T201
+        what, be = (f"{left} activity events", "are") if left > 1 else ("1 activity event", "is")
+        were = "were" if left > 1 else "was"
+        where = f"{were} lost" if self._spool is None else f"{be} kept in {self._spool.path} for the next start"
+        print(f"agentexec-otel: {what} {were} not stored in time and {where}", file=sys.stderr)  # noqa: T201
 
     # -- the writer -----------------------------------------------------------------------------------------
 
