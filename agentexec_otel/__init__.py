@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from agentexec_otel import activity
@@ -88,6 +89,10 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as exc:
         if exc.name != needs:
+            raise
+        raise MissingExtraError(f"ax.{name}", _PACKAGES[needs], extra) from None
+    except MissingExtraError:
+        if find_spec(needs) is not None:
             raise
         raise MissingExtraError(f"ax.{name}", _PACKAGES[needs], extra) from None
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agentexec_otel._errors import MissingExtraError
-from agentexec_otel.openai_agents._runner import OpenAIRunner, Prompts, Tools
+
+try:
+    from agentexec_otel.openai_agents._runner import OpenAIRunner, Prompts, Tools
+except ModuleNotFoundError as exc:
+    if exc.name != "agents":
+        raise
+    raise MissingExtraError("agentexec_otel.openai_agents", "openai-agents", "openai-agents") from None
 
 if TYPE_CHECKING:
     from agentexec_otel.openai_agents._instrumentor import AgentExecInstrumentor
