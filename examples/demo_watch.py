@@ -89,7 +89,9 @@ class Watcher:
             self.bars[item.agent_id] = self.progress.add_task(item.agent_type, total=100, status="")
         status = Text(f"{line.status:<9}", STYLES[line.status])
         self.progress.update(
-            self.bars[item.agent_id], completed=line.percentage, status=f"[{STYLES[line.status]}]{line.status}"
+            self.bars[item.agent_id],
+            completed=None if line.late else line.percentage,
+            status=f"[{STYLES[line.status]}]{line.status}",
         )
         percentage = "" if line.percentage is None else f"{line.percentage}%"
         late = "  (late: it had ended)" if line.late else ""
