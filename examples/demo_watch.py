@@ -102,7 +102,7 @@ class Watcher:
         """How long lines took from the agent's call in the other process to the eye of this one."""
         delays = self.delays_ms or [float("nan")]
         return (
-            f"{len(self.delays_ms)} lines seen live, a look every {POLL_SECONDS * 1000:.0f} ms. From the agent's call "
+            f"{len(self.delays_ms)} lines seen live, a look every {POLL_SECONDS * 1000:.0f} ms.\nFrom the agent's call "
             f"until seen here: median {statistics.median(delays):.0f} ms, longest {max(delays):.0f} ms."
         )
 
