@@ -87,11 +87,7 @@ def __getattr__(name: str) -> Any:
     module, needs, extra = _LAZY[name]
     try:
         return getattr(import_module(module), name)
-    except ModuleNotFoundError as exc:
-        if exc.name != needs:
-            raise
-        raise MissingExtraError(f"ax.{name}", _PACKAGES[needs], extra) from None
-    except MissingExtraError:
+    except ImportError:
         if find_spec(needs) is not None:
             raise
         raise MissingExtraError(f"ax.{name}", _PACKAGES[needs], extra) from None

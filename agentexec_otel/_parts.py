@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError
 from agentexec_otel._guard import suppressed_instrumentation
+from agentexec_otel._text import describe
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export._spool import Spool, SpoolUnavailableError, default_directory
 
@@ -48,6 +49,15 @@ class Worker:
             self._pid = pid
             self._id = f"{socket.gethostname()[:200]}:{self._pid}:{time.time_ns() // 1_000_000:x}"
         return self._id
+
+
+def checked(exporter: ActivityExporter) -> ActivityExporter:
+    """The exporter. Raises `ConfigurationError` for what is none, such as a class in place of its instance."""
+    if isinstance(exporter, type) or not callable(getattr(exporter, "export", None)):
+        raise ConfigurationError(
+            f"{describe(exporter)} is no exporter: hand in an object that has ActivityExporter's methods"
+        )
+    return exporter
 
 
 def spool_for(exporter: ActivityExporter) -> Spool | None:

@@ -25,7 +25,7 @@ from agentexec_otel._liveness import Liveness
 from agentexec_otel._log_records import log_record_sink
 from agentexec_otel._lookups import Lookups
 from agentexec_otel._metrics import register
-from agentexec_otel._parts import Worker, flush_at_exit_of_child, spool_for, sql_exporter
+from agentexec_otel._parts import Worker, checked, flush_at_exit_of_child, spool_for, sql_exporter
 from agentexec_otel._spans import ActivitySpans
 from agentexec_otel._text import clean_percentage, prepare_message
 from agentexec_otel.export import Ack, ActivityExporter, ActivityProcessor, ActivityStore, Ending
@@ -271,7 +271,7 @@ def configure(
         MissingExtraError: a driver or exporter package is not installed.
     """
     global _runtime
-    sinks = list(exporters or ())
+    sinks = [checked(exporter) for exporter in exporters or ()]
     if database is not None or exporters is None:
         sinks.insert(0, sql_exporter(database, create_tables))
     if otlp_endpoint is not None:

@@ -19,6 +19,8 @@ import agentexec_otel as ax
 from agentexec_otel.activity.schemas import ActivityDetailSchema
 from tests.e2e.collector import Collector, collecting
 
+ROOT = Path(__file__).parents[2]
+
 APP = """
 import asyncio
 
@@ -56,7 +58,25 @@ def complaints(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if not line.startswith("OPENAI_API_KEY is not set")]
 
 
-def test_zero_code(tmp_path: Path) -> None:
+def exported_by(page: str) -> dict[str, str]:
+    """The variables that the page's ``bash`` block with ``opentelemetry-instrument`` sets."""
+    (block,) = (
+        block
+        for block in re.findall(r"^```bash$(.*?)^```$", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+        if "opentelemetry-instrument python" in block
+    )
+    return dict(re.findall(r"([A-Z_]+)=(\S+)", block))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        exported_by("docs/how-to/auto-instrument-openai-agents.md"),
+        {"OTEL_TRACES_EXPORTER": "otlp_proto_http", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"},
+    ],
+    ids=["as the page says", "traces alone"],
+)
+def test_zero_code(tmp_path: Path, settings: dict[str, str]) -> None:
     """Live rows, the outcome, and one trace over OTLP: our span its root, the official ones beneath it, none of SQL."""
     pytest.importorskip("opentelemetry.distro")
     url = f"sqlite:///{tmp_path / 'app.db'}"
@@ -70,13 +90,13 @@ def test_zero_code(tmp_path: Path) -> None:
             tmp_path,
             f"import time\nfrom pathlib import Path\n{waiting}",
             str(Path(sys.executable).with_name("opentelemetry-instrument")),
-            AGENTEXEC_DATABASE_URL=url,
-            AGENTEXEC_CREATE_TABLES="true",
-            OTEL_TRACES_EXPORTER="otlp_proto_http",
-            OTEL_EXPORTER_OTLP_ENDPOINT=address,
-            OTEL_METRICS_EXPORTER="none",
-            OTEL_LOGS_EXPORTER="none",
-            OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sqlalchemy",  # which refuses SQLAlchemy 2.1, and says so
+            **settings
+            | {
+                "AGENTEXEC_DATABASE_URL": url,
+                "AGENTEXEC_CREATE_TABLES": "true",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": address,
+                "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "sqlalchemy",  # which refuses SQLAlchemy 2.1, and says so
+            },
         )
         try:
             live = until_it_says("Calling look_up", url, app)
@@ -84,6 +104,7 @@ def test_zero_code(tmp_path: Path) -> None:
             go_on.touch()
         done = app.result()
     assert (done.returncode, done.stdout) == (0, "Tea it is.\n"), done.stderr
+    assert "Traceback" not in done.stderr
     assert live.status == "RUNNING"
     ended = stored(url)
     assert (ended.agent_id, ended.agent_type, ended.status) == (live.agent_id, "Researcher", "COMPLETE")

@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 import agentexec_otel as ax
 from agentexec_otel import _runtime
 from agentexec_otel._event import Status
+from agentexec_otel.testing import InMemoryActivityExporter
 from agentexec_otel_exporters.sql import SQLExporter
 from agentexec_otel_exporters.sql._engine import parse_url
 from tests.databases import Database
@@ -159,16 +160,33 @@ REFUSED: list[tuple[Any, str]] = [
     (f"postgresql+nope://user:{SECRET}@host/name", r"no driver 'postgresql\+nope': write postgresql\+psycopg://"),
     (f"postgresql+psycopg2://user:{SECRET}@host/name", "psycopg2 is not installed"),
     (f"mysql+mysqldb://user:{SECRET}@host/name", "MySQLdb is not installed"),
+    (f"postgres://user:{SECRET}@host/name", "'postgres' is not supported: write postgresql://"),
+    (3, "3 is no database: hand in its URL or a SQLAlchemy engine"),
 ]
 
 
 @pytest.mark.parametrize(("database_url", "expected"), REFUSED, ids=[str(url)[:24] for url, _ in REFUSED])
-def test_refused_databases(database_url: str, expected: str) -> None:
+def test_refused_databases(database_url: Any, expected: str) -> None:
     """What cannot be used is refused when it is configured, in one sentence, without its password."""
     with pytest.raises(ax.ConfigurationError, match=expected) as caught:
         ax.configure(database_url)
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not ax.health()["configured"]
+
+
+@pytest.mark.parametrize("exporter", [1, InMemoryActivityExporter], ids=["a number", "a class"])
+def test_refused_exporters(exporter: Any) -> None:
+    """What is no exporter is refused when it is configured, in one sentence."""
+    with pytest.raises(ax.ConfigurationError, match=r"is no exporter: hand in an object"):
+        ax.configure(exporters=[exporter])
+    assert not ax.health()["configured"]
+
+
+def test_tables_that_cannot_be_created(tmp_path: Path) -> None:
+    """Asked to create the tables where it cannot, `configure()` says what is wrong."""
+    with pytest.raises(ax.ConfigurationError, match=r"tables cannot be created: .* check that its folder exists"):
+        ax.configure(f"sqlite:///{tmp_path}/none/a.db", create_tables=True)
     assert not ax.health()["configured"]
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
+from agentexec_otel._text import describe
 from agentexec_otel_exporters.sql._session import prepare_connections
 from agentexec_otel_exporters.sql._watchdog import DEADLINE, BoundedConnect
 
@@ -104,7 +105,10 @@ def writer_engine(database: str | URL | Engine | AsyncEngine) -> tuple[Engine, b
     if isinstance(database, str | URL):
         return _own(parse_url(database)), True
     if not isinstance(database, Engine):
-        return _own(parse_url(database.url)), True
+        url: object = getattr(database, "url", None)
+        if not isinstance(url, URL):
+            raise ConfigurationError(f"{describe(database)} is no database: hand in its URL or a SQLAlchemy engine")
+        return _own(parse_url(url)), True
     if isinstance(database.pool, StaticPool):
         return database, False
     if isinstance(database.pool, SingletonThreadPool):

@@ -72,13 +72,13 @@ def classify(exc: BaseException) -> Exception:
     if kind is None and isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError):
         kind = PoisonExportError
     name = type(orig if orig is not None else exc).__name__
-    words = "the database file cannot be opened: check that its folder exists and may be written to"
-    if code is None or not code.startswith("SQLITE_CANTOPEN"):
-        words = _WORDS.get(kind, "the database answered with an error")
+    unopened = code is not None and code.startswith("SQLITE_CANTOPEN")
+    words = _UNOPENED if unopened else _WORDS.get(kind, "the database answered with an error")
     text = f"{words} ({name}{f', {code}' if code else ''})"
     return (kind or ExportError)(text)
 
 
+_UNOPENED: Final = "the database file cannot be opened: check that its folder exists and may be written to"
 _WORDS: Final[dict[type[ExportError] | None, str]] = {
     TransientExportError: "the database is away or busy",
     MisconfiguredExportError: "the database refuses us: check its name, that the tables exist"
