@@ -271,10 +271,23 @@ def describe_error(exc: BaseException | None) -> str:
 
 
 def submit_end(
-    runtime: Runtime, live: LiveActivity, status: Status, message: str, percentage: int | None, outcome: Outcome | None
+    runtime: Runtime,
+    live: LiveActivity,
+    status: Status,
+    message: str,
+    percentage: int | None,
+    outcome: Outcome | None,
+    *,
+    of_current: bool = False,
 ) -> Future[ExportResult]:
-    """End an activity without waiting; the future tells whether it was the first to."""
+    """End an activity without waiting; the future tells whether it was the first to.
+
+    Args:
+        of_current: End whichever attempt is the current one, not the one that this process knows.
+    """
     event = runtime.event(live.agent_id, status, message, percentage, live=live, outcome=outcome)
+    if of_current:
+        event = event._replace(attempt=None)
     event = runtime.spans.observe(live, event)
     runtime.emit_to_others(event)
     future = runtime.primary.submit(event)
@@ -303,7 +316,8 @@ def _terminal(
 def _end(
     runtime: Runtime, live: LiveActivity, status: Status, message: str, percentage: int | None, outcome: Outcome | None
 ) -> bool:
-    future = submit_end(runtime, live, status, message, percentage, outcome)
+    outside = status is Status.CANCELED and not live.runs_here  # Another process may have tried it again meanwhile.
+    future = submit_end(runtime, live, status, message, percentage, outcome, of_current=outside)
     if _runtime.on_event_loop():
         return True
     with suppress(TimeoutError):

@@ -12,7 +12,7 @@ from agentexec_otel._event import Status
 from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import call, configure, create, run_to_the_end, stop
-from tests.sql.rows import gap_free, lines, row
+from tests.sql.rows import event, gap_free, lines, row, store
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +187,21 @@ def test_requeued_after_it_ended_elsewhere(database: Database, peers: tuple[Peer
     assert ax.flush()
     stored = row(database.engine, agent_id)
     assert (stored.status, stored.attempt) == (Status.QUEUED, 2)
+
+
+def test_canceled_by_its_creator_while_it_is_tried_again(database: Database) -> None:
+    """Who has created an activity cancels whichever attempt another process is at, and is told that it was first."""
+    agent_id = ax.activity.create("task")
+    store(
+        database.url,
+        [event(agent_id, attempt=1, claims=True, worker_id="other")],
+        [event(agent_id, Status.QUEUED, attempt=2, claims=True)],
+        [event(agent_id, attempt=2, claims=True, worker_id="other")],
+    )
+    assert ax.activity.cancel(agent_id)
+    canceled = row(database.engine, agent_id)
+    assert (canceled.status, canceled.attempt) == (Status.CANCELED, 2)
+    assert not lines(database.engine, agent_id)[-1].late
 
 
 def test_unknown_id_raises(database: Database) -> None:
