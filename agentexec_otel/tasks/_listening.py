@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from taskiq.utils import maybe_awaitable
+
+_logger = logging.getLogger("agentexec_otel.tasks")
 
 
 def heed_cancellation() -> None:
@@ -10,3 +17,15 @@ def heed_cancellation() -> None:
     waiter = asyncio.current_task()
     if waiter is not None and waiter.cancelling():
         raise asyncio.CancelledError
+
+
+def forgiving(ack: Callable[[], Any]) -> Callable[[], Awaitable[None]]:
+    """An acknowledgement that may fail: the task has started, and where its message comes again it is refused."""
+
+    async def done() -> None:
+        try:
+            await maybe_awaitable(ack())
+        except Exception as exc:  # noqa: BLE001  # each broker has its own exceptions
+            _logger.warning("a message could not be acknowledged, and may come again: %s", type(exc).__name__)
+
+    return done

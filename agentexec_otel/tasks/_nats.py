@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import nats
+from nats.aio.client import Client
 from nats.errors import TimeoutError as NothingError
 from nats.js.api import ConsumerConfig, ObjectStoreConfig, RetentionPolicy, StreamConfig
 from nats.js.errors import BucketNotFoundError
@@ -16,7 +17,7 @@ from taskiq.serializers import JSONSerializer
 from taskiq_nats import NATSObjectStoreResultBackend, PullBasedJetStreamBroker
 
 from agentexec_otel._config import CONF
-from agentexec_otel.tasks._listening import heed_cancellation
+from agentexec_otel.tasks._listening import forgiving, heed_cancellation
 
 _connect: Any = nats.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
@@ -24,6 +25,7 @@ _connect: Any = nats.connect  # pyright: ignore[reportUnknownMemberType, reportU
 _logger = logging.getLogger("agentexec_otel.tasks")
 
 _STARTUP_SECONDS: Final = 5.0
+_PING_SECONDS: Final = 10
 
 
 async def _note(exc: Exception) -> None:
@@ -36,6 +38,8 @@ class JetStreamBroker(PullBasedJetStreamBroker):
 
     async def startup(self) -> None:
         """Connect, or raise TimeoutError: the client would go on trying for minutes."""
+        # One that was made before a fork has the same inbox as those of the other workers: each would get what all get.
+        setattr(self, "client", Client())  # noqa: B010  # it is final there
         async with asyncio.timeout(_STARTUP_SECONDS):
             await super().startup()
 
@@ -53,7 +57,7 @@ class JetStreamBroker(PullBasedJetStreamBroker):
                 heed_cancellation()
                 continue
             for message in messages:
-                yield AckableMessage(data=message.data, ack=message.ack)
+                yield AckableMessage(data=message.data, ack=forgiving(message.ack))
 
 
 class ExpiringResults(NATSObjectStoreResultBackend[Any]):
@@ -85,6 +89,7 @@ def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
         stream_config=StreamConfig(retention=RetentionPolicy.WORK_QUEUE),
         consumer_config=ConsumerConfig(durable_name=queue, ack_wait=CONF.lease_seconds),
         error_cb=_note,
+        ping_interval=_PING_SECONDS,  # A connection that is dead without a word is noticed after three of them.
     )
 
 

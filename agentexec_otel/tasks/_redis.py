@@ -6,18 +6,23 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import ConnectionError  # noqa: A004  # its name
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
 from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend
 from taskiq.serializers import JSONSerializer
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 from agentexec_otel._config import CONF
-from agentexec_otel.tasks._listening import heed_cancellation
+from agentexec_otel.tasks._listening import forgiving, heed_cancellation
 
 _logger = logging.getLogger("agentexec_otel.tasks")
+
+_TRIES: Final = 3
 
 
 class StreamBroker(RedisStreamBroker):
@@ -36,14 +41,16 @@ class StreamBroker(RedisStreamBroker):
                     if time.monotonic() >= look_at:
                         look_at = time.monotonic() + self.idle_timeout / 2_000
                         taken += await self._left(redis)
-                except ConnectionError as exc:
+                except RedisError as exc:  # Whatever it is: if this ended, so would all tasks that are at work.
                     _logger.warning("Redis is away, looking for tasks again in a second: %s", type(exc).__name__)
                     await asyncio.sleep(1)
+                    with suppress(RedisError):
+                        await self._declare_consumer_group()  # It may be back without its data.
                     continue
                 if not taken:
                     heed_cancellation()
                 for message_id, fields in taken:
-                    yield AckableMessage(data=fields[b"data"], ack=self._done(redis, message_id))
+                    yield AckableMessage(data=fields[b"data"], ack=forgiving(self._done(redis, message_id)))
 
     async def _fresh(self, redis: Redis) -> list[Any]:
         """A message that nobody has yet, if one comes within `block` milliseconds."""
@@ -71,6 +78,11 @@ class StreamBroker(RedisStreamBroker):
         return done
 
 
+def _retry() -> Retry:
+    """Behind an outage each connection that the pool has kept is a dead one, and tells so when it is used."""
+    return Retry(ExponentialBackoff(cap=0.5, base=0.05), _TRIES)
+
+
 def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
     """A stream of that name."""
     return StreamBroker(
@@ -81,11 +93,16 @@ def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
         # A message is done as soon as its task has started. A worker that holds one longer may be dead.
         idle_timeout=int(CONF.lease_seconds * 1_000),
         xread_block=1_000,
+        retry=_retry(),
     )
 
 
 def results(url: str, queue: str) -> AsyncResultBackend[Any]:
     """Keys that expire."""
     return RedisAsyncResultBackend(
-        url, result_ex_time=CONF.result_seconds, serializer=JSONSerializer(), prefix_str=f"{queue}:result"
+        url,
+        result_ex_time=CONF.result_seconds,
+        serializer=JSONSerializer(),
+        prefix_str=f"{queue}:result",
+        retry=_retry(),
     )
