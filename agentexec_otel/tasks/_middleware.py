@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -120,8 +120,12 @@ class ActivityMiddleware(TaskiqMiddleware):
         if run is None:
             text = "task %s is not run here: its activity %s was canceled, or another worker has it"
             _logger.info(text, message.task_name, agent_id)
-        _delivery.set(_Delivery(message, run))
+        delivery = _Delivery(message, run)
+        _delivery.set(delivery)
         _track(task)
+        receiving = asyncio.current_task()
+        if run is not None and receiving is not None:
+            receiving.add_done_callback(partial(_dropped, delivery))
 
     async def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
         """Note what the task has raised; whether it is tried again is known later."""
@@ -144,6 +148,15 @@ class ActivityMiddleware(TaskiqMiddleware):
                 run.end_attempt(left_by)  # It will be sent by a scheduler.
             else:
                 run.end(None if isinstance(left_by, NoResultError) else left_by)
+
+
+def _dropped(delivery: _Delivery, receiving: asyncio.Task[Any]) -> None:
+    """End what taskiq has let go of without a word to us: its ack, or another middleware, has raised."""
+    run = delivery.run
+    if run is not None and run.owner:
+        raised = asyncio.CancelledError() if receiving.cancelled() else receiving.exception()
+        with guarded("ending the activity of a task that was dropped"):
+            run.end(delivery.left_by or raised)
 
 
 async def _create(message: TaskiqMessage) -> None:
@@ -235,10 +248,13 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
         run = _run_of(delivery)
         with run:
             # A task of its own, so that nothing but the function is canceled.
-            work = asyncio.create_task(function(*args, **kwargs))
+            work = asyncio.create_task(_outcome(function(*args, **kwargs)))
             run.when_canceled(work)
             try:
-                return await work
+                value, left = await work
+                if left is not None:
+                    raise left
+                return value
             except BaseException as exc:
                 delivery.left_by = exc
                 if run.canceled:
@@ -246,6 +262,14 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
                 raise
 
     return run_tracked
+
+
+async def _outcome(work: Coroutine[Any, Any, Any]) -> tuple[Any, SystemExit | None]:
+    """What it returns. `sys.exit()` that leaves a task of its own would end the event loop, and all tasks with it."""
+    try:
+        return await work, None
+    except SystemExit as exc:
+        return None, exc
 
 
 def _tracked_sync(function: Callable[..., Any]) -> Callable[..., Any]:
