@@ -227,6 +227,10 @@ class ActivityProcessor:
         """Whether the writer has been started in this process."""
         return self._thread is not None and self._pid == os.getpid() and not self._closed
 
+    def start(self) -> None:
+        """Start the writer now, not with the first event: it also looks after what dead processes left."""
+        self._start()
+
     def start_if_needed(self) -> None:
         """Start the writer now, not with the first event, where dead processes have left something to replay."""
         if self._spool is not None and self._spool.stats().bytes:

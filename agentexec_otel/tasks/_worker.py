@@ -22,6 +22,7 @@ from taskiq.cli.worker.args import WorkerArgs
 from taskiq.cli.worker.process_manager import ProcessManager
 from taskiq.cli.worker.run import start_listen
 
+from agentexec_otel import _runtime
 from agentexec_otel._errors import AgentExecError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -84,7 +85,12 @@ def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:
         )
     where = place or _place_of(pool)
     args = WorkerArgs(
-        broker=where, modules=[], workers=workers, max_async_tasks=pool.concurrency, configure_logging=False
+        broker=where,
+        modules=[],
+        workers=workers,
+        max_async_tasks=pool.concurrency,
+        max_threadpool_threads=pool.concurrency,  # A task that waited for a thread would count as started.
+        configure_logging=False,
     )
     logging.basicConfig(level=logging.WARNING, format=_FORMAT)
     logging.getLogger("taskiq.process-manager").setLevel(logging.INFO)
@@ -103,6 +109,7 @@ def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:
 def _work(place: str, args: WorkerArgs) -> None:
     logging.basicConfig(level=logging.WARNING, format=_FORMAT)
     pool = load_pool(place)
+    _runtime.active().primary.start()  # A worker with nothing to do still ends what the one before it has lost.
     pool.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, _wake_on_signals)
     work: Callable[[Any], None] = start_listen
     args.broker = pool.broker  # type: ignore[assignment]  # which taskiq takes as well
