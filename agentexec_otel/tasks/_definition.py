@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Final, get_type_hints
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +18,9 @@ TaskFunction = Callable[..., Any]
 
 _PARAMETERS = ("agent_id", "context")
 
+_AS_DUMPED: Final[dict[str, Any]] = {"strict": False, "by_alias": False, "by_name": True}
+"""How to validate what a model was dumped to: fields by their names, and JSON has no times, sets or tuples."""
+
 
 @dataclass(frozen=True, slots=True)
 class Definition:
@@ -26,6 +29,7 @@ class Definition:
     Attributes:
         context: Of the function's second parameter.
         result: Of what the function returns; of anything where it does not say.
+        typed: Whether it says, so that what is computed from other fields need not be sent.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Definition:
     is_async: bool
     context: TypeAdapter[Any]
     result: TypeAdapter[Any]
+    typed: bool
 
     @classmethod
     def of(cls, name: str, function: TaskFunction) -> Definition:
@@ -54,7 +59,8 @@ class Definition:
                 f"the context of the task {name!r} has no type: write {target}(agent_id, context: YourModel)"
             )
         is_async = inspect.iscoroutinefunction(function)
-        return cls(name, function, is_async, TypeAdapter(hints["context"]), TypeAdapter(hints.get("return", Any)))
+        context, result = TypeAdapter[Any](hints["context"]), TypeAdapter[Any](hints.get("return", Any))
+        return cls(name, function, is_async, context, result, "return" in hints)
 
     def pack(self, context: object) -> Any:
         """The context as plain JSON values, which the worker's validation will accept.
@@ -63,13 +69,13 @@ class Definition:
             pydantic.ValidationError: it is not what the task takes.
         """
         checked = self.context.validate_python(context)
-        plain = self.context.dump_python(checked, mode="json", warnings="none")
-        self.context.validate_python(plain)  # A model that was built or changed without validation.
+        plain = self.context.dump_python(checked, mode="json", round_trip=True, warnings="none")
+        self.context.validate_python(plain, **_AS_DUMPED)  # A model that was built or changed without validation.
         return plain
 
     def unpack(self, plain: object) -> Any:
         """The context as the function takes it. Raises `pydantic.ValidationError`."""
-        return self.context.validate_python(plain)
+        return self.context.validate_python(plain, **_AS_DUMPED)
 
     def pack_result(self, value: object, limit: int) -> Any:
         """What the function has returned, as plain JSON values.
@@ -81,7 +87,7 @@ class Definition:
             TaskResultError: it is too large, or cannot be expressed in JSON.
         """
         try:
-            plain = self.result.dump_python(value, mode="json", warnings="none")
+            plain = self.result.dump_python(value, mode="json", round_trip=self.typed, warnings="none")
             size = len(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace"))
         except (ValueError, TypeError, RecursionError) as exc:  # pydantic's PydanticSerializationError is the first
             raise TaskResultError(
@@ -102,7 +108,7 @@ class Definition:
             TaskResultError: a worker of another version has returned something else.
         """
         try:
-            return self.result.validate_python(plain)
+            return self.result.validate_python(plain, **_AS_DUMPED)
         except ValidationError as exc:
             raise TaskResultError(
                 f"what the task {self.name!r} has returned is not what it declares ({exc.error_count()} errors): do all"
