@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
@@ -276,10 +277,10 @@ def _answer_for_unknown_tasks(broker: AsyncBroker, known: Collection[str]) -> No
 
 
 async def _finished(broker: InMemoryBroker, timeout: float) -> None:
-    running: set[asyncio.Task[Any]] = set(broker._running_tasks)  # pyright: ignore[reportPrivateUsage]
-    if not running:
-        return
-    _, late = await asyncio.wait(running, timeout=timeout)
-    for task in late:
-        task.cancel()
-    await asyncio.gather(*late, return_exceptions=True)
+    deadline = time.monotonic() + timeout
+    running: set[asyncio.Task[Any]] = broker._running_tasks  # pyright: ignore[reportPrivateUsage]
+    while running:  # Those at work may enqueue others.
+        _, late = await asyncio.wait(set(running), timeout=max(0.0, deadline - time.monotonic()))
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
