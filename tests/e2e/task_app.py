@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
@@ -69,3 +70,11 @@ async def job(agent_id: UUID, context: Job) -> Done:
     if starts <= context.fails:
         raise ConnectionError(f"start {starts}")
     return Done(number=context.number, pid=os.getpid())
+
+
+@pool.task("in a thread")
+def in_a_thread(agent_id: UUID, context: Job) -> None:
+    """Leave a trace of the start, and hold a thread."""
+    with (FOLDER / "starts.txt").open("a") as file:
+        file.write(f"{agent_id} {os.getpid()}\n")
+    time.sleep(context.seconds)

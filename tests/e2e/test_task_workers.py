@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from redis import Redis
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from agentexec_otel.activity.models import Activity, Status
 from tests.brokers import URLS, need, results_for
 from tests.chaos.processes import environment_with
+from tests.chaos.proxy import Proxy
 from tests.databases import Database
 from tests.sql.rows import eventually, lines, row
 
@@ -268,6 +271,86 @@ for part in range(30):
         if line.endswith(f" {victim}")
     }
     assert {str(one.agent_id) for one in lost if starts[one.agent_id]} <= of_victim
+
+
+@on_postgres
+def test_lost_task_of_the_only_worker(start: Start, database: Database) -> None:
+    """A worker is killed, and nobody else is there: the one that replaces it ends what was lost, idle as it is."""
+    system = start("redis", AGENTEXEC_LEASE_SECONDS="2", AGENTEXEC_SWEEP_INTERVAL="1")
+    system.workers(1)
+    (lost,) = system.client("print((await ax.enqueue('job', Job(number=1, seconds=90))).agent_id)")
+    assert eventually(lambda: system.starts()[UUID(lost)] == 1, 30)
+    os.kill(system.pids()[0], signal.SIGKILL)
+    assert eventually(lambda: row(database.engine, UUID(lost)).reason == "lost", 30)
+
+
+@on_postgres
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_broker_away_between_start_and_acknowledgement(start: Start, database: Database, broker: str) -> None:
+    """A task whose start is stored when the broker goes away runs, once; the worker then goes on with the next."""
+    with Proxy(URLS[broker]) as to_broker, Proxy(database.url) as to_database:
+        system = start(broker)
+        direct = dict(system.environment)
+        system.environment.update(TASKS_BROKER=to_broker.url, TASKS_DATABASE=to_database.url)
+        system.workers(1)
+        system.environment.update(direct)
+        (first,) = system.client("print((await (await ax.enqueue('job', Job(number=1))).result(60)).number)")
+        assert first == "1"
+        to_database.refuse()
+        (second,) = system.client("print((await ax.enqueue('job', Job(number=2, seconds=1))).agent_id)")
+        time.sleep(1)  # The worker has its message, and waits for the database.
+        to_broker.refuse()
+        to_database.let_pass()
+        assert eventually(lambda: row(database.engine, UUID(second)).status is not Status.QUEUED, 30)
+        to_broker.let_pass()
+        assert eventually(lambda: row(database.engine, UUID(second)).status is Status.COMPLETE, 30)
+        assert system.client("print((await (await ax.enqueue('job', Job(number=3))).result(60)).number)") == ["3"]
+        assert system.starts()[UUID(second)] == 1
+
+
+@on_postgres
+@pytest.mark.parametrize("away", ["refused", "without data"])
+def test_redis_comes_back(start: Start, database: Database, away: str) -> None:
+    """Redis is away for a while, or back without its data: what is at work is not disturbed, and the next task runs."""
+    with Proxy(URLS["redis"]) as proxy:
+        system = start("redis")
+        direct = system.environment["TASKS_BROKER"]
+        system.environment["TASKS_BROKER"] = proxy.url
+        system.workers(1)
+        system.environment["TASKS_BROKER"] = direct
+        (running,) = system.client("print((await ax.enqueue('job', Job(number=1, seconds=6))).agent_id)")
+        assert eventually(lambda: system.starts()[UUID(running)] == 1, 30)
+        if away == "refused":
+            proxy.refuse()
+            time.sleep(2)
+            proxy.let_pass()
+        else:
+            from_url: Any = Redis.from_url  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            with from_url(direct) as redis:
+                redis.delete(system.environment["TASKS_QUEUE"])
+            time.sleep(2)
+        assert system.client("print((await (await ax.enqueue('job', Job(number=2))).result(60)).number)") == ["2"]
+        assert eventually(lambda: row(database.engine, UUID(running)).status is Status.COMPLETE, 30)
+        assert len(system.pids()) == 1
+
+
+@on_postgres
+def test_message_of_nats_goes_to_one_worker(start: Start, database: Database) -> None:
+    """The processes of a pool are forked from one, and still each message goes to one of them only."""
+    system = start("nats")
+    system.workers(3)
+    system.client("await asyncio.gather(*[(await ax.enqueue('job', Job(number=n))).result(60) for n in range(30)])")
+    assert set(system.starts().values()) == {1}
+    assert "is not run here" not in system.log()
+
+
+@on_postgres
+def test_threads_for_all_that_has_started(start: Start, database: Database) -> None:
+    """Tasks that are no coroutines run at the same time, as many as the pool's `concurrency` says."""
+    system = start("redis")
+    system.workers(1)
+    system.client("for n in range(50): await ax.enqueue('in a thread', Job(number=n, seconds=20))")
+    assert eventually(lambda: len(system.starts()) == 50, 15), f"{len(system.starts())}, {statuses(database)}"
 
 
 SCRIPT = """

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +15,10 @@ from agents.testing import ScriptedModel, assistant_message
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, Json, ValidationError, computed_field
+from pydantic.alias_generators import to_camel
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 from taskiq import (
     InMemoryBroker,
     ScheduledTask,
@@ -22,6 +27,7 @@ from taskiq import (
     SimpleRetryMiddleware,
     SmartRetryMiddleware,
     TaskiqMessage,
+    TaskiqMiddleware,
 )
 from taskiq.kicker import AsyncKicker
 from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
@@ -29,6 +35,7 @@ from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
 import agentexec_otel as ax
 from agentexec_otel import _runtime
 from agentexec_otel._event import Outcome, Status
+from agentexec_otel.activity.models import Activity
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
 from tests.brokers import REDIS, need
@@ -270,6 +277,25 @@ async def test_shutdown_cancels_what_does_not_end(works: Works, database: Databa
     assert row(database.engine, slow.agent_id).status is Status.CANCELED
 
 
+@on_sqlite
+async def test_shutdown_waits_for_what_tasks_enqueue(works: Works, database: Database) -> None:
+    """A task that enqueues another one while its pool is shut down: both are let end."""
+
+    @works.pool.task("outer")
+    async def outer(agent_id: UUID, context: Order) -> None:
+        works.begun.set()
+        await asyncio.sleep(0.1)
+        await ax.enqueue("research", Order(company="Inner", seconds=0.1))
+
+    await ax.enqueue("outer", Order(company="Acme"))
+    await works.begun.wait()
+    await works.pool.shutdown()
+    assert works.ran == ["Inner"]
+    assert ax.flush()
+    with Session(database.engine) as session:
+        assert set(session.scalars(select(Activity.status))) == {Status.COMPLETE}
+
+
 # -- once, and again --------------------------------------------------------------------------------------------
 
 
@@ -437,6 +463,60 @@ async def test_execute_is_canceled(works: Works, database: Database) -> None:
     assert row(database.engine, task.agent_id).status is Status.CANCELED
 
 
+# -- what is handed over ----------------------------------------------------------------------------------------
+
+
+class Aliased(BaseModel):
+    """Names in JSON are not those in Python."""
+
+    model_config = ConfigDict(alias_generator=AliasGenerator(validation_alias=to_camel, serialization_alias=str.upper))
+    company_name: str = "Acme"
+    other: str = Field("x", alias="another")
+
+
+class Strict(BaseModel):
+    """Nothing is converted."""
+
+    model_config = ConfigDict(strict=True)
+    at: datetime = datetime(2026, 1, 2, tzinfo=UTC)
+    parts: tuple[int, ...] = (1, 2)
+
+
+class Closed(BaseModel):
+    """Nothing else is accepted, and something is computed."""
+
+    model_config = ConfigDict(extra="forbid")
+    words: Json[list[str]] = Field(default_factory=list[str])
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def count(self) -> int:
+        return len(self.words)
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    "value",
+    [
+        Aliased.model_validate({"companyName": "Ünï", "another": "y"}),
+        Strict(),
+        Closed.model_validate({"words": '["a"]'}),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+async def test_models_come_as_they_were(works: Works, value: Any) -> None:
+    """Aliases, strictness, computed fields and JSON in a model: context and result are what they were."""
+
+    async def echo(agent_id: UUID, context: Any) -> Any:
+        return context
+
+    echo.__annotations__.update(context=type(value), **{"return": type(value)})
+    works.pool.task("echo")(echo)
+    task = await ax.enqueue("echo", value)
+    assert task.context == value
+    assert await task.result(10) == value
+
+
 # -- what goes wrong --------------------------------------------------------------------------------------------
 
 
@@ -575,6 +655,54 @@ async def test_result_that_does_not_fit(works: Works, database: Database, return
     activity = row(database.engine, task.agent_id)
     assert (activity.status, activity.reason) == (Status.ERROR, "result")
     assert said in told(database, task.agent_id)[-1][1]
+
+
+@on_sqlite
+async def test_exit_of_one_task(works: Works, database: Database) -> None:
+    """`sys.exit()` in a task, such as an agent's tool may call, ends that task and no other one."""
+
+    @works.pool.task("exit")
+    async def leave(agent_id: UUID, context: Order) -> None:
+        sys.exit(3)
+
+    other = await ax.enqueue("research", Order(company="Acme", seconds=0.2))
+    leaving = await ax.enqueue("exit", Order(company="Acme"))
+    with pytest.raises(ax.TaskFailedError):
+        await leaving.result(10)
+    assert row(database.engine, leaving.agent_id).error_type == "SystemExit"
+    assert await other.result(10) == Report(text="ACME")
+
+
+class _Away(ScheduleSource):
+    async def get_schedules(self) -> list[ScheduledTask]:
+        return []
+
+    async def add_schedule(self, schedule: ScheduledTask) -> None:
+        raise ConnectionError("away")
+
+
+class _Before(TaskiqMiddleware):
+    def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        raise ConnectionError("before")
+
+
+class _Behind(TaskiqMiddleware):
+    def post_execute(self, message: TaskiqMessage, result: Any) -> None:
+        raise ConnectionError("behind")
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    "other", [SmartRetryMiddleware(schedule_source=_Away()), _Before(), _Behind()], ids=lambda one: type(one).__name__
+)
+async def test_other_middleware_that_fails(works: Works, database: Database, other: TaskiqMiddleware) -> None:
+    """taskiq drops a message whose middleware raises, without a word: the activity ends as ERROR all the same."""
+    works.pool.broker.add_middlewares(other)
+    works.pool.task("dropped", retry_on_error=True)(works.fail)
+    task = await ax.enqueue("dropped", Order(company="Acme"))
+    with pytest.raises(ax.TaskFailedError):
+        await task.result(10)
+    assert row(database.engine, task.agent_id).status is Status.ERROR
 
 
 @on_sqlite
