@@ -9,6 +9,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
+from weakref import WeakSet
 
 from agents.tracing import Span, Trace, TracingProcessor, add_trace_processor, get_trace_provider
 from agents.tracing.span_data import (
@@ -19,6 +20,7 @@ from agents.tracing.span_data import (
     MCPListToolsSpanData,
     TurnSpanData,
 )
+from agents.tracing.traces import ReattachedTrace
 from opentelemetry.context import Context, attach, get_current
 
 from agentexec_otel._config import CONF
@@ -50,6 +52,7 @@ class ActivityTraceProcessor(TracingProcessor):
         self._added = False
         self._active = False
         self._open: OrderedDict[str, _OpenTrace] = OrderedDict()
+        self._over: WeakSet[Trace] = WeakSet()
         self._lock = Lock()
 
     def on_trace_start(self, trace: Trace) -> None:
@@ -64,6 +67,11 @@ class ActivityTraceProcessor(TracingProcessor):
         if opened is not None:
             return opened.run
         return self._begin(trace, _enter_detached)
+
+    def is_over(self, trace: Trace) -> bool:
+        """Whether nobody will tell of this trace's end (again), which a task started in it may outlive."""
+        with self._lock:
+            return isinstance(trace, ReattachedTrace) or trace in self._over
 
     def _begin(self, trace: Trace, enter: Callable[[ActivityRun], object]) -> ActivityRun:
         run = prepare(describe_trace(trace))
@@ -81,6 +89,7 @@ class ActivityTraceProcessor(TracingProcessor):
     def finish(self, trace: Trace) -> None:
         """End the activity of a trace, if it has one of its own."""
         with self._lock:
+            self._over.add(trace)
             opened = self._open.pop(trace.trace_id, None)
         if opened is None:
             return

@@ -180,7 +180,7 @@ class RunWrapper:
     def _within_trace(self) -> ActivityRun | None:
         """A block within the activity of the trace that the application has opened around this run, if it has."""
         trace = get_current_trace()
-        if trace is None or trace.trace_id == "no-op":
+        if trace is None or trace.trace_id == "no-op" or self._processor.is_over(trace):
             return None
         of_trace = self._processor.adopt(trace)
         return ActivityRun(None, of_trace.agent_id, None, None, None, waits=False) if is_open(of_trace) else None

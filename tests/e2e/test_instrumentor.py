@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
+from agentexec_otel.openai_agents import _stream
 from tests.databases import Database
 from tests.e2e.instrumented import activities, lines, only, processors
 from tests.e2e.scripted import INPUT_TOKENS, OUTPUT_TOKENS, agent, call, look_ups, say
@@ -148,6 +149,50 @@ async def test_an_agent_as_a_tool_belongs_to_the_run_around_it(database: Databas
     inner = agent(say("42"), name="Inner")
     await Runner.run(agent(call("ask", input="go"), say("done"), tools=[inner.as_tool("ask", "Ask.")]), "go")
     assert (only(database).requests, only(database).input_tokens) == (3, 3 * INPUT_TOKENS)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["run", "streamed"])
+@pytest.mark.parametrize("around", ["run", "resumed run", "trace"])
+async def test_a_run_that_begins_behind_the_one_it_came_from_is_one_of_its_own(
+    database: Database, spans: InMemorySpanExporter, around: str, streamed: bool
+) -> None:
+    """A task that a tool or a trace has started, and that outlives it, has an activity which ends as its run ends."""
+    over = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def behind() -> None:
+        await over.wait()
+        later = agent(*look_ups(1), say("done"), name="Later")
+        if not streamed:
+            await Runner.run(later, "go")
+            return
+        async for _ in Runner.run_streamed(later, "go").stream_events():
+            pass
+
+    @function_tool(needs_approval=around == "resumed run")
+    async def start() -> str:
+        """Leave something to be done later."""
+        tasks.append(asyncio.create_task(behind()))
+        return "started"
+
+    if around == "trace":
+        with agents.trace("First"):
+            tasks.append(asyncio.create_task(behind()))
+    else:
+        first = agent(call("start"), say("done"), name="First", tools=[start])
+        result = await Runner.run(first, "go")
+        if result.interruptions:
+            state = result.to_state()
+            state.approve(result.interruptions[0])
+            await Runner.run(first, state)
+    over.set()
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
+        await asyncio.sleep(0.01)
+    later, first_of_all = activities(database)
+    assert (later.agent_type, later.status, later.requests) == ("Later", "COMPLETE", 2)
+    assert (first_of_all.agent_type, first_of_all.status) == ("First", "COMPLETE")
+    assert sorted(span.name for span in spans.get_finished_spans()) == ["First", "Later"]
 
 
 async def test_runs_at_the_same_time_do_not_mix(database: Database) -> None:
