@@ -180,7 +180,7 @@ class ActivityRun:
                 await asyncio.wait_for(asyncio.wrap_future(future), CONF.terminal_timeout)
 
     def _leave(self, exc: BaseException | None) -> Future[ExportResult] | None:
-        self._detach()
+        self.detach()
         return self._finish(exc)
 
     def _finish(self, exc: BaseException | None) -> Future[ExportResult] | None:
@@ -215,7 +215,8 @@ class ActivityRun:
             outcome = Outcome(why.error_type, why.reason, *usage)
         return status, outcome
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
+        """Be current no longer, in the context that entered the block; leaving it may come later, and elsewhere."""
         tokens, self._tokens = self._tokens, None
         if tokens is None:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
@@ -218,14 +218,22 @@ class TrackedRun:
         joined: The block is somebody else's, who leaves it, too.
         config: Of the run. It may say that what the model and its tools say must not be stored, so neither must the
             text of an exception.
+        left: Called in the end, with what the run has raised.
     """
 
     def __init__(
-        self, run: ActivityRun, steps: StepHooks, config: RunConfig | Mapping[str, Any] | None, *, joined: bool = False
+        self,
+        run: ActivityRun,
+        steps: StepHooks,
+        config: RunConfig | Mapping[str, Any] | None,
+        *,
+        joined: bool = False,
+        left: Callable[[BaseException | None], None] | None = None,
     ) -> None:
         self.run = run
         self.steps = steps
         self._joined = joined
+        self._left = left
         self._discreet = not _setting(config, "trace_include_sensitive_data")
         self._around = _at_work.get()
         _at_work.set(steps)
@@ -249,6 +257,9 @@ class TrackedRun:
         if not self._joined:
             with guarded("ending an activity"):
                 self.run.__exit__(None if left_by is None else type(left_by), left_by, None)
+        if self._left is not None:
+            with guarded("ending the activity of a trace"):
+                self._left(left_by)
 
     def _say_what_waits(self, result: RunResult | RunResultStreaming) -> None:
         """Say what an interrupted run waits for; it has not ended, it will be resumed."""

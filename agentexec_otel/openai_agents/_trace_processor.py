@@ -7,8 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, Final
+from uuid import UUID
 from weakref import WeakSet
 
 from agents.tracing import Span, Trace, TracingProcessor, add_trace_processor, get_trace_provider
@@ -33,11 +35,14 @@ from agentexec_otel.openai_agents._steps import leaves_when_canceled, record_usa
 _MOST_OPEN: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _OpenTrace:
     run: ActivityRun
     within: Context  # what was current once the block had been entered
     handled: BaseException | None  # that was being handled already when the trace began
+    left_by: BaseException | None = None
+    runs: int = 0  # at work
+    over: bool = False
 
 
 class ActivityTraceProcessor(TracingProcessor):
@@ -53,6 +58,7 @@ class ActivityTraceProcessor(TracingProcessor):
         self._active = False
         self._open: OrderedDict[str, _OpenTrace] = OrderedDict()
         self._over: WeakSet[Trace] = WeakSet()
+        self._of: dict[UUID, _OpenTrace] = {}
         self._lock = Lock()
 
     def on_trace_start(self, trace: Trace) -> None:
@@ -77,10 +83,11 @@ class ActivityTraceProcessor(TracingProcessor):
         run = prepare(describe_trace(trace))
         enter(run)
         leaves_when_canceled(run)
+        opened = _OpenTrace(run, get_current(), sys.exc_info()[1])
         with self._lock:
-            self._open[trace.trace_id] = _OpenTrace(run, get_current(), sys.exc_info()[1])
+            self._open[trace.trace_id] = self._of[run.agent_id] = opened
             if len(self._open) > _MOST_OPEN:
-                self._open.popitem(last=False)
+                self._of.pop(self._open.popitem(last=False)[1].run.agent_id, None)
         return run
 
     def on_trace_end(self, trace: Trace) -> None:
@@ -94,16 +101,48 @@ class ActivityTraceProcessor(TracingProcessor):
         if opened is None:
             return
         left_by = sys.exc_info()[1]
-        if left_by is opened.handled:
-            left_by = None
+        if left_by is not opened.handled:
+            opened.left_by = left_by
         here = get_current()
         with guarded("ending the activity of a trace"):
-            record_usage(opened.run)
-            opened.run.__exit__(None if left_by is None else type(left_by), left_by, None)
+            opened.run.detach()
+            with self._lock:
+                opened.over = True
+                waits = opened.runs > 0
+            if not waits:
+                self._end(opened)
         if here is not opened.within:
             attach(here)  # Logfire goes back to what was before its span and ours, then ends the trace.
         if not self._active:
             self.unregister()
+
+    def _end(self, opened: _OpenTrace) -> None:
+        self._of.pop(opened.run.agent_id, None)
+        left_by = opened.left_by
+        record_usage(opened.run)
+        opened.run.__exit__(None if left_by is None else type(left_by), left_by, None)
+
+    def hold(self, run: ActivityRun) -> Callable[[BaseException | None], None]:
+        """A run begins in this block; call what is returned when it is over, with what it has raised.
+
+        The activity of a trace does not end before the runs in it, such as a stream that is read behind the trace.
+        """
+        with self._lock:
+            opened = self._of.get(run.agent_id)
+            if opened is not None:
+                opened.runs += 1
+        return partial(self._release, opened)
+
+    def _release(self, opened: _OpenTrace | None, left_by: BaseException | None) -> None:
+        if opened is None:
+            return
+        with self._lock:
+            opened.runs -= 1
+            if opened.over and opened.left_by is None:
+                opened.left_by = left_by  # Nobody in the trace can get over it any more.
+            last = opened.over and not opened.runs
+        if last:
+            self._end(opened)
 
     def on_span_start(self, span: Span[Any]) -> None:
         if self._active:

@@ -175,7 +175,8 @@ class RunWrapper:
         options = cast("dict[str, Any]", watched(cast(_Options, options), steps))
         if around is None:
             block.__enter__()
-        return TrackedRun(block, steps, _config(options), joined=around is not None), options
+        left = self._processor.hold(block)
+        return TrackedRun(block, steps, _config(options), joined=around is not None, left=left), options
 
     def _within_trace(self) -> ActivityRun | None:
         """A block within the activity of the trace that the application has opened around this run, if it has."""

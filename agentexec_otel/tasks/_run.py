@@ -65,16 +65,16 @@ class TaskRun(ActivityRun):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._detach()
+        self.detach()
 
     def _attach(self, live: LiveActivity) -> None:
         super()._attach(live)
         self._inside = context.get_current()
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
         if self._tokens is not None and context.get_current() is not self._inside:
             self._tokens = (self._tokens[0], None)  # Another library's hook has gone back behind us already.
-        super()._detach()
+        super().detach()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -82,7 +82,7 @@ class TaskRun(ActivityRun):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._detach()
+        self.detach()
 
     def end(self, exc: BaseException | None) -> Future[ExportResult] | None:
         """End the activity as a block that is left by `exc`, or by its end (None). The second call does nothing."""

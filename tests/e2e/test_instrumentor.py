@@ -126,6 +126,27 @@ async def test_runs_in_a_trace_are_one_activity(database: Database, spans: InMem
     assert len(spans.get_finished_spans()) == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"), [(say("done"), "COMPLETE"), (ConnectionError("no route"), "ERROR")], ids=["good", "bad"]
+)
+async def test_a_stream_that_is_read_behind_its_trace_decides(
+    database: Database, spans: InMemorySpanExporter, answer: Any, status: str
+) -> None:
+    """The activity of a trace does not end before the runs that were begun in it, and has their tokens."""
+    with agents.trace("Chat"):
+        streams = [Runner.run_streamed(agent(*look_ups(2), each, seconds=0.01), "go") for each in (answer, say("done"))]
+    assert ax.activity.current() is None
+    for stream in streams:
+        await asyncio.wait([cast("asyncio.Task[Any]", stream.run_loop_task)])
+    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
+        await asyncio.sleep(0.01)
+    activity = only(database)
+    assert (activity.agent_type, activity.status) == ("Chat", status)
+    assert (activity.requests, activity.input_tokens) == ((6, 60) if status == "COMPLETE" else (5, 50))
+    (span,) = spans.get_finished_spans()
+    assert (span.attributes or {})["agentexec.status"] == status
+
+
 async def test_a_trace_that_is_left_by_an_exception_is_an_error(database: Database) -> None:
     """Its own exception, whatever happened in it."""
     with pytest.raises(LookupError), agents.trace("Two steps"):  # noqa: PT012  # the block is what is tested
