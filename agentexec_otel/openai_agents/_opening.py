@@ -17,6 +17,7 @@ from agentexec_otel import _runtime, activity
 from agentexec_otel._errors import ConfigurationError, ExportError
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.export import StoredActivity
+from agentexec_otel.openai_agents._waiting import waiting_of
 
 _logger = logging.getLogger("agentexec_otel.openai_agents")
 
@@ -32,12 +33,19 @@ class Description:
 
     Attributes:
         trace_id: The SDK's, where it is decided already.
+        waiting: The activity that was left open for this run to go on in it.
     """
 
     agent_type: str
     trace_id: str | None = None
     group_id: str | None = None
     metadata: Mapping[str, Any] | None = None
+    waiting: UUID | None = None
+
+    @property
+    def wanted(self) -> UUID | None:
+        """The activity that may exist already."""
+        return self.waiting or agent_id_of(self.trace_id)
 
 
 def describe(agent: object, given: object, config: RunConfig | Mapping[str, Any] | None) -> Description:
@@ -53,6 +61,7 @@ def describe(agent: object, given: object, config: RunConfig | Mapping[str, Any]
         _setting(config, "trace_id") or getattr(state, "trace_id", None),
         _setting(config, "group_id") or getattr(state, "group_id", None),
         _setting(config, "trace_metadata") or getattr(state, "metadata", None),
+        waiting_of(given),
     )
 
 
@@ -116,17 +125,27 @@ def prepare(about: Description, stored: StoredActivity | None = None) -> Activit
     Raises:
         ConfigurationError: nothing is set up.
     """
+    if (waiting := waiting_block(about.wanted, stored)) is not None:
+        return waiting
     wanted = agent_id_of(about.trace_id)
-    if wanted is not None and stored is not None and not stored.status.terminal:
-        _runtime.active().spans.adopt(stored)
-        return ActivityRun(None, wanted, None, None, None, waits=False)
     known = None if wanted is None else _runtime.active().spans.known(wanted)
-    if known is not None and known.owner is None and not known.status.terminal:
-        return ActivityRun(None, wanted, None, None, None, waits=False)
     taken = known is not None or stored is not None
     agent_id = uuid4() if wanted is None or taken else wanted
     metadata = metadata_of(about, with_trace_id=about.trace_id is not None and agent_id != wanted)
     return ActivityRun(about.agent_type, None, agent_id, None, metadata, waits=False)
+
+
+def waiting_block(wanted: UUID | None, stored: StoredActivity | None = None) -> ActivityRun | None:
+    """The block for an activity that has not ended, and that nobody runs here; None where this is none."""
+    if wanted is None:
+        return None
+    spans = _runtime.active().spans
+    if stored is not None and not stored.status.terminal:
+        spans.adopt(stored)
+    known = spans.known(wanted)
+    if known is None or known.owner is not None or known.status.terminal:
+        return None
+    return ActivityRun(None, wanted, None, None, None, waits=False)
 
 
 def metadata_of(about: Description, *, with_trace_id: bool) -> dict[str, Any] | None:
@@ -154,9 +173,9 @@ def _plain(value: Any) -> Any:
 def stored_activity(about: Description, seconds: float) -> StoredActivity | None:
     """The row of the activity that the trace id names, if there is one and the database answers in time. Blocks.
 
-    Only a trace id that somebody has chosen can name one.
+    Only a trace id that somebody has chosen can name one, or the state of a run that waits.
     """
-    wanted = agent_id_of(about.trace_id)
+    wanted = about.wanted
     if wanted is None:
         return None
     runtime = _runtime.active()

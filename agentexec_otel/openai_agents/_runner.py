@@ -141,7 +141,7 @@ class OpenAIRunner:
             "session": session,
         }
         async with activity.run(self.agent_id) as run:
-            steps = StepHooks(run, hooks)
+            steps = StepHooks(run, hooks, input)
             tracked = TrackedRun(run, steps, run_config)
             try:
                 result = await self._run(run, starting_agent, input, watched(options, steps))
@@ -219,7 +219,7 @@ class OpenAIRunner:
     ) -> RunResultStreaming:
         _look_up(self.agent_id)
         run = activity.run(self.agent_id)
-        steps = StepHooks(run, options.get("hooks"))
+        steps = StepHooks(run, options.get("hooks"), given)
         options = watched(options, steps)
 
         def wrap_up(left: RunResultStreaming, limit: MaxTurnsExceeded) -> RunResultStreaming:

@@ -30,6 +30,7 @@ from agentexec_otel._guard import guarded
 from agentexec_otel._outcome import keep_to_yourself, text_of
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._progress import Progress, remark
+from agentexec_otel.openai_agents._waiting import goes_on_in, waiting_of
 
 TContext = TypeVar("TContext")
 
@@ -95,6 +96,10 @@ class Tally:
             del self._meters[id(usage)]
             self._done += meter.counted
 
+    def add(self, usage: Usage) -> None:
+        """Count what another process has counted."""
+        self._done += _Tokens.of(usage)
+
     def record(self, run: ActivityRun) -> None:
         """Put the totals so far on the activity."""
         total = sum((meter.counted for meter in self._meters.values()), self._done)
@@ -118,11 +123,13 @@ class StepHooks(RunHooks[Any]):
     Hooks are where the SDK shows its usage while it runs; a run that fails leaves no result to read it from.
     """
 
-    def __init__(self, run: ActivityRun, inner: RunHooks[Any] | None) -> None:
+    def __init__(self, run: ActivityRun, inner: RunHooks[Any] | None, given: object = None) -> None:
         self.run = run
         self.progress: Progress | None = None
         self._inner = inner
         self._tally = _tallies.setdefault(run, Tally())
+        with guarded("recording the usage of a run"):
+            self._count_what_was_before(given)
         self._held: dict[int, Usage] = {}
         self._turn = 0
         self._tools = 0  # at work
@@ -130,6 +137,15 @@ class StepHooks(RunHooks[Any]):
         for name in dir(inner):  # by name, so that a callback which a later SDK adds is passed on too
             if name.startswith("on_") and name not in _OWN:
                 setattr(self, name, getattr(inner, name))
+
+    def _count_what_was_before(self, given: object) -> None:
+        waiting = waiting_of(given)
+        if waiting is None or waiting != self.run.agent_id:
+            return
+        live = _runtime.active().spans.known(self.run.agent_id)
+        before: Any = cast(Any, given)._context
+        if live is not None and not live.usage and before is not None:
+            self._tally.add(before.usage)  # Spent in another process; what was spent here has been counted.
 
     def show(self, progress: Progress) -> None:
         """Write lines about the steps."""
@@ -267,6 +283,8 @@ class TrackedRun:
             if not self._joined and not self.run.canceled:
                 leaves_when_canceled(self.run, False)
                 self.run.leave_open()
+                if self.run.owner:
+                    goes_on_in(self.run.agent_id, result)
             if self._joined and self._around is not None:
                 self._around.tool_left()  # The SDK says nothing of the end of a tool that is an agent and waits.
             remark(self.run, f"Stopped for the approval of {waiting} tool call{'s' if waiting > 1 else ''}.")

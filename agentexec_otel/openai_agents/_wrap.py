@@ -26,6 +26,7 @@ from agentexec_otel.openai_agents._opening import (
     prepare,
     stored_activity,
     trace_id_of,
+    waiting_block,
     with_trace_id,
 )
 from agentexec_otel.openai_agents._progress import progress_of
@@ -154,23 +155,25 @@ class RunWrapper:
 
     async def _stored(self, agent: object, given: object, options: dict[str, Any]) -> StoredActivity | None:
         about = describe(agent, given, _config(options))
-        if about.trace_id is None or enclosing() is not None:
+        if about.wanted is None or (about.waiting is None and enclosing() is not None):
             return None
         return await asyncio.to_thread(stored_activity, about, _LOOK_UP_SECONDS)
 
     def _begin(
         self, agent: object, given: object, options: dict[str, Any], stored: StoredActivity | None
     ) -> tuple[TrackedRun, dict[str, Any]]:
-        around = enclosing()
         self._processor.register()  # Another library may have replaced all processors, ours too.
-        block = around or self._within_trace()
+        about = describe(agent, given, _config(options))
+        block, around = waiting_block(about.waiting, stored), None
         if block is None:
-            about = describe(agent, given, _config(options))
+            block = around = enclosing()
+        block = block or self._within_trace()
+        if block is None:
             if about.trace_id is None:
                 about = replace(about, trace_id=trace_id_of(uuid4()))
                 options = {**options, "run_config": with_trace_id(_config(options), str(about.trace_id))}
             block = prepare(about, stored)
-        steps = StepHooks(block, options.get("hooks"))
+        steps = StepHooks(block, options.get("hooks"), given)
         steps.show(progress_of(block))
         options = cast("dict[str, Any]", watched(cast(_Options, options), steps))
         if around is None:

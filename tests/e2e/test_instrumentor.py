@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import agents
 import pytest
-from agents import Agent, RunConfig, RunContextWrapper, RunHooks, Runner, Tool, function_tool
+from agents import Agent, RunConfig, RunContextWrapper, RunHooks, Runner, RunState, Tool, function_tool
 from agents.run import AgentRunner, set_default_agent_runner
 from agents.tracing import TracingProcessor
 from opentelemetry import trace
@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import agentexec_otel as ax
 from agentexec_otel.openai_agents import _stream
+from tests.conftest import reset_runtime
 from tests.databases import Database
 from tests.e2e.instrumented import activities, lines, only, processors
 from tests.e2e.scripted import INPUT_TOKENS, OUTPUT_TOKENS, agent, call, look_ups, say
@@ -250,6 +251,64 @@ async def test_a_run_that_waits_for_approval_is_left_open_and_resumed(database: 
     activity = only(database)
     assert (activity.status, activity.requests) == ("COMPLETE", 2)
     assert "Stopped for the approval of 1 tool call." in lines(activity)
+
+
+@function_tool(needs_approval=True)
+async def pay() -> str:
+    """Pay."""
+    return "paid"
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["run", "streamed"])
+@pytest.mark.parametrize("how", ["tracing disabled", "trace id of mine", "trace id used before", "within a trace"])
+async def test_a_run_that_waits_is_resumed_whatever_its_trace_id(database: Database, how: str, streamed: bool) -> None:
+    """Its state names the activity where the SDK's trace id does not; nothing stays RUNNING for ever."""
+    trace_id = {"trace id of mine": "trace_of_mine", "trace id used before": f"trace_{uuid4().hex}"}.get(how)
+    config = RunConfig(tracing_disabled=how == "tracing disabled", trace_id=trace_id)
+    what = agent(call("pay"), say("done"), tools=[pay])
+
+    async def run(given: Any) -> Any:
+        if not streamed:
+            return await Runner.run(what, given, run_config=config)
+        result = Runner.run_streamed(what, given, run_config=config)
+        async for _ in result.stream_events():
+            pass
+        return result
+
+    if how == "trace id used before":
+        await Runner.run(agent(say("done"), name="Before"), "go", run_config=config)
+    result = await run("go")
+    state = result.to_state()
+    state.approve(result.interruptions[0])
+    if how == "within a trace":
+        with agents.trace("Request"):
+            await run(state)
+    else:
+        await run(state)
+    found = {activity.agent_type: (activity.status.value, activity.requests) for activity in activities(database)}
+    others = {"trace id used before": {"Before": ("COMPLETE", 1)}, "within a trace": {"Request": ("COMPLETE", 0)}}
+    assert found == {"Agent": ("COMPLETE", 2), **others.get(how, {})}
+
+
+@pytest.mark.parametrize("runner", ["Runner", "OpenAIRunner"])
+async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(database: Database, runner: str) -> None:
+    """Those that were spent before it waited are in the totals, too."""
+    what = agent(*look_ups(2), call("pay"), say("done"), tools=[pay])
+
+    def runs() -> Any:
+        return Runner if runner == "Runner" else ax.OpenAIRunner(agent_id)
+
+    agent_id = await ax.activity.aio.create("research")
+    result = await runs().run(what, "go")
+    written = result.to_state().to_string()
+    waiting = activities(database)[0].agent_id
+    reset_runtime()
+    ax.configure(database.url)
+    state: Any = await RunState.from_string(what, written)
+    state.approve(state.get_interruptions()[0])
+    await runs().run(what, state)
+    (activity,) = (each for each in activities(database) if each.agent_id == waiting)
+    assert (activity.status, activity.requests, activity.input_tokens) == ("COMPLETE", 4, 4 * INPUT_TOKENS)
 
 
 # -- what it leaves alone ---------------------------------------------------------------------------------------
