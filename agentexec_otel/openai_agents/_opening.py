@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID, uuid4
 
@@ -175,16 +178,28 @@ def stored_activity(about: Description, seconds: float) -> StoredActivity | None
 
     Only a trace id that somebody has chosen can name one, or the state of a run that waits.
     """
-    wanted = about.wanted
-    if wanted is None:
-        return None
-    runtime = _runtime.active()
-    store = runtime.store
-    if store is None or runtime.primary.last_error is not None or runtime.spans.known(wanted) is not None:
-        return None
-    with suppress(TimeoutError, ExportError):
-        return runtime.primary.call(lambda: store.lookup(wanted), seconds)
+    if (lookup := _lookup(about)) is not None:
+        with suppress(TimeoutError, ExportError):
+            return lookup().result(seconds)
     return None
+
+
+async def stored_activity_async(about: Description, seconds: float) -> StoredActivity | None:
+    """As `stored_activity`, on an event loop: without a thread, which the application may have none to spare of."""
+    if (lookup := _lookup(about)) is not None:
+        with suppress(TimeoutError, ExportError):
+            return await asyncio.wait_for(asyncio.wrap_future(lookup()), seconds)
+    return None
+
+
+def _lookup(about: Description) -> Callable[[], Future[StoredActivity | None]] | None:
+    wanted, runtime = about.wanted, _runtime.active()
+    lookups = runtime.lookups
+    if wanted is None or lookups is None:
+        return None
+    if runtime.primary.last_error is not None or runtime.spans.known(wanted) is not None:
+        return None
+    return partial(lookups.soon, wanted)
 
 
 def configured() -> bool:

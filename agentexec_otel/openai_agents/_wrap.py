@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from dataclasses import replace
@@ -25,6 +24,7 @@ from agentexec_otel.openai_agents._opening import (
     is_open,
     prepare,
     stored_activity,
+    stored_activity_async,
     trace_id_of,
     waiting_block,
     with_trace_id,
@@ -157,7 +157,7 @@ class RunWrapper:
         about = describe(agent, given, _config(options))
         if about.wanted is None or (about.waiting is None and enclosing() is not None):
             return None
-        return await asyncio.to_thread(stored_activity, about, _LOOK_UP_SECONDS)
+        return await stored_activity_async(about, _LOOK_UP_SECONDS)
 
     def _begin(
         self, agent: object, given: object, options: dict[str, Any], stored: StoredActivity | None

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 from uuid import uuid4
 
@@ -309,6 +311,23 @@ async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(databas
     await runs().run(what, state)
     (activity,) = (each for each in activities(database) if each.agent_id == waiting)
     assert (activity.status, activity.requests, activity.input_tokens) == ("COMPLETE", 4, 4 * INPUT_TOKENS)
+
+
+async def test_a_run_waits_for_no_thread(database: Database) -> None:
+    """The application may keep all threads of its event loop busy, even with what waits for this very run."""
+    busy = threading.Event()
+    threads = ThreadPoolExecutor(1)
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(threads)
+    waiting = loop.run_in_executor(None, busy.wait, 20)
+    agent_id = uuid4()
+    config = RunConfig(trace_id=f"trace_{agent_id.hex}")
+    try:
+        await asyncio.wait_for(Runner.run(agent(say("done")), "go", run_config=config), 5)
+    finally:
+        busy.set()
+        await waiting
+    assert (only(database).agent_id, only(database).status) == (agent_id, "COMPLETE")
 
 
 # -- what it leaves alone ---------------------------------------------------------------------------------------
