@@ -63,6 +63,6 @@ def outcome_of(exc: BaseException | None) -> tuple[Status, Outcome | None]:
     if isinstance(exc, _CANCELLATIONS):
         return Status.CANCELED, Outcome(error_type=None, reason="cancelled")
     reason = reason_of(type(exc))
-    if reason == "user_error" and exc.__cause__ is not None and str(exc).startswith("Error running tool"):
+    if reason == "user_error" and exc.__cause__ is not None and text_of(exc).startswith("Error running tool"):
         reason = "tool"  # How the Agents SDK passes on what a tool has raised.
     return Status.ERROR, Outcome(error_type=qualified_name(type(exc)), reason=reason)

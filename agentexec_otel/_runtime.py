@@ -165,14 +165,9 @@ class Runtime:
         Raises:
             ActivityNotFoundError: there is no such activity.
         """
-        live = self.spans.known(agent_id)
-        if live is not None and live.unknown:
-            self.spans.forget(agent_id)
-            raise ActivityNotFoundError(agent_id)
-        if live is not None and not live.over:
-            return live
+        live = self._known(agent_id)
         if live is not None:
-            self.spans.forget(agent_id)  # Somebody may have retried it meanwhile.
+            return live
         store = self.store
         if store is None or on_event_loop():
             return self.spans.unresolved(agent_id)
@@ -183,6 +178,33 @@ class Runtime:
         if stored is None:
             raise ActivityNotFoundError(agent_id)
         return self.spans.adopt(stored)
+
+    async def find_async(self, agent_id: UUID) -> LiveActivity:
+        """As `find`, on an event loop, without a thread: the writer reads the row for all that wait, meanwhile."""
+        live = self._known(agent_id)
+        if live is not None:
+            return live
+        if self.lookups is None:
+            return self.spans.unresolved(agent_id)
+        try:
+            reading = asyncio.wrap_future(self.lookups.soon(agent_id))
+            stored = await asyncio.wait_for(reading, CONF.lookup_timeout)
+        except (TimeoutError, ExportError):
+            return self.spans.unresolved(agent_id)
+        if stored is None:
+            raise ActivityNotFoundError(agent_id)
+        return self.spans.adopt(stored)
+
+    def _known(self, agent_id: UUID) -> LiveActivity | None:
+        live = self.spans.known(agent_id)
+        if live is not None and live.unknown:
+            self.spans.forget(agent_id)
+            raise ActivityNotFoundError(agent_id)
+        if live is not None and not live.over:
+            return live
+        if live is not None:
+            self.spans.forget(agent_id)  # Somebody may have retried it meanwhile.
+        return None
 
     def emit(self, event: ActivityEvent) -> bool:
         """To every exporter; False where the first one had to drop it."""

@@ -132,14 +132,30 @@ class ActivityRun:
         return self
 
     async def __aenter__(self) -> Self:
-        # The waiting is done in a thread; the span and the context belong to this task.
-        await asyncio.to_thread(self._find)
+        if not _runtime.is_configured():
+            await asyncio.to_thread(_runtime.active)  # Setting up may wait for the database.
+        await self._find_async()
         self._start()
         return self
 
-    def _find(self) -> None:
+    async def _find_async(self) -> None:
+        self._refuse_a_second_time()
+        if self._id is None and self._waits:
+            self._id = await _lifecycle.create_async(
+                self._task_name or "", agent_id=self._wanted_id, metadata=self._metadata
+            )
+        if self._id is None:
+            self._find()
+            return
+        self._runtime = _runtime.active()
+        self._live = await self._runtime.find_async(self._id)
+
+    def _refuse_a_second_time(self) -> None:
         if self._live is not None:
             raise RuntimeError("this block was entered before: call ax.activity.run() for each run")
+
+    def _find(self) -> None:
+        self._refuse_a_second_time()
         if self._id is None:
             create = _lifecycle.create if self._waits else _lifecycle.create_soon
             self._id = create(self._task_name or "", agent_id=self._wanted_id, metadata=self._metadata)

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Thread
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -215,6 +216,23 @@ async def test_async_block(database: Database) -> None:
     for number, agent_id in enumerate(ids):
         assert row(database.engine, agent_id).status is Status.COMPLETE
         assert ("RUNNING", f"Line {number}.") in history(database, agent_id)
+
+
+async def test_an_async_block_waits_for_no_thread(database: Database) -> None:
+    """The application may keep all threads of its event loop busy, even with what waits for this very block."""
+    agent_id = await ax.activity.aio.create("research")
+    busy = Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    waiting = loop.run_in_executor(None, busy.wait, 20)
+    try:
+        async with asyncio.timeout(5), ax.activity.run(agent_id), ax.activity.run("part") as part:
+            pass
+    finally:
+        busy.set()
+        await waiting
+    assert ax.flush()
+    assert {row(database.engine, each).status for each in (agent_id, part.agent_id)} == {Status.COMPLETE}
 
 
 async def test_canceled_task_is_canceled(database: Database) -> None:
