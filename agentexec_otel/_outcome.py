@@ -60,7 +60,9 @@ def outcome_of(exc: BaseException | None) -> tuple[Status, Outcome | None]:
         return Status.COMPLETE, None
     if isinstance(exc, SystemExit) and not exc.code:
         return Status.CANCELED, Outcome(reason="cancelled")
-    if isinstance(exc, _CANCELLATIONS):
+    if isinstance(exc, _CANCELLATIONS) or (
+        isinstance(exc, BaseExceptionGroup) and exc.split(_CANCELLATIONS)[1] is None
+    ):
         return Status.CANCELED, Outcome(error_type=None, reason="cancelled")
     reason = reason_of(type(exc))
     if reason == "user_error" and exc.__cause__ is not None and text_of(exc).startswith("Error running tool"):

@@ -18,6 +18,7 @@ from agents import RunConfig, RunState
 
 from agentexec_otel import _runtime, activity
 from agentexec_otel._errors import ConfigurationError, ExportError
+from agentexec_otel._event import Status
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.export import StoredActivity
 from agentexec_otel.openai_agents._waiting import waiting_of
@@ -116,6 +117,12 @@ def is_open(run: ActivityRun) -> bool:
     return live is not None and live.owner is not None
 
 
+def is_canceled(run: ActivityRun) -> bool:
+    """Whether the activity is known to be canceled before its block is entered."""
+    live = _runtime.active().spans.known(run.agent_id)
+    return live is not None and live.status is Status.CANCELED
+
+
 # -- a new one --------------------------------------------------------------------------------------------------
 
 
@@ -138,15 +145,21 @@ def prepare(about: Description, stored: StoredActivity | None = None) -> Activit
     return ActivityRun(about.agent_type, None, agent_id, None, metadata, waits=False)
 
 
-def waiting_block(wanted: UUID | None, stored: StoredActivity | None = None) -> ActivityRun | None:
-    """The block for an activity that has not ended, and that nobody runs here; None where this is none."""
+def waiting_block(
+    wanted: UUID | None, stored: StoredActivity | None = None, *, canceled: bool = False
+) -> ActivityRun | None:
+    """The block for an activity that has not ended, and that nobody runs here; None where this is none.
+
+    Args:
+        canceled: Also one that somebody has canceled while it waited.
+    """
     if wanted is None:
         return None
     spans = _runtime.active().spans
-    if stored is not None and not stored.status.terminal:
-        spans.adopt(stored)
-    known = spans.known(wanted)
-    if known is None or known.owner is not None or known.status.terminal:
+    live = spans.adopt(stored) if stored is not None else spans.known(wanted)
+    if live is None or live.owner is not None:
+        return None
+    if live.status.terminal and not (canceled and live.status is Status.CANCELED):
         return None
     return ActivityRun(None, wanted, None, None, None, waits=False)
 
@@ -197,8 +210,10 @@ def _lookup(about: Description) -> Callable[[], Future[StoredActivity | None]] |
     lookups = runtime.lookups
     if wanted is None or lookups is None:
         return None
-    if runtime.primary.last_error is not None or runtime.spans.known(wanted) is not None:
+    if runtime.primary.last_error is not None:
         return None
+    if runtime.spans.known(wanted) is not None and about.waiting is None:
+        return None  # What has waited may have been canceled meanwhile.
     return partial(lookups.soon, wanted)
 
 

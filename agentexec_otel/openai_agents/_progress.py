@@ -53,6 +53,8 @@ class Progress:
 
     def tool_failed(self, name: str, error: str | None) -> None:
         """A tool has raised, which the model may get over. `error` is told at the level ``detail`` only."""
+        if (run := self._run()) is not None and run.canceled:
+            return  # It was stopped, perhaps before it had begun.
         told = f": {error}" if error and _level() >= _DETAIL else ""
         self._say(_STEPS, f"{name} failed{told}")
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from agents import (
     Agent,
+    AgentHookContext,
     AgentsException,
     RunConfig,
     RunContextWrapper,
@@ -131,6 +132,7 @@ class StepHooks(RunHooks[Any]):
         with guarded("recording the usage of a run"):
             self._count_what_was_before(given)
         self._held: dict[int, Usage] = {}
+        self._stopped = False
         self._turn = 0
         self._tools = 0  # at work
         self._tools_idle = asyncio.Event()
@@ -195,6 +197,16 @@ class StepHooks(RunHooks[Any]):
         if self._inner is not None:
             await self._inner.on_handoff(context, from_agent, to_agent)
 
+    async def on_agent_end(self, context: AgentHookContext[Any], agent: Agent[Any], output: object) -> None:
+        if self._stopped:  # That of a tool which was stopped, taken for the answer.
+            self._stop_if_canceled()
+        if self._inner is not None:
+            await self._inner.on_agent_end(context, agent, output)
+
+    def stop(self) -> None:
+        """Go no further: a run within has been stopped, or somebody has canceled what was to be resumed."""
+        self._stopped = True
+
     def tool_left(self) -> None:
         """One tool less is at work: it is done, or it is an agent that waits for an approval."""
         self._tools = max(0, self._tools - 1)
@@ -202,7 +214,7 @@ class StepHooks(RunHooks[Any]):
             self._tools_idle.set()
 
     def _stop_if_canceled(self) -> None:
-        if self.run.canceled:
+        if self._stopped or self.run.canceled:
             raise StoppedError(self.run.agent_id)
 
     def record_usage(self) -> None:
@@ -260,6 +272,8 @@ class TrackedRun:
         _at_work.set(self._around)
         with guarded("recording the usage of a run"):
             self.steps.record_usage()
+        if isinstance(left_by, StoppedError) and self._around is not None:
+            self._around.stop()
         if left_by is not None and self._discreet:
             of_tool = text_of(left_by).startswith(_TOOL_FAILED)
             keep_to_yourself(left_by, _TOOL_FAILED if of_tool else type(left_by).__name__)

@@ -21,6 +21,7 @@ from agentexec_otel.openai_agents._opening import (
     configured,
     describe,
     enclosing,
+    is_canceled,
     is_open,
     prepare,
     stored_activity,
@@ -164,7 +165,8 @@ class RunWrapper:
     ) -> tuple[TrackedRun, dict[str, Any]]:
         self._processor.register()  # Another library may have replaced all processors, ours too.
         about = describe(agent, given, _config(options))
-        block, around = waiting_block(about.waiting, stored), None
+        block, around = waiting_block(about.waiting, stored, canceled=True), None
+        canceled = block is not None and is_canceled(block)
         if block is None:
             block = around = enclosing()
         block = block or self._within_trace()
@@ -175,6 +177,8 @@ class RunWrapper:
             block = prepare(about, stored)
         steps = StepHooks(block, options.get("hooks"), given)
         steps.show(progress_of(block))
+        if canceled:
+            steps.stop()
         options = cast("dict[str, Any]", watched(cast(_Options, options), steps))
         if around is None:
             block.__enter__()

@@ -195,6 +195,78 @@ async def test_an_agent_that_waits_for_an_approval_is_not_waited_for(database: D
     assert only(database).status == "CANCELED"
 
 
+async def test_what_stops_a_canceled_run_is_no_failure(database: Database) -> None:
+    """Nothing in its history says that a tool has failed which was only not begun, nor does a group of tasks."""
+    began = asyncio.Event()
+
+    @function_tool
+    async def cancel() -> str:
+        """Do what a user does who presses a button."""
+        began.set()
+        await ax.activity.aio.cancel((await asyncio.to_thread(only, database)).agent_id)
+        return "canceled"
+
+    config = agents.RunConfig(tool_execution=agents.ToolExecutionConfig(max_function_tool_concurrency=1))
+    answers = [*call("cancel"), *call("look_up", topic="never looked up")]
+    with pytest.raises(ExceptionGroup), agents.trace("Group"):  # noqa: PT012  # the block is what is tested
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Runner.run(agent(answers, say("never"), tools=[cancel]), "go", run_config=config))
+            await began.wait()
+    activity = only(database)
+    assert activity.status == "CANCELED"
+    assert [line.message for line in activity.logs if "fail" in line.message] == []
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["run", "streamed"])
+async def test_a_stopped_agent_is_no_answer(database: Database, streamed: bool) -> None:
+    """Where what a tool returns is the final output, an agent as a tool that was stopped gives none: it is told."""
+
+    @function_tool
+    async def cancel() -> str:
+        """Do what a user does who presses a button."""
+        await ax.activity.aio.cancel((await asyncio.to_thread(only, database)).agent_id)
+        return "canceled"
+
+    asked = agent(call("cancel"), say("never"), tools=[cancel]).as_tool("ask", "Ask.")
+    outer = agent(call("ask", input="go"), tools=[asked], tool_use_behavior="stop_on_first_tool")
+    with pytest.raises(ax.ActivityCanceledError):  # noqa: PT012  # one of two ways to run
+        if not streamed:
+            await Runner.run(outer, "go")
+        else:
+            async for _ in Runner.run_streamed(outer, "go").stream_events():
+                pass
+    assert only(database).status == "CANCELED"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("approved", [True, False])
+async def test_a_run_that_is_canceled_while_it_waits_is_not_resumed(
+    database: Database, approved: bool, elsewhere: bool
+) -> None:
+    """Not even the tool that was approved begins, whoever has canceled, and there is no second activity."""
+    paid: list[str] = []
+
+    @function_tool(needs_approval=True)
+    async def pay() -> str:
+        """Pay."""
+        paid.append("paid")
+        return "paid"
+
+    what = agent(call("pay"), say("never"), tools=[pay])
+    result = await Runner.run(what, "go")
+    agent_id = only(database).agent_id
+    if elsewhere:
+        await cancel_elsewhere(database, agent_id)
+    else:
+        await ax.activity.aio.cancel(agent_id)
+    state = result.to_state()
+    (state.approve if approved else state.reject)(result.interruptions[0])
+    with pytest.raises(ax.ActivityCanceledError):
+        await Runner.run(what, state)
+    assert paid == []
+    assert (only(database).agent_id, only(database).status) == (agent_id, "CANCELED")
+
+
 @pytest.mark.parametrize("streamed", [False, True], ids=["run", "streamed"])
 @pytest.mark.parametrize(
     ("ends_by", "status"),

@@ -2,9 +2,12 @@
 
 import asyncio
 import importlib
+from uuid import uuid4
 
 import pytest
+from agents import UserError
 
+from agentexec_otel._errors import ActivityCanceledError
 from agentexec_otel._event import Outcome, Status
 from agentexec_otel._outcome import _REASONS, outcome_of, qualified_name, reason_of  # pyright: ignore[reportPrivateUsage]
 
@@ -18,6 +21,19 @@ class OwnError(Exception):
 
 class SlowError(TimeoutError):
     """A time-out by another name."""
+
+
+class SilentError(UserError):
+    """One that cannot tell its text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def silent() -> SilentError:
+    error = SilentError("")
+    error.__cause__ = ValueError()
+    return error
 
 
 CANCELED = (Status.CANCELED, Outcome(reason="cancelled"))
@@ -39,9 +55,15 @@ CANCELED = (Status.CANCELED, Outcome(reason="cancelled"))
         (SlowError(), (Status.ERROR, Outcome(f"{__name__}.SlowError", "timeout"))),
         (OwnError.NestedError(), (Status.ERROR, Outcome(f"{__name__}.OwnError.NestedError", "other"))),
         (ExceptionGroup("g", [TimeoutError()]), (Status.ERROR, Outcome("ExceptionGroup", "other"))),
+        (BaseExceptionGroup("g", [ActivityCanceledError(uuid4()), KeyboardInterrupt()]), CANCELED),
+        (
+            ExceptionGroup("g", [ActivityCanceledError(uuid4()), ValueError()]),
+            (Status.ERROR, Outcome("ExceptionGroup", "other")),
+        ),
+        (silent(), (Status.ERROR, Outcome(f"{__name__}.SilentError", "user_error"))),
         (MemoryError(), (Status.ERROR, Outcome("MemoryError", "other"))),
     ],
-    ids=repr,
+    ids=lambda given: type(given).__name__,
 )
 def test_how_a_run_ended(exc: BaseException | None, expected: tuple[Status, Outcome | None]) -> None:
     """Its end is COMPLETE, a cancellation or a polite exit CANCELED, everything else ERROR with a type and a reason."""
