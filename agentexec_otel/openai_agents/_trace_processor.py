@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, Final
 from uuid import UUID
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from agents.tracing import Span, Trace, TracingProcessor, add_trace_processor, get_trace_provider
 from agents.tracing.span_data import (
@@ -33,6 +34,7 @@ from agentexec_otel.openai_agents._progress import Progress, progress_of, told_b
 from agentexec_otel.openai_agents._steps import leaves_when_canceled, record_usage
 
 _MOST_OPEN: Final = 10_000
+_OVER: Final = -1
 
 
 @dataclass(slots=True)
@@ -57,11 +59,13 @@ class ActivityTraceProcessor(TracingProcessor):
         self._added = False
         self._active = False
         self._open: OrderedDict[str, _OpenTrace] = OrderedDict()
-        self._over: WeakSet[Trace] = WeakSet()
+        self._at_home: WeakKeyDictionary[Trace, int] = WeakKeyDictionary()
         self._of: dict[UUID, _OpenTrace] = {}
         self._lock = Lock()
 
     def on_trace_start(self, trace: Trace) -> None:
+        with self._lock:
+            self._at_home[trace] = os.getpid()
         with guarded("opening an activity for a trace"):
             if self._active and configured() and enclosing() is None and trace.trace_id not in self._open:
                 enter = ActivityRun.__enter__ if self.register() else _enter_detached
@@ -75,9 +79,10 @@ class ActivityTraceProcessor(TracingProcessor):
         return self._begin(trace, _enter_detached)
 
     def is_over(self, trace: Trace) -> bool:
-        """Whether nobody will tell of this trace's end (again), which a task started in it may outlive."""
+        """Whether nobody here will tell of this trace's end: a task may outlive it, a forked process inherit it."""
+        here = os.getpid()
         with self._lock:
-            return isinstance(trace, ReattachedTrace) or trace in self._over
+            return isinstance(trace, ReattachedTrace) or self._at_home.get(trace, here) != here
 
     def _begin(self, trace: Trace, enter: Callable[[ActivityRun], object]) -> ActivityRun:
         run = prepare(describe_trace(trace))
@@ -96,7 +101,7 @@ class ActivityTraceProcessor(TracingProcessor):
     def finish(self, trace: Trace) -> None:
         """End the activity of a trace, if it has one of its own."""
         with self._lock:
-            self._over.add(trace)
+            self._at_home[trace] = _OVER
             opened = self._open.pop(trace.trace_id, None)
         if opened is None:
             return

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, cast
 from uuid import uuid4
 
@@ -217,6 +219,37 @@ async def test_a_run_that_begins_behind_the_one_it_came_from_is_one_of_its_own(
     assert (later.agent_type, later.status, later.requests) == ("Later", "COMPLETE", 2)
     assert (first_of_all.agent_type, first_of_all.status) == ("First", "COMPLETE")
     assert sorted(span.name for span in spans.get_finished_spans()) == ["First", "Later"]
+
+
+@pytest.mark.parametrize("around", ["run", "trace"])
+def test_a_run_in_a_forked_process_is_one_of_its_own(database: Database, around: str) -> None:
+    """The trace around the fork is the parent's to end, and its activity's id is taken."""
+
+    def work() -> None:
+        if pid := os.fork():
+            assert os.waitpid(pid, 0)[1] == 0
+            return
+        with suppress(BaseException):
+            Runner.run_sync(agent(*look_ups(1), say("done"), name="Child"), "go")
+            os._exit(0 if ax.flush(5) else 1)
+        os._exit(2)
+
+    @function_tool
+    def fork() -> str:
+        """Work in another process."""
+        work()
+        return "done"
+
+    async def run() -> None:
+        if around == "run":
+            await Runner.run(agent(call("fork"), say("done"), name="Parent", tools=[fork]), "go")
+        else:
+            with agents.trace("Parent"):
+                await asyncio.to_thread(work)
+
+    asyncio.run(run())
+    found = {activity.agent_type: (activity.status.value, activity.requests) for activity in activities(database)}
+    assert found == {"Parent": ("COMPLETE", 2 if around == "run" else 0), "Child": ("COMPLETE", 2)}
 
 
 async def test_runs_at_the_same_time_do_not_mix(database: Database) -> None:
