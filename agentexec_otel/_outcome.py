@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Final
+from typing import Final, cast
 
 from agentexec_otel._errors import ActivityCanceledError
 from agentexec_otel._event import Outcome, Status
@@ -54,15 +54,18 @@ def reason_of(exc_type: type[BaseException]) -> str:
     return next((_REASONS[name] for name in names if name in _REASONS), "other")
 
 
+def _only_cancellations(exc: BaseException) -> bool:
+    group = cast("BaseExceptionGroup[BaseException]", exc)
+    return isinstance(exc, BaseExceptionGroup) and group.split(_CANCELLATIONS)[1] is None
+
+
 def outcome_of(exc: BaseException | None) -> tuple[Status, Outcome | None]:
     """How a run ended that was left by `exc` (None: by its end): the status, and why."""
     if exc is None:
         return Status.COMPLETE, None
     if isinstance(exc, SystemExit) and not exc.code:
         return Status.CANCELED, Outcome(reason="cancelled")
-    if isinstance(exc, _CANCELLATIONS) or (
-        isinstance(exc, BaseExceptionGroup) and exc.split(_CANCELLATIONS)[1] is None
-    ):
+    if isinstance(exc, _CANCELLATIONS) or _only_cancellations(exc):
         return Status.CANCELED, Outcome(error_type=None, reason="cancelled")
     reason = reason_of(type(exc))
     if reason == "user_error" and exc.__cause__ is not None and text_of(exc).startswith("Error running tool"):

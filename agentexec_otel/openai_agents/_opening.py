@@ -54,6 +54,7 @@ class Description:
 
 def describe(agent: object, given: object, config: RunConfig | Mapping[str, Any] | None) -> Description:
     """What a run's arguments say about it; a resumed one says what it said when it was started."""
+    waiting = waiting_of(given)
     state: Any = getattr(cast(object, given), "_trace_state", None) if isinstance(given, RunState) else None
     workflow = _setting(config, "workflow_name")
     if workflow in (None, DEFAULT_WORKFLOW):
@@ -65,7 +66,7 @@ def describe(agent: object, given: object, config: RunConfig | Mapping[str, Any]
         _setting(config, "trace_id") or getattr(state, "trace_id", None),
         _setting(config, "group_id") or getattr(state, "group_id", None),
         _setting(config, "trace_metadata") or getattr(state, "metadata", None),
-        waiting_of(given),
+        waiting,
     )
 
 

@@ -272,8 +272,9 @@ class TrackedRun:
         _at_work.set(self._around)
         with guarded("recording the usage of a run"):
             self.steps.record_usage()
-        if isinstance(left_by, StoppedError) and self._around is not None:
-            self._around.stop()
+        around = self._around
+        if isinstance(left_by, StoppedError) and around is not None and around.run.agent_id == self.run.agent_id:
+            around.stop()
         if left_by is not None and self._discreet:
             of_tool = text_of(left_by).startswith(_TOOL_FAILED)
             keep_to_yourself(left_by, _TOOL_FAILED if of_tool else type(left_by).__name__)

@@ -166,7 +166,7 @@ class RunWrapper:
         self._processor.register()  # Another library may have replaced all processors, ours too.
         about = describe(agent, given, _config(options))
         block, around = waiting_block(about.waiting, stored, canceled=True), None
-        canceled = block is not None and is_canceled(block)
+        resumed, canceled = block is not None, block is not None and is_canceled(block)
         if block is None:
             block = around = enclosing()
         block = block or self._within_trace()
@@ -175,7 +175,7 @@ class RunWrapper:
                 about = replace(about, trace_id=trace_id_of(uuid4()))
                 options = {**options, "run_config": with_trace_id(_config(options), str(about.trace_id))}
             block = prepare(about, stored)
-        steps = StepHooks(block, options.get("hooks"), given)
+        steps = StepHooks(block, options.get("hooks"), given if resumed else None)
         steps.show(progress_of(block))
         if canceled:
             steps.stop()

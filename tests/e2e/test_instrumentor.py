@@ -325,6 +325,19 @@ async def test_a_run_that_waits_is_resumed_whatever_its_trace_id(database: Datab
     assert found == {"Agent": ("COMPLETE", 2), **others.get(how, {})}
 
 
+async def test_a_state_that_is_resumed_twice_is_two_activities(database: Database) -> None:
+    """The first has ended with the first; each has the tokens of its own model calls."""
+    what = agent(call("pay"), say("done"), say("done again"), tools=[pay])
+    result = await Runner.run(what, "go")
+    state = result.to_state()
+    state.approve(result.interruptions[0])
+    again: Any = await RunState.from_string(what, state.to_string())
+    await Runner.run(what, state)
+    await Runner.run(what, again)
+    second, first = activities(database)
+    assert (first.status, first.requests, second.status, second.requests) == ("COMPLETE", 2, "COMPLETE", 1)
+
+
 @pytest.mark.parametrize("runner", ["Runner", "OpenAIRunner"])
 async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(database: Database, runner: str) -> None:
     """Those that were spent before it waited are in the totals, too."""

@@ -1,6 +1,7 @@
 """Canceling an instrumented run from another process, and runs that are left behind."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -236,6 +237,23 @@ async def test_a_stopped_agent_is_no_answer(database: Database, streamed: bool) 
             async for _ in Runner.run_streamed(outer, "go").stream_events():
                 pass
     assert only(database).status == "CANCELED"
+
+
+async def test_a_part_that_is_canceled_stops_no_whole(database: Database) -> None:
+    """A tool may have an activity of its own, and get over the cancellation of that one."""
+
+    @function_tool
+    async def part() -> str:
+        """Work in an activity of its own."""
+        with contextlib.suppress(ax.ActivityCanceledError):
+            async with ax.activity.run("part") as run:
+                ax.activity.cancel(run.agent_id)
+                await Runner.run(agent(*look_ups(1), say("never")), "go")
+        return "canceled"
+
+    result = await Runner.run(agent(call("part"), say("without it, then"), tools=[part], name="Whole"), "go")
+    assert result.final_output == "without it, then"
+    assert {each.agent_type: each.status for each in activities(database)} == {"Whole": "COMPLETE", "part": "CANCELED"}
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "elsewhere"])
