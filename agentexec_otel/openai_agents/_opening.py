@@ -6,11 +6,9 @@ import asyncio
 import copy
 import json
 import logging
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID, uuid4
 
@@ -147,20 +145,23 @@ def prepare(about: Description, stored: StoredActivity | None = None) -> Activit
 
 
 def waiting_block(
-    wanted: UUID | None, stored: StoredActivity | None = None, *, canceled: bool = False
+    wanted: UUID | None, stored: StoredActivity | None = None, *, resumed: bool = False
 ) -> ActivityRun | None:
     """The block for an activity that has not ended, and that nobody runs here; None where this is none.
 
     Args:
-        canceled: Also one that somebody has canceled while it waited.
+        resumed: It was left open for this run: it is there, though the database may not have said so in time, and
+            somebody may have canceled it meanwhile.
     """
     if wanted is None:
         return None
     spans = _runtime.active().spans
     live = spans.adopt(stored) if stored is not None else spans.known(wanted)
-    if live is None or live.owner is not None:
+    if live is None and not resumed:
         return None
-    if live.status.terminal and not (canceled and live.status is Status.CANCELED):
+    if live is not None and live.owner is not None:
+        return None
+    if live is not None and live.status.terminal and not (resumed and live.status is Status.CANCELED):
         return None
     return ActivityRun(None, wanted, None, None, None, waits=False)
 
@@ -192,30 +193,32 @@ def stored_activity(about: Description, seconds: float) -> StoredActivity | None
 
     Only a trace id that somebody has chosen can name one, or the state of a run that waits.
     """
-    if (lookup := _lookup(about)) is not None:
-        with suppress(TimeoutError, ExportError):
-            return lookup().result(seconds)
+    wanted, runtime = _to_look_up(about), _runtime.active()
+    store = runtime.store
+    if wanted is None or store is None:
+        return None
+    with suppress(TimeoutError, ExportError):
+        return runtime.primary.call(lambda: store.lookup(wanted), seconds)
     return None
 
 
 async def stored_activity_async(about: Description, seconds: float) -> StoredActivity | None:
     """As `stored_activity`, on an event loop: without a thread, which the application may have none to spare of."""
-    if (lookup := _lookup(about)) is not None:
-        with suppress(TimeoutError, ExportError):
-            return await asyncio.wait_for(asyncio.wrap_future(lookup()), seconds)
+    wanted, lookups = _to_look_up(about), _runtime.active().lookups
+    if wanted is None or lookups is None:
+        return None
+    with suppress(TimeoutError, ExportError):
+        return await asyncio.wait_for(asyncio.wrap_future(lookups.soon(wanted)), seconds)
     return None
 
 
-def _lookup(about: Description) -> Callable[[], Future[StoredActivity | None]] | None:
-    wanted, runtime = about.wanted, _runtime.active()
-    lookups = runtime.lookups
-    if wanted is None or lookups is None:
+def _to_look_up(about: Description) -> UUID | None:
+    runtime = _runtime.active()
+    if about.wanted is None or runtime.primary.last_error is not None:
         return None
-    if runtime.primary.last_error is not None:
-        return None
-    if runtime.spans.known(wanted) is not None and about.waiting is None:
+    if about.waiting is None and runtime.spans.known(about.wanted) is not None:
         return None  # What has waited may have been canceled meanwhile.
-    return partial(lookups.soon, wanted)
+    return about.wanted
 
 
 def configured() -> bool:

@@ -146,7 +146,7 @@ class StepHooks(RunHooks[Any]):
             return
         live = _runtime.active().spans.known(self.run.agent_id)
         before: Any = cast(Any, given)._context
-        if live is not None and not live.usage and before is not None:
+        if before is not None and (live is None or not live.usage):
             self._tally.add(before.usage)  # Spent in another process; what was spent here has been counted.
 
     def show(self, progress: Progress) -> None:

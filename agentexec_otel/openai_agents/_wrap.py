@@ -165,7 +165,7 @@ class RunWrapper:
     ) -> tuple[TrackedRun, dict[str, Any]]:
         self._processor.register()  # Another library may have replaced all processors, ours too.
         about = describe(agent, given, _config(options))
-        block, around = waiting_block(about.waiting, stored, canceled=True), None
+        block, around = waiting_block(about.waiting, stored, resumed=True), None
         resumed, canceled = block is not None, block is not None and is_canceled(block)
         if block is None:
             block = around = enclosing()
