@@ -69,6 +69,11 @@ class LiveActivity:
         return self.status.terminal and self.span is None and self.owner is None
 
     @property
+    def idle(self) -> bool:
+        """Whether it may be forgotten: its row tells the rest, and nobody has to show that it is alive."""
+        return self.span is None and self.owner is None and not self.runs_here
+
+    @property
     def runs_here(self) -> bool:
         """Whether this process is the one that has to show that it is alive."""
         return self.status is Status.RUNNING and (self.started_here or self.owner is not None)

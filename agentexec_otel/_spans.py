@@ -53,6 +53,7 @@ class ActivitySpans:
         self._log_sink = log_sink
         self._canceled_is_error = canceled_is_error
         self._live: dict[UUID, LiveActivity] = {}
+        self._most_known = _MOST_KNOWN
         self._waiting: deque[tuple[LiveActivity, ActivityEvent]] = deque()
         self._lock = threading.RLock()
 
@@ -103,14 +104,12 @@ class ActivitySpans:
             known = self._live.setdefault(live.agent_id, live)
             if known is not live and (known.attempt or 0) < (live.attempt or 0):
                 known = self._live[live.agent_id] = live
-            if len(self._live) > _MOST_KNOWN:
-                idle = (
-                    key
-                    for key, one in self._live.items()
-                    if one.span is None and one.owner is None and one is not known
-                )
+            if len(self._live) > self._most_known:
+                idle = (key for key, one in self._live.items() if one.idle and one is not known)
                 for agent_id in list(itertools.islice(idle, _MOST_KNOWN // 10)):
                     del self._live[agent_id]
+                # Where most are needed, they are not all looked through again for each new one.
+                self._most_known = max(_MOST_KNOWN, len(self._live) + _MOST_KNOWN // 20)
             return known
 
     # -- producers ------------------------------------------------------------------------------------------
@@ -408,6 +407,7 @@ class ActivitySpans:
         """In a forked child: the spans belong to the parent."""
         self._lock = threading.RLock()
         self._live = {}
+        self._most_known = _MOST_KNOWN
         self._waiting = deque()
 
 

@@ -1,6 +1,7 @@
 """One span per activity, in the application's own tracing. What the row says of it is tested in tests/sql."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 from uuid import UUID
@@ -12,8 +13,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime
+from agentexec_otel import _runtime, _spans
 from agentexec_otel._event import ActivityEvent, Outcome, SpanRef, Status
+from agentexec_otel._live import LiveActivity
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import Ending, ExportResult
 from tests.sql.rows import event
@@ -339,3 +341,29 @@ def test_second_retry_takes_no_span_away(spans: InMemorySpanExporter, tracer_pro
     span = the_span(spans)
     assert ("RUNNING", "Working.") in lines_of(span)
     assert attributes(span)["agentexec.status"] == "COMPLETE"
+
+
+def test_what_runs_is_not_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """However many activities a process has seen since, and without tracing, its lease is extended while one runs."""
+    monkeypatch.setattr(_spans, "_MOST_KNOWN", 20)
+    ax.configure(f"sqlite:///{tmp_path / 'test.db'}", create_tables=True)
+    silent = ax.activity.create("silent")
+    ax.activity.update(silent, "Thinking.")
+    for _ in range(50):
+        ax.activity.complete(ax.activity.create("short"))
+    known = _runtime.active().spans
+    assert known.running() == [silent]
+    assert len(known._live) < 25  # pyright: ignore[reportPrivateUsage]
+    assert ax.activity.complete(silent)
+
+
+def test_looking_for_what_to_forget_is_rare(monkeypatch: pytest.MonkeyPatch, spans: InMemorySpanExporter) -> None:
+    """With more activities running than a process remembers of others, a new one costs no look at all of them."""
+    looks: list[LiveActivity] = []
+    idle: Any = LiveActivity.idle
+    monkeypatch.setattr(LiveActivity, "idle", property(lambda live: looks.append(live) or idle.fget(live)))
+    monkeypatch.setattr(_spans, "_MOST_KNOWN", 20)
+    for _ in range(60):
+        ax.activity.update(ax.activity.create("task"), "Thinking.")
+    assert len(_runtime.active().spans.running()) == 60
+    assert len(looks) < 60 * 60 / 2
