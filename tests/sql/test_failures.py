@@ -1,16 +1,20 @@
 """What a database can do to a writer: poison rows, missing tables, held locks, refusals. Nothing is lost silently."""
 
 import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from threading import Barrier, Timer
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 import agentexec_otel as ax
 from agentexec_otel._errors import MisconfiguredExportError, PoisonExportError, TransientExportError
@@ -242,3 +246,85 @@ def test_lock_waits_are_transient(database: Database) -> None:
         holder.rollback()
     impatient.dispose()
     exporter.shutdown(1.0)
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("number", [1021, 1030, 1114, 1180, 1206])
+def test_full_disk_of_mariadb(database: Database, number: int) -> None:
+    """While the server has no room for a line, whatever it calls that, lines wait; none becomes a dead letter."""
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER agentexec_full BEFORE INSERT ON agentexec_activity_log FOR EACH ROW"
+            f" SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'full'"
+        )
+    try:
+        assert ax.activity.update(agent_id, "Waits.")
+        assert not ax.flush(1.0)
+        assert "away or busy" in ax.health()["exporters"][0]["last_error"]
+    finally:
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql("DROP TRIGGER agentexec_full")
+    assert ax.flush(10.0)
+    assert [log.message for log in lines(database.engine, agent_id)[1:]] == ["Waits."]
+    assert ax.health()["exporters"][0]["dead_lettered"] == 0
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("refused", ["too many connections", "account locked"])
+def test_mariadb_that_lets_nobody_in(database: Database, refused: str, quick_retries: None) -> None:
+    """What no connection can be had for is not the fault of any line: they wait, and none becomes a dead letter."""
+    user = f"axtest_{os.getpid()}"
+    url = make_url(database.url).set(username=user, password="test-only")  # noqa: S106
+    with a_user(database, user) as change:
+        ax.configure(url)
+        agent_id = ax.activity.create("task")
+        change("ACCOUNT LOCK" if refused == "account locked" else "WITH MAX_USER_CONNECTIONS 1")
+        end_sessions(database, user)
+        hog = None if refused == "account locked" else connected(url)
+        for number in range(3):
+            assert ax.activity.update(agent_id, f"Line {number}.")
+        assert not ax.flush(1.0)
+        change("ACCOUNT UNLOCK")
+        if hog is not None:
+            hog.close()
+        assert ax.flush(10.0)
+        assert [log.message for log in lines(database.engine, agent_id)[1:]] == ["Line 0.", "Line 1.", "Line 2."]
+        assert ax.health()["exporters"][0]["dead_lettered"] == 0
+        ax.shutdown(1.0)
+
+
+@contextmanager
+def a_user(database: Database, name: str) -> Iterator[Callable[[str], None]]:
+    """A user of the server who may use the test's database; what is given back changes the account."""
+
+    def each(statement: str) -> None:
+        with database.engine.begin() as connection:
+            for host in ("127.0.0.1", "localhost"):
+                connection.exec_driver_sql(statement.format(f"{name}@'{host}'"))
+
+    each("CREATE OR REPLACE USER {} IDENTIFIED BY 'test-only'")
+    try:
+        each(f"GRANT ALL ON {make_url(database.url).database}.* TO {{}}")
+        yield lambda what: each(f"ALTER USER {{}} {what}")
+    finally:
+        each("DROP USER {}")
+
+
+def end_sessions(database: Database, user: str) -> None:
+    with database.engine.begin() as connection:
+        sessions = connection.execute(
+            text("SELECT id FROM information_schema.processlist WHERE user = :user"), {"user": user}
+        )
+        for (session_id,) in sessions.all():
+            connection.exec_driver_sql(f"KILL {session_id}")
+
+
+def connected(url: URL) -> Connection:
+    """A connection in use, once the server has noticed that the others are gone."""
+    for _ in range(50):
+        with suppress(OperationalError):
+            return create_engine(url, poolclass=NullPool).connect()
+        time.sleep(0.02)
+    pytest.fail("no connection was free")

@@ -20,9 +20,12 @@ _TRANSIENT_SQLSTATES: Final = ("08", "40001", "40P01", "53", "55P03", "57014", "
 _MISCONFIGURED_SQLSTATES: Final = ("42P01", "42703", "42501", "28", "3D000", "3F000")
 _POISON_SQLSTATES: Final = ("22", "23502", "23514")
 _TRANSIENT_MYSQL: Final = frozenset(
-    (1020, 1040, 1047, 1053, 1205, 1213, 1290, 1792, 1927, 1969, 2002, 2003, 2006, 2013, 3024)
+    (3, 1020, 1021, 1026, 1030, 1037, 1038, 1040, 1041, 1047, 1053, 1114, 1180, 1203, 1205, 1206, 1213, 1226, 1290, 1317,
+     1637, 1792, 1836, 1927, 1969, 2002, 2003, 2006, 2013, 3024, 4031)
+)  # fmt: skip
+_MISCONFIGURED_MYSQL: Final = frozenset(
+    (1044, 1045, 1049, 1054, 1129, 1130, 1142, 1143, 1146, 1227, 1698, 1820, 1862, 3118, 4151)
 )
-_MISCONFIGURED_MYSQL: Final = frozenset((1044, 1045, 1049, 1054, 1142, 1146, 1698))
 _POISON_MYSQL: Final = frozenset((1048, 1264, 1366, 1406, 4025))
 _TRANSIENT_SQLITE: Final = (
     "SQLITE_BUSY",
@@ -69,6 +72,8 @@ def classify(exc: BaseException) -> Exception:
     if kind is None and code is None and isinstance(exc, sa_exc.OperationalError | sa_exc.InterfaceError):
         refused = any(phrase in str(orig) for phrase in _REFUSED)
         kind = MisconfiguredExportError if refused else TransientExportError
+    if kind is None and isinstance(exc, sa_exc.OperationalError) and exc.statement is None:
+        kind = TransientExportError  # while connecting or committing: no event is to blame
     if kind is None and isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError):
         kind = PoisonExportError
     name = type(orig if orig is not None else exc).__name__
