@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 from uuid import UUID
 
 from agentexec_otel import _semconv as semconv
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._text import clean_message, clean_percentage
+from agentexec_otel._text import clean_message, clean_metadata, clean_percentage
 
 AttributeValue = str | bool | int | float
 
@@ -141,4 +142,6 @@ def _count(value: object) -> int | None:
 def _metadata_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     prefix = semconv.METADATA_PREFIX
     found = {key.removeprefix(prefix): value for key, value in attributes.items() if key.startswith(prefix)}
-    return found or None
+    with suppress(ValueError):  # more than we would have taken: the lines are worth having all the same
+        return clean_metadata(found) or None
+    return None

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -154,6 +155,37 @@ def test_poison_harms_nobody_else(
     assert to_sql.export(ended(span_exporter)) is SpanExportResult.FAILURE
     assert count_rows(database.engine) == (3, 9)
     assert all(row(database.engine, agent_id).status is Status.COMPLETE for agent_id in good)
+
+
+ODD_METADATA: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+    ({"k": float("nan")}, {"k": "NaN"}),
+    ({"k": "a\x00b"}, {"k": "a\u2400b"}),
+    ({"k": "\ud800"}, {"k": "\ufffd"}),
+    ({"k": ("a", "b")}, {"k": ["a", "b"]}),
+    ({f"k{number}": number for number in range(65)}, None),
+    ({"k": "x" * 100_000}, None),
+]
+
+
+@pytest.mark.parametrize(("given", "kept"), ODD_METADATA)
+def test_metadata_that_no_column_takes(
+    database: Database,
+    tracer_provider: TracerProvider,
+    span_exporter: InMemorySpanExporter,
+    to_sql: SQLSpanExporter,
+    given: dict[str, Any],
+    kept: dict[str, Any] | None,
+) -> None:
+    """Attributes that a stranger has set are stored as `create` would, and break nobody's metadata filter."""
+    told = line(uuid4(), Status.COMPLETE)
+    with tracer_provider.get_tracer("another").start_as_current_span("foreign") as span:
+        span.set_attributes(opening_attributes(told.agent_id, Opening("foreign"), 1))
+        span.set_attributes({f"agentexec.metadata.{key}": value for key, value in given.items()})
+        span.add_event("agentexec.activity.log", log_attributes(told))
+    assert to_sql.export(span_exporter.get_finished_spans()) is SpanExportResult.SUCCESS
+    assert row(database.engine, told.agent_id).metadata_ == kept
+    with Session(database.engine) as session:
+        assert ax.activity.list(session, metadata_filter={"k": "another"}).total == 0
 
 
 @pytest.mark.usefixtures("elsewhere")
