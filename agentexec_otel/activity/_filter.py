@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Double,
     Numeric,
@@ -99,8 +100,9 @@ def _criterion(key: str, value: Any) -> ColumnElement[bool]:
     raise ValueError(f"metadata_filter[{key!r}] is a {type(value).__name__}: filter by a string, a number or a boolean")
 
 
-def _same_text(stored: ColumnElement[str], value: str) -> ColumnElement[bool]:
-    return _Bytes(stored) == _Bytes(literal(clean_message(value, 16_384), String))
+def same_text(stored: ColumnElement[str], value: str, limit: int = 16_384) -> ColumnElement[bool]:
+    """Whether it is this text, as `clean_message` stores it: to the letter, whatever the collation takes for equal."""
+    return _Bytes(stored) == _Bytes(literal(clean_message(value, limit), String))
 
 
 def _same_boolean(stored: ColumnElement[str], value: bool) -> ColumnElement[bool]:
@@ -111,7 +113,7 @@ def _same_boolean(stored: ColumnElement[str], value: bool) -> ColumnElement[bool
 def _same_integer(stored: ColumnElement[str], value: int) -> ColumnElement[bool]:
     if not -(1 << 63) <= value < 1 << 63:
         return false()
-    return cast(stored, _EXACT) == literal(value, _EXACT)
+    return cast(stored, _EXACT) == literal(value, BigInteger)  # bound as a Numeric, it would be a float to SQLite
 
 
 def _same_float(stored: ColumnElement[str], value: float) -> ColumnElement[bool]:
@@ -123,5 +125,5 @@ _KINDS: Final[tuple[tuple[type, str, Callable[[ColumnElement[str], Any], ColumnE
     (bool, "boolean", _same_boolean),
     (int, "number", _same_integer),
     (float, "number", _same_float),
-    (str, "string", _same_text),
+    (str, "string", same_text),
 )

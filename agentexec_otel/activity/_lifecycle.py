@@ -27,8 +27,8 @@ from agentexec_otel._live import LiveActivity
 from agentexec_otel._liveness import lost_ending
 from agentexec_otel._outcome import outcome_of, text_of
 from agentexec_otel._runtime import Runtime
-from agentexec_otel._text import clean_message, prepare_message, prepare_metadata
-from agentexec_otel.activity._filter import metadata_criteria
+from agentexec_otel._text import prepare_message, prepare_metadata
+from agentexec_otel.activity._filter import metadata_criteria, same_text
 from agentexec_otel.activity._in_session import create_in, end_many, raise_rejected, record_in
 from agentexec_otel.activity._joined import synchronous
 from agentexec_otel.activity.models import Activity
@@ -378,9 +378,9 @@ def _pending_criteria(
 ) -> list[ColumnElement[bool]]:
     criteria = metadata_criteria(metadata_filter)
     if agent_type is not None:
-        criteria.append(Activity.agent_type == clean_message(agent_type, _NAME_LIMIT))
+        criteria.append(same_text(Activity.agent_type, agent_type, _NAME_LIMIT))
     if worker_id is not None:
-        criteria.append(Activity.worker_id == clean_message(worker_id, _NAME_LIMIT))
+        criteria.append(same_text(Activity.worker_id, worker_id, _NAME_LIMIT))
     if older_than is not None:
         since = datetime.now(UTC) - older_than if isinstance(older_than, timedelta) else older_than
         criteria.append(Activity.updated_at < since)

@@ -13,8 +13,7 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._event import ACTIVE, Status
 from agentexec_otel._ids import parse_agent_id
-from agentexec_otel._text import clean_message
-from agentexec_otel.activity._filter import metadata_criteria
+from agentexec_otel.activity._filter import metadata_criteria, same_text
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.activity.schemas import (
     ActivityDetailSchema,
@@ -27,6 +26,8 @@ from agentexec_otel.activity.schemas import (
 _Select: TypeAlias = "Select[*tuple[Any, ...]]"
 
 _MOST_PER_PAGE = 1_000
+_MOST_ROWS = (1 << 63) - 1  # that a database can skip
+_LAST_SEQ = (1 << 31) - 1
 
 # Statements over the plain tables, made once: building one and finding it in SQLAlchemy's cache takes longer than
 # most of these queries.
@@ -116,12 +117,12 @@ def list(
     if status is not None:
         criteria.append(Activity.status.in_(_statuses(status)))
     if agent_type is not None:
-        criteria.append(Activity.agent_type == clean_message(agent_type, 255))
+        criteria.append(same_text(Activity.agent_type, agent_type, 255))
     if created_after is not None:
         criteria.append(Activity.created_at >= created_after)
     if created_before is not None:
         criteria.append(Activity.created_at < created_before)
-    cut = {"row_offset": (page - 1) * page_size, "row_count": page_size}
+    cut = {"row_offset": min((page - 1) * page_size, _MOST_ROWS), "row_count": page_size}
     rows = _execute(session, _page(criteria) if criteria else _PAGE, **cut).mappings().all()
     if total is None:
         total = int(_execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
@@ -141,9 +142,12 @@ def logs(
         limit: At most so many lines.
 
     Raises:
-        ValueError: a malformed ``agent_id``.
+        ValueError: a malformed ``agent_id``, or a negative limit.
     """
-    statement = _TAIL if limit is None else _TAIL.limit(limit)
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit is {limit!r}: ask for 0 lines or more, or leave it out for all")
+    statement = _TAIL if limit is None else _TAIL.limit(min(limit, _LAST_SEQ))
+    after_seq = max(0, min(after_seq, _LAST_SEQ))
     return _lines(session, statement, of_agent=parse_agent_id(agent_id), after_seq=after_seq)
 
 

@@ -293,3 +293,28 @@ def test_bad_query_arguments(database: Database) -> None:
         for bad in arguments:
             with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
                 ax.activity.list(session, **bad)
+
+
+def test_agent_types_are_told_apart_to_the_letter(database: Database) -> None:
+    """A type that differs in case, accent, emoji or a space at its end is another one, whatever the collation says."""
+    types = ["sync", "Sync", "sync ", "résumé", "resume", "job 🚀", "job 🎉"]
+    for name in types:
+        ax.activity.create(name)
+    with Session(database.engine) as session:
+        for name in types:
+            assert [item.agent_type for item in ax.activity.list(session, agent_type=name).items] == [name]
+    for name in types:
+        assert ax.activity.cancel_pending(agent_type=name) == 1
+
+
+@pytest.mark.parametrize("huge", [2**31, 2**60, 2**64, 10**40])
+def test_numbers_beyond_every_row(database: Database, huge: int) -> None:
+    """A page or a cursor behind the last row is empty, as large as it may be."""
+    agent_id = ax.activity.create("task")
+    with Session(database.engine) as session:
+        behind = ax.activity.list(session, page=huge)
+        assert (behind.items, behind.total) == ([], 1)
+        assert ax.activity.logs(session, agent_id, after_seq=huge) == []
+        assert [log.seq for log in ax.activity.logs(session, agent_id, after_seq=-huge, limit=huge)] == [1]
+        with pytest.raises(ValueError, match="limit is -1"):
+            ax.activity.logs(session, agent_id, limit=-1)

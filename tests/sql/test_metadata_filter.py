@@ -98,3 +98,14 @@ def test_numbers_that_no_row_can_hold(database: Database) -> None:
             assert ax.activity.list(session, metadata_filter={"n": number}).total == 0
             assert ax.activity.list(session, metadata_filter={"n": -number}).total == 0
             assert ax.activity.list(session, metadata_filter={"n": text, "m": 1}).total == 1
+
+
+def test_integers_that_no_float_holds(database: Database) -> None:
+    """Ids beyond 2**53, as other services number their tenants, find their own row and not their neighbour's."""
+    ids = [2**53 - 1, 2**53, 2**53 + 1, 2**62 + 1, 2**63 - 1, -(2**53) - 1, -(2**63)]
+    for number in ids:
+        ax.activity.create(str(number), metadata={"tenant": number})
+    for number in ids:
+        with Session(database.engine) as session:
+            found = ax.activity.list(session, metadata_filter={"tenant": number}).items
+        assert [item.agent_type for item in found] == [str(number)]
