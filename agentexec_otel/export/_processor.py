@@ -127,6 +127,9 @@ class ActivityProcessor:
             if (result := storing.withdraw()) is not None:
                 return result
             raise storing.failure(timeout, self.last_error) from None
+        except BaseException:  # such as Ctrl-C, or what a signal handler raises: nobody will know of it
+            storing.withdraw()
+            raise
 
     async def store_async(self, event: ActivityEvent, timeout: float) -> ExportResult:
         """As `store`, on an event loop."""

@@ -1,13 +1,16 @@
 """`run()`: the block that owns an activity, on every database."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+import signal
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event, Thread
+from contextlib import contextmanager
+from threading import Event, Thread, Timer
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel._event import Status
@@ -278,3 +281,61 @@ async def test_abandoned_generator(database: Database, caplog: pytest.LogCapture
     assert row(database.engine, runs[0].agent_id).status is Status.CANCELED
     assert ax.activity.current() is None
     assert not caplog.records
+
+
+@contextmanager
+def nobody_writes(database: Database, seconds: float) -> Iterator[None]:
+    """The database is away for that long, and the block is left once it is back."""
+    with database.engine.connect() as holder:
+        holder.exec_driver_sql("BEGIN IMMEDIATE")
+        back = Timer(seconds, holder.rollback)
+        back.start()
+        yield
+        back.join()
+
+
+def nothing_is_left_queued(database: Database) -> bool:
+    """Whatever was stored of an activity whose creator has gone is ended."""
+    with Session(database.engine) as session:
+        return ax.flush() and ax.activity.count_active(session) == 0
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_canceled_before_it_has_begun(database: Database) -> None:
+    """A task that is canceled while its block waits for the row leaves none behind that waits for ever to be run."""
+
+    async def work() -> None:
+        async with ax.activity.run("task"):
+            pytest.fail("entered")
+
+    with nobody_writes(database, 0.6):
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert nothing_is_left_queued(database)
+
+
+class TimeLimitError(Exception):
+    """As a worker raises it in whatever its main thread does at the moment."""
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("begin", [ax.activity.create, lambda name: ax.activity.run(name).__enter__()])
+def test_interrupted_before_it_has_begun(
+    database: Database, begin: Callable[[str], object]
+) -> None:
+    """So does a call that Ctrl-C, or an exception of another signal handler, has ended."""
+
+    def interrupt(*_: object) -> None:
+        raise TimeLimitError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with nobody_writes(database, 0.6), pytest.raises(TimeLimitError):
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            begin("task")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert nothing_is_left_queued(database)
