@@ -1,5 +1,6 @@
 """Every call of the life cycle, on every database."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -318,3 +319,18 @@ def test_numbers_beyond_every_row(database: Database, huge: int) -> None:
         assert [log.seq for log in ax.activity.logs(session, agent_id, after_seq=-huge, limit=huge)] == [1]
         with pytest.raises(ValueError, match="limit is -1"):
             ax.activity.logs(session, agent_id, limit=-1)
+
+
+async def test_queued_again_on_an_event_loop(database: Database) -> None:
+    """`update` with QUEUED after an ending is a retry there too: nobody waits, and the row has the next attempt."""
+    agent_id = await ax.activity.aio.create("task")
+    assert await ax.activity.aio.complete(agent_id)
+    assert ax.activity.update(agent_id, "Once more.", status="QUEUED")
+    ax.activity.update(agent_id, "Working.")
+    assert await asyncio.to_thread(ax.flush)
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.attempt, stored.last_seq) == (Status.RUNNING, 2, 4)
+    assert ax.activity.update(agent_id, "Waiting again.", status="QUEUED")
+    assert await asyncio.to_thread(ax.flush)
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.attempt) == (Status.RUNNING, 2)
