@@ -142,3 +142,21 @@ def test_list_is_newest_first_by_creation(database: Database, exporter: SQLExpor
         pages = [ax.activity.list(session, page, 5).items for page in (1, 2, 3)]
     listed: list[UUID] = [item.agent_id for page in pages for item in page]
     assert listed == [one.agent_id for one in reversed(order)]
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_times_where_dates_are_written_otherwise(database: Database) -> None:
+    """A database or role whose DateStyle is not ISO is written to all the same."""
+    with database.engine.begin() as connection:
+        name = make_url(database.url).database
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET datestyle = 'SQL, DMY'")
+    try:
+        ax.configure(database.url)
+        agent_id = ax.activity.create("task")
+        ax.activity.update(agent_id, "Working.")
+        assert ax.activity.complete(agent_id)
+        ax.shutdown()
+    finally:
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER DATABASE {name} RESET datestyle")
+    assert row(database.engine, agent_id).status is Status.COMPLETE
