@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from threading import Thread, enumerate as threads
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from agentexec_otel.testing import InMemoryActivityExporter
 from agentexec_otel_exporters.sql import SQLExporter
 from agentexec_otel_exporters.sql._engine import parse_url
 from tests.databases import Database
-from tests.sql.rows import count_rows, lines, row
+from tests.sql.rows import count_rows, eventually, lines, row
 
 only_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
@@ -326,3 +326,31 @@ def test_exporter_by_hand(database: Database) -> None:
     agent_id = ax.activity.create("task")
     assert ax.activity.cancel_pending() == 1
     assert row(database.engine, agent_id).status is Status.CANCELED
+
+
+PLACES = [
+    ("postgresql+psycopg://host/db?options=-csearch_path%3Da", "postgresql+psycopg://host/db?options=-csearch_path%3Db"),
+    ("postgresql+psycopg:///db?host=/run/a", "postgresql+psycopg:///db?host=/run/b"),
+    ("postgresql+psycopg:///?service=staging", "postgresql+psycopg:///?service=production"),
+    ("mysql+pymysql://user@/db?unix_socket=/run/a.sock", "mysql+pymysql://user@/db?unix_socket=/run/b.sock"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), PLACES)
+def test_places_are_told_apart(one: str, other: str) -> None:
+    """What a dead process has spooled for a schema or server goes to no other, whichever part of the URL names it."""
+    assert SQLExporter(one).identity != SQLExporter(other).identity
+    impatient = make_url(one).update_query_dict({"connect_timeout": "3", "sslmode": "require", "password": "canary"})
+    assert SQLExporter(impatient).identity == SQLExporter(one).identity
+
+
+@only_sqlite
+def test_configured_often(database: Database) -> None:
+    """No thread of what was set up before stays."""
+    for _ in range(5):
+        ax.configure(database.url)
+        ax.activity.create("task")
+    assert eventually(lambda: sorted(one.name for one in threads() if one.name.startswith("agentexec")) == OURS)
+
+
+OURS = ["agentexec-watchdog", "agentexec-writer"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine
@@ -36,6 +36,12 @@ from agentexec_otel_exporters.sql._write import (
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+
+_PLACES: Final = frozenset(
+    ("database", "dbname", "host", "hostaddr", "options", "port", "read_default_file", "read_default_group", "service",
+     "servicefile", "unix_socket")
+)  # fmt: skip
+"""What in a URL's query names another server, database or schema: PostgreSQL's search_path is one of the options."""
 
 _inherited: list[Pool] = []
 """Pools of the process that this one was forked from, kept so that nothing finalises, and closes, their connections."""
@@ -185,7 +191,9 @@ class SQLExporter:
         """Which database and tables, without user and password: spooled events go nowhere else."""
         url = self._engine.url
         place = Path(url.database or "").absolute() if url.get_backend_name() == "sqlite" else url.database
-        return f"{url.get_backend_name()}://{url.host}:{url.port}/{place}#{Activity.__tablename__}"
+        where = "&".join(f"{name}={value}" for name, value in sorted(url.query.items()) if name in _PLACES)
+        named = f"?{where}" if where else ""
+        return f"{url.get_backend_name()}://{url.host}:{url.port}/{place}{named}#{Activity.__tablename__}"
 
     def force_flush(self, timeout: float) -> bool:
         """Nothing is held back."""
@@ -195,3 +203,4 @@ class SQLExporter:
         """Close the writer's connections."""
         if self._owned:
             self._engine.dispose()
+        self._watchdog.stop()

@@ -54,8 +54,16 @@ class Watchdog:
         self._watched: dict[int, _Watched] = {}
         self._active = threading.Event()
         self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
         self._reported_at = float("-inf")
         self._patient = True
+
+    def stop(self) -> None:
+        """End the thread, once nothing is to be watched; another transaction would start a new one."""
+        stopped, self._stopped = self._stopped, threading.Event()
+        self._thread = None
+        stopped.set()
+        self._active.set()
 
     def watch_pool(self, engine: Engine) -> None:
         """Learn from the engine's pool which connection a thread is using."""
@@ -75,17 +83,17 @@ class Watchdog:
         self._watched[key] = _Watched(self._clock() + seconds, self._patient)
         self._patient = True
         if self._thread is None:
-            self._thread = _started(self._run, "agentexec-watchdog")
+            self._thread = _started(partial(self._run, self._stopped), "agentexec-watchdog")
         self._active.set()
         try:
             yield
         finally:
             self._watched.pop(key, None)
 
-    def _run(self) -> None:
-        while True:
+    def _run(self, stopped: threading.Event) -> None:
+        while self._watched or not stopped.is_set():
             self._active.clear()  # before the look: a transaction that begins behind it sets it again
-            if not self._watched:
+            if not self._watched and not stopped.is_set():
                 self._active.wait()
             time.sleep(_INTERVAL)
             with guarded("cutting a database connection"):
