@@ -65,6 +65,8 @@ class Backlog:
         self._spilled = 0
         self._awaited: dict[Position, Entry] = {}
         self._latest: dict[UUID, tuple[Entry, int]] = {}
+        # What may not be dropped, in memory behind lines of the same activity that the spool alone has.
+        self._behind: dict[UUID, list[Entry]] = {}
 
     # -- producers ------------------------------------------------------------------------------------------
 
@@ -72,6 +74,8 @@ class Backlog:
         """Take an event; False where it had to be dropped."""
         with self._lock:
             self.intake.emitted += 1
+            if self._behind and entry.event.agent_id in self._behind:
+                return self._squeeze(entry)
             if self._latest and entry.event.agent_id in self._latest and not self._unsqueeze(entry.event):
                 return self._squeeze(entry)
             entry.position = self._spool(entry.event, not _is_progress(entry.event))
@@ -146,8 +150,11 @@ class Backlog:
         event = entry.event
         before = self._latest.pop(event.agent_id, None)
         if not _is_progress(event):
-            self._release(before)
-            self._queue.put(entry)
+            vital = [*self._released(before), entry]
+            if self._resume is None:
+                self._put_all(vital)
+            else:
+                self._behind.setdefault(event.agent_id, []).extend(vital)
             return True
         if before is None and len(self._latest) >= self._max:
             self._count_dropped()
@@ -163,14 +170,18 @@ class Backlog:
         if self.intake.dropped == 1:
             _logger.warning("the queue of activity events is full: only the latest progress line of each is kept")
 
-    def _release(self, squeezed: tuple[Entry, int] | None) -> None:
+    def _released(self, squeezed: tuple[Entry, int] | None) -> list[Entry]:
         if squeezed is None:
-            return
+            return []
         entry, dropped = squeezed
-        if dropped:
-            self.intake.emitted += 1
-            self._queue.put(Entry(_gap(entry.event, dropped)))
-        self._queue.put(entry)
+        if not dropped:
+            return [entry]
+        self.intake.emitted += 1
+        return [Entry(_gap(entry.event, dropped)), entry]
+
+    def _put_all(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._queue.put(entry)
 
     # -- the writer -----------------------------------------------------------------------------------------
 
@@ -179,7 +190,7 @@ class Backlog:
         items = self._queued(most)
         if not items and self._resume is not None:
             items.extend(self._read_back())
-        if not items and self._latest:
+        if not items and (self._behind or self._latest):
             self._release_all()
             items = self._queued(most)
         if not items:
@@ -199,6 +210,8 @@ class Backlog:
         items = self._queued(sys.maxsize)
         with self._lock:
             self._jobs = 0
+            items += [entry for entries in self._behind.values() for entry in entries]
+            self._behind.clear()
         return items
 
     def _queued(self, most: int) -> list[Entry | Job | None]:
@@ -232,10 +245,13 @@ class Backlog:
 
     def _release_all(self) -> None:
         with self._lock:
+            for entries in self._behind.values():
+                self._put_all(entries)
+            self._behind.clear()
             squeezed = list(self._latest.values())
             self._latest.clear()
             for one in squeezed:
-                self._release(one)
+                self._put_all(self._released(one))
 
     def done(self, positions: Iterable[Position]) -> None:
         """These are settled; the spool need not keep them."""
@@ -245,12 +261,18 @@ class Backlog:
     @property
     def waiting(self) -> int:
         """Events in memory, in the spool alone, and squeezed."""
-        return max(0, self._queue.qsize() - self._jobs) + self._spilled + len(self._latest)
+        behind = sum(map(len, list(self._behind.values())))
+        return max(0, self._queue.qsize() - self._jobs) + self._spilled + len(self._latest) + behind
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits anywhere."""
-        return self._queue.empty() and self._resume is None and not self._latest
+        return self._queue.empty() and not self.beyond
+
+    @property
+    def beyond(self) -> bool:
+        """Whether something waits that had no room in the queue."""
+        return self._resume is not None or bool(self._latest) or bool(self._behind)
 
     def counts(self) -> dict[str, int]:
         """The intake counters as plain values."""

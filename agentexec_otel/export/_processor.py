@@ -257,12 +257,16 @@ class ActivityProcessor:
         try:
             while True:
                 left = max(0.0, deadline - time.monotonic())
-                flushed = self.call(partial(self.exporter.force_flush, left), left)
-                if self._backlog.idle:
-                    return bool(flushed)
+                flushed, all_settled = self.call(partial(self._flush, left), left)
+                if all_settled:
+                    return flushed
         except Exception as exc:  # noqa: BLE001  # whatever an exporter's force_flush raises
             _logger.debug("flushing failed: %s", type(exc).__name__)
             return False
+
+    def _flush(self, timeout: float) -> tuple[bool, bool]:
+        # Asked here, on the writer's thread: whatever was queued before is settled by now, and nothing is in flight.
+        return bool(self.exporter.force_flush(timeout)), not self._backlog.beyond
 
     def sync(self) -> None:
         """Have the spool on disk, where it is kept there."""

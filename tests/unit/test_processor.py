@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from threading import Event, Thread
 from threading import enumerate as all_threads
 from typing import Any
@@ -14,6 +15,7 @@ import agentexec_otel as ax
 from agentexec_otel._errors import MisconfiguredExportError, TransientExportError
 from agentexec_otel._event import ActivityEvent, Opening, SpanRef, Status
 from agentexec_otel.export import Ack, ActivityProcessor, ExportResult, Reject, Retry
+from agentexec_otel.export._spool import Spool
 from tests.sql.recorder import Recorder
 from tests.sql.rows import event, eventually, opening
 
@@ -110,6 +112,35 @@ def test_only_progress_is_dropped() -> None:
     health = processor.health()
     assert health["dropped"] == 300 - sum(one.message.startswith("line") for one in stored)
     assert health["dropped"] > 200
+    assert adds_up(health), health
+    assert processor.shutdown(1.0)
+
+
+def test_full_spool_keeps_the_order(tmp_path: Path) -> None:
+    """With no room left in the spool, not even for an ending, that comes behind the lines that wait there."""
+    exporter = Recorder(gate=Event())
+    spool = Spool(tmp_path, identity="db", max_bytes=20_000)
+    processor = processor_of(exporter, spool=spool, max_queue_size=16)
+    agent_id, other = uuid4(), uuid4()
+    processor.emit(event(other, message="in flight"))
+    assert exporter.entered.wait(5)
+    for number in range(200):
+        processor.emit(event(agent_id, message=f"line {number}"))
+    assert processor.health()["dropped"] > 0
+    ended = processor.submit(event(agent_id, Status.COMPLETE, "end"))
+    processor.emit(event(agent_id, message="too late"))
+    processor.submit(event(agent_id, Status.QUEUED, "again"))
+    assert exporter.gate is not None
+    exporter.gate.set()
+    assert processor.force_flush(10.0)
+    assert ended.done()
+    *numbers, gap, last, end, late, again = [one.message for one in exporter.events if one.agent_id == agent_id]
+    assert numbers == [f"line {number}" for number in range(len(numbers))]
+    assert len(numbers) > 20
+    assert "dropped here" in gap
+    assert (last, end, late, again) == ("line 199", "end", "too late", "again")
+    health = processor.health()
+    assert health["pending"] == 0
     assert adds_up(health), health
     assert processor.shutdown(1.0)
 
