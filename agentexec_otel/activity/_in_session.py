@@ -9,9 +9,10 @@ from uuid import UUID
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
+from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError
 from agentexec_otel._event import ActivityEvent, Outcome, Status
-from agentexec_otel._runtime import Runtime
+from agentexec_otel._runtime import Runtime, on_event_loop
 from agentexec_otel.activity._joined import after_commit, commits_itself, connection_of, synchronous
 from agentexec_otel.export import Ack, Ending, ExportResult, Reject, StoredActivity
 
@@ -51,6 +52,7 @@ def record_in(
     outcome: Outcome | None,
 ) -> bool:
     """Add a line in the session. False where it was to end the activity, which had ended already."""
+    _after_what_is_queued(session, runtime)
     commits = commits_itself(session)
     store, connection = runtime.needed_store, connection_of(session)
     stored = store.read(connection, agent_id)
@@ -63,6 +65,12 @@ def record_in(
         session.commit()
     after_commit(session, lambda: _recorded(runtime, stored, event, result), now=commits)
     return isinstance(result, Ack) and not (status.terminal and result.late)
+
+
+def _after_what_is_queued(session: Session, runtime: Runtime) -> None:
+    """Have the writer store what was said before, while the session cannot hold a lock that the writer waits for."""
+    if session.get_transaction() is None and runtime.primary.pending and not on_event_loop():
+        runtime.primary.force_flush(CONF.lookup_timeout)
 
 
 def _recorded(runtime: Runtime, stored: StoredActivity, event: ActivityEvent, result: ExportResult) -> None:

@@ -1,5 +1,6 @@
 """A call inside the caller's session: joined where the caller began the transaction, committed where nobody did."""
 
+import time
 from threading import Barrier, Thread
 from typing import Any
 from uuid import UUID, uuid4
@@ -290,3 +291,31 @@ def test_life_in_a_session_is_one_span(database: Database, spans: InMemorySpanEx
     assert [event.attributes["agentexec.log.status"] for event in span.events if event.attributes] == [
         "QUEUED", "RUNNING", "RUNNING", "COMPLETE",
     ]  # fmt: skip
+
+
+def test_lines_before_the_session_come_before_it(database: Database) -> None:
+    """What was reported without a session, and waits to be written, is not overtaken by an end in a session."""
+    ax.configure(database.url)
+    for _ in range(5):
+        agent_id = ax.activity.create("task")
+        for number in range(20):
+            ax.activity.update(agent_id, f"Line {number}.", number)
+        with Session(database.engine) as session:
+            assert ax.activity.complete(agent_id, session=session)
+        logs = lines(database.engine, agent_id)
+        assert [log.message for log in logs[1:-1]] == [f"Line {number}." for number in range(20)]
+        assert not any(log.late for log in logs)
+
+
+def test_session_that_holds_locks_waits_for_nobody(database: Database) -> None:
+    """In a transaction that has begun, the writer may be waiting for it: a call in it goes ahead."""
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    with Session(database.engine) as session, session.begin():
+        ax.activity.update(agent_id, "Joined.", session=session)
+        ax.activity.update(agent_id, "Has to wait.")
+        began = time.monotonic()
+        ax.activity.update(agent_id, "Joined as well.", session=session)
+        assert time.monotonic() - began < 1.0
+    assert ax.flush(10.0)
+    assert [log.message for log in lines(database.engine, agent_id)[1:]] == ["Joined.", "Joined as well.", "Has to wait."]

@@ -116,6 +116,23 @@ def test_only_progress_is_dropped() -> None:
     assert processor.shutdown(1.0)
 
 
+def test_flush_waits_for_what_had_no_room() -> None:
+    """After a flush that says so nothing is pending, the lines that were kept back in a full queue included."""
+
+    def slowly(batch: Sequence[ActivityEvent]) -> list[ExportResult]:
+        time.sleep(0.1)
+        return [Ack(one.status) for one in batch]
+
+    processor = processor_of(Recorder(answer=slowly), max_queue_size=16)
+    ids = [uuid4() for _ in range(5)]
+    for number in range(100):
+        processor.emit(event(ids[number % 5], message=str(number)))
+    assert processor.health()["dropped"] > 0
+    assert processor.force_flush(10.0)
+    assert processor.pending == 0
+    assert processor.shutdown(1.0)
+
+
 def test_full_spool_keeps_the_order(tmp_path: Path) -> None:
     """With no room left in the spool, not even for an ending, that comes behind the lines that wait there."""
     exporter = Recorder(gate=Event())
