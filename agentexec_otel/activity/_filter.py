@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     Double,
     Numeric,
+    SQLColumnExpression,
     String,
     and_,
     case,
@@ -100,7 +101,7 @@ def _criterion(key: str, value: Any) -> ColumnElement[bool]:
     raise ValueError(f"metadata_filter[{key!r}] is a {type(value).__name__}: filter by a string, a number or a boolean")
 
 
-def same_text(stored: ColumnElement[str], value: str, limit: int = 16_384) -> ColumnElement[bool]:
+def same_text(stored: SQLColumnExpression[Any], value: str, limit: int = 16_384) -> ColumnElement[bool]:
     """Whether it is this text, as `clean_message` stores it: to the letter, whatever the collation takes for equal."""
     return _Bytes(stored) == _Bytes(literal(clean_message(value, limit), String))
 

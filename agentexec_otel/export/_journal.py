@@ -45,7 +45,8 @@ Position: TypeAlias = int
 
 _MEASURE_INTERVAL: Final = 1.0
 _TRIES: Final = 3
-_NO_ROOM: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+# No free descriptor passes as well: the spool is not to be given up for it.
+_NO_ROOM: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE))
 
 _write = os.write
 
@@ -416,5 +417,5 @@ def _record_size(fd: int, offset: int) -> int:
 def _failure(error: OSError | None) -> SpoolError:
     """None: a part of a record was written, which is what a full disk does."""
     if error is None or error.errno in _NO_ROOM:
-        return SpoolFullError("no room left on the disk for the spool")
+        return SpoolFullError("no room left on the disk, or no file to be had, for the spool")
     return SpoolUnavailableError(f"the spool cannot be written: {os.strerror(error.errno or 0)}")

@@ -255,11 +255,13 @@ class ActivityProcessor:
         if self._thread is None or self._closed:
             return self._backlog.idle
         try:
-            while True:
+            flushed, rounds = True, 0
+            # Twice: what the writer itself emits while it settles the others is behind the first round.
+            while rounds < 2:
                 left = max(0.0, deadline - time.monotonic())
-                flushed, all_settled = self.call(partial(self._flush, left), left)
-                if all_settled:
-                    return flushed
+                done, all_settled = self.call(partial(self._flush, left), left)
+                flushed, rounds = (flushed and done, rounds + 1) if all_settled else (done, 0)
+            return flushed
         except Exception as exc:  # noqa: BLE001  # whatever an exporter's force_flush raises
             _logger.debug("flushing failed: %s", type(exc).__name__)
             return False

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread, enumerate as threads
+from threading import Thread
+from threading import enumerate as threads
 from typing import Any
 from uuid import UUID
 
@@ -329,7 +330,10 @@ def test_exporter_by_hand(database: Database) -> None:
 
 
 PLACES = [
-    ("postgresql+psycopg://host/db?options=-csearch_path%3Da", "postgresql+psycopg://host/db?options=-csearch_path%3Db"),
+    (
+        "postgresql+psycopg://host/db?options=-csearch_path%3Da",
+        "postgresql+psycopg://host/db?options=-csearch_path%3Db",
+    ),
     ("postgresql+psycopg:///db?host=/run/a", "postgresql+psycopg:///db?host=/run/b"),
     ("postgresql+psycopg:///?service=staging", "postgresql+psycopg:///?service=production"),
     ("mysql+pymysql://user@/db?unix_socket=/run/a.sock", "mysql+pymysql://user@/db?unix_socket=/run/b.sock"),

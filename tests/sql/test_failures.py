@@ -276,7 +276,7 @@ def test_full_disk_of_mariadb(database: Database, number: int) -> None:
 def test_mariadb_that_lets_nobody_in(database: Database, refused: str, quick_retries: None) -> None:
     """What no connection can be had for is not the fault of any line: they wait, and none becomes a dead letter."""
     user = f"axtest_{os.getpid()}"
-    url = make_url(database.url).set(username=user, password="test-only")  # noqa: S106
+    url = make_url(database.url).set(username=user, password="test-only")
     with a_user(database, user) as change:
         ax.configure(url)
         agent_id = ax.activity.create("task")

@@ -323,9 +323,7 @@ class TimeLimitError(Exception):
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("begin", [ax.activity.create, lambda name: ax.activity.run(name).__enter__()])
-def test_interrupted_before_it_has_begun(
-    database: Database, begin: Callable[[str], object]
-) -> None:
+def test_interrupted_before_it_has_begun(database: Database, begin: Callable[[str], object]) -> None:
     """So does a call that Ctrl-C, or an exception of another signal handler, has ended."""
 
     def interrupt(*_: object) -> None:
@@ -333,9 +331,10 @@ def test_interrupted_before_it_has_begun(
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        with nobody_writes(database, 0.6), pytest.raises(TimeLimitError):
+        with nobody_writes(database, 0.6):
             signal.setitimer(signal.ITIMER_REAL, 0.2)
-            begin("task")
+            with pytest.raises(TimeLimitError):
+                begin("task")
     finally:
         signal.signal(signal.SIGALRM, before)
     assert nothing_is_left_queued(database)

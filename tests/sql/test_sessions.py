@@ -318,4 +318,5 @@ def test_session_that_holds_locks_waits_for_nobody(database: Database) -> None:
         ax.activity.update(agent_id, "Joined as well.", session=session)
         assert time.monotonic() - began < 1.0
     assert ax.flush(10.0)
-    assert [log.message for log in lines(database.engine, agent_id)[1:]] == ["Joined.", "Joined as well.", "Has to wait."]
+    messages = [log.message for log in lines(database.engine, agent_id)[1:]]
+    assert messages == ["Joined.", "Joined as well.", "Has to wait."]
