@@ -358,3 +358,14 @@ def test_configured_often(database: Database) -> None:
 
 
 OURS = ["agentexec-watchdog", "agentexec-writer"]
+
+
+def test_translated_schema_is_refused() -> None:
+    """An engine that puts tables into another schema than the writer would is not misunderstood in silence."""
+    mapped = {"schema_translate_map": {None: "tenant"}}
+    url = "postgresql+psycopg://host/db"
+    engines = create_engine(url, execution_options=mapped), create_async_engine(url, execution_options=mapped)
+    for engine in engines:
+        with pytest.raises(ax.ConfigurationError, match="schema_translate_map"):
+            ax.configure(engine)
+    ax.configure(create_engine(url, execution_options={"schema_translate_map": {"other": "tenant"}}))
