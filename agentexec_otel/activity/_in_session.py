@@ -60,7 +60,9 @@ def record_in(
         raise ActivityNotFoundError(agent_id)
     reopens = status is Status.QUEUED and stored.status.terminal
     event = runtime.event(agent_id, status, message, percentage, outcome=outcome, reopens=reopens)
-    (result,) = store.write(connection, [event])
+    (result,) = store.write(connection, [event._replace(expects_row=True)])
+    if isinstance(result, Reject):
+        raise ActivityNotFoundError(agent_id)  # deleted meanwhile
     if commits:
         session.commit()
     after_commit(session, lambda: _recorded(runtime, stored, event, result), now=commits)

@@ -32,7 +32,7 @@ from agentexec_otel.activity._filter import metadata_criteria, same_text
 from agentexec_otel.activity._in_session import create_in, end_many, raise_rejected, record_in
 from agentexec_otel.activity._joined import synchronous
 from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import Ack, Ending, ExportResult
+from agentexec_otel.export import Ack, Ending, ExportResult, Reject
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -210,8 +210,10 @@ def retry(agent_id: UUID | str, message: str | None = None) -> int:
     if not stored.status.terminal:
         raise ActivityStateError(f"activity {parsed} is {stored.status}: only an activity that has ended is retried")
     text = CONF.activity_message_create if message is None else message
-    event = runtime.event(parsed, Status.QUEUED, text, reopens=True)
+    event = runtime.event(parsed, Status.QUEUED, text, reopens=True)._replace(expects_row=True)
     result = runtime.primary.store(event, CONF.create_timeout)
+    if isinstance(result, Reject):
+        raise ActivityNotFoundError(parsed)  # deleted meanwhile
     attempt = result.attempt if isinstance(result, Ack) else stored.attempt
     runtime.emit_to_others(event)
     runtime.spans.reopened(event, attempt)

@@ -2,18 +2,23 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
+from agentexec_otel import _runtime
 from agentexec_otel._event import Status
+from agentexec_otel.activity.models import Activity, ActivityLog
+from agentexec_otel.export import StoredActivity
 from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import call, configure, create, run_to_the_end, stop
-from tests.sql.rows import event, gap_free, lines, row, store
+from tests.sql.rows import count_rows, event, gap_free, lines, row, store
 
 
 @pytest.fixture(autouse=True)
@@ -334,3 +339,33 @@ async def test_queued_again_on_an_event_loop(database: Database) -> None:
     assert await asyncio.to_thread(ax.flush)
     stored = row(database.engine, agent_id)
     assert (stored.status, stored.attempt) == (Status.RUNNING, 2)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_deleted_while_it_is_retried(database: Database, joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever retries what a clean-up deletes at the same moment is told so; no nameless activity is left behind."""
+    agent_id = ax.activity.create("task")
+    assert ax.activity.complete(agent_id)
+    store = _runtime.active().needed_store
+    lookup = store.lookup
+
+    def and_deleted(of_agent: UUID) -> StoredActivity | None:
+        found = lookup(of_agent)
+        delete_all(database)
+        return found
+
+    monkeypatch.setattr(store, "lookup", and_deleted)
+    monkeypatch.setattr(store, "read", lambda _, of_agent: and_deleted(of_agent))
+    with Session(database.engine) as session:
+        in_session = partial(ax.activity.update, agent_id, "Once more.", status="QUEUED", session=session)
+        again = in_session if joined else partial(ax.activity.retry, agent_id)
+        with pytest.raises(ax.ActivityNotFoundError):
+            again()
+    assert count_rows(database.engine) == (0, 0)
+
+
+def delete_all(database: Database) -> None:
+    with Session(database.engine) as session:
+        session.execute(delete(ActivityLog))
+        session.execute(delete(Activity))
+        session.commit()
