@@ -416,6 +416,7 @@ def _record_size(fd: int, offset: int) -> int:
 
 def _failure(error: OSError | None) -> SpoolError:
     """None: a part of a record was written, which is what a full disk does."""
-    if error is None or error.errno in _NO_ROOM:
-        return SpoolFullError("no room left on the disk, or no file to be had, for the spool")
-    return SpoolUnavailableError(f"the spool cannot be written: {os.strerror(error.errno or 0)}")
+    if error is None:
+        return SpoolFullError("no room left on the disk for the spool")
+    kind = SpoolFullError if error.errno in _NO_ROOM else SpoolUnavailableError
+    return kind(f"the spool cannot be written: {os.strerror(error.errno or 0)}")

@@ -1,5 +1,6 @@
 """`ActivityProcessor`: the queue, the writer, its bounds, and its end."""
 
+import resource
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -159,6 +160,26 @@ def test_full_spool_keeps_the_order(tmp_path: Path) -> None:
     health = processor.health()
     assert health["pending"] == 0
     assert adds_up(health), health
+    assert processor.shutdown(1.0)
+
+
+def test_spool_outlasts_a_lack_of_descriptors(tmp_path: Path) -> None:
+    """A moment without a free file descriptor costs the line of that moment its place in the spool, not all others."""
+    exporter = Recorder(gate=Event())
+    processor = processor_of(exporter, spool=Spool(tmp_path, identity="db"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        assert processor.emit(event(uuid4(), message="in memory"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert processor.emit(event(uuid4(), message="in the spool"))
+    health = processor.health()
+    assert (health["durability"], health["spool_bytes"] > 0) == ("process", True)
+    assert exporter.gate is not None
+    exporter.gate.set()
+    assert processor.force_flush(5.0)
+    assert exporter.messages == ["in memory", "in the spool"]
     assert processor.shutdown(1.0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import resource
 import shutil
 import stat
 import threading
@@ -422,18 +421,3 @@ def test_an_outsider_who_looks_at_a_segment_does_not_free_it(spool: Spool, tmp_p
     (path,) = segment_files(spool)
     path.read_bytes()
     assert drain(again(spool, tmp_path)) == []
-
-
-def test_no_free_descriptor(tmp_path: Path) -> None:
-    """A process that has run out of file descriptors has no room for a record, until it has one again."""
-    spool = Spool(tmp_path, identity="db")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        with pytest.raises(SpoolFullError):
-            spool.append(b"one")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    spool.append(b"two")
-    assert [payload for _, payload in spool.read()] == [b"two"]
-    spool.close()

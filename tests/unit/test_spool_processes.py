@@ -20,7 +20,7 @@ from types import FrameType
 
 import pytest
 
-from agentexec_otel.export._spool import Position, Spool, SpoolFullError, SpoolUnavailableError
+from agentexec_otel.export._spool import Position, Spool, SpoolFullError
 from tests.unit.spool_kit import Child, Log, drain, fill, fork, read_all, run_and_exit, segment_files, with_header
 
 
@@ -528,7 +528,7 @@ def test_running_out_of_descriptors_is_survived(directory: Path) -> None:
     def work() -> None:
         spool = open_spool(directory)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-        with pytest.raises(SpoolUnavailableError, match="Too many open files"):
+        with pytest.raises(SpoolFullError, match="Too many open files"):
             spool.append(b"refused")
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         spool.append(b"one")
