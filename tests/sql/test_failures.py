@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from threading import Barrier, Timer
@@ -296,7 +296,7 @@ def test_mariadb_that_lets_nobody_in(database: Database, refused: str, quick_ret
 
 
 @contextmanager
-def a_user(database: Database, name: str) -> Iterator[Callable[[str], None]]:
+def a_user(database: Database, name: str) -> Generator[Callable[[str], None]]:
     """A user of the server who may use the test's database; what is given back changes the account."""
 
     def each(statement: str) -> None:

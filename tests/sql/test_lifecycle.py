@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import Connection, delete
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
@@ -355,7 +355,11 @@ def test_deleted_while_it_is_retried(database: Database, joined: bool, monkeypat
         return found
 
     monkeypatch.setattr(store, "lookup", and_deleted)
-    monkeypatch.setattr(store, "read", lambda _, of_agent: and_deleted(of_agent))
+
+    def read_and_deleted(_: Connection, of_agent: UUID) -> StoredActivity | None:
+        return and_deleted(of_agent)
+
+    monkeypatch.setattr(store, "read", read_and_deleted)
     with Session(database.engine) as session:
         in_session = partial(ax.activity.update, agent_id, "Once more.", status="QUEUED", session=session)
         again = in_session if joined else partial(ax.activity.retry, agent_id)

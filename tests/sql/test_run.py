@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event, Thread, Timer
@@ -284,7 +284,7 @@ async def test_abandoned_generator(database: Database, caplog: pytest.LogCapture
 
 
 @contextmanager
-def nobody_writes(database: Database, seconds: float) -> Iterator[None]:
+def nobody_writes(database: Database, seconds: float) -> Generator[None]:
     """The database is away for that long, and the block is left once it is back."""
     with database.engine.connect() as holder:
         holder.exec_driver_sql("BEGIN IMMEDIATE")
@@ -317,12 +317,19 @@ async def test_canceled_before_it_has_begun(database: Database) -> None:
     assert nothing_is_left_queued(database)
 
 
+def enter(name: str) -> object:
+    return ax.activity.run(name).__enter__()
+
+
+BEGINNINGS: list[Callable[[str], object]] = [ax.activity.create, enter]
+
+
 class TimeLimitError(Exception):
     """As a worker raises it in whatever its main thread does at the moment."""
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("begin", [ax.activity.create, lambda name: ax.activity.run(name).__enter__()])
+@pytest.mark.parametrize("begin", BEGINNINGS)
 def test_interrupted_before_it_has_begun(database: Database, begin: Callable[[str], object]) -> None:
     """So does a call that Ctrl-C, or an exception of another signal handler, has ended."""
 
