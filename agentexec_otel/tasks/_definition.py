@@ -22,6 +22,10 @@ _AS_DUMPED: Final[dict[str, Any]] = {"strict": False, "by_alias": False, "by_nam
 """How to validate what a model was dumped to: fields by their names, and JSON has no times, sets or tuples."""
 
 
+def _nothing(constant: str) -> None:
+    """JSON has neither infinity nor NaN."""
+
+
 @dataclass(frozen=True, slots=True)
 class Definition:
     """A registered task.
@@ -69,7 +73,8 @@ class Definition:
             pydantic.ValidationError: it is not what the task takes.
         """
         checked = self.context.validate_python(context)
-        plain = self.context.dump_python(checked, mode="json", round_trip=True, warnings="none")
+        dumped = self.context.dump_python(checked, mode="json", round_trip=True, warnings="none")
+        plain = json.loads(json.dumps(dumped), parse_constant=_nothing)  # as it will arrive
         self.context.validate_python(plain, **_AS_DUMPED)  # A model that was built or changed without validation.
         return plain
 

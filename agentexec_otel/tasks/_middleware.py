@@ -248,7 +248,7 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
         run = _run_of(delivery)
         with run:
             # A task of its own, so that nothing but the function is canceled.
-            work = asyncio.create_task(_outcome(function(*args, **kwargs)))
+            work = asyncio.create_task(_contained(function(*args, **kwargs)))
             run.when_canceled(work)
             try:
                 value, left = await work
@@ -264,7 +264,7 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
     return run_tracked
 
 
-async def _outcome(work: Coroutine[Any, Any, Any]) -> tuple[Any, SystemExit | None]:
+async def _contained(work: Coroutine[Any, Any, Any]) -> tuple[Any, SystemExit | None]:
     """What it returns. `sys.exit()` that leaves a task of its own would end the event loop, and all tasks with it."""
     try:
         return await work, None

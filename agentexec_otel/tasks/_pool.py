@@ -140,7 +140,8 @@ class Pool:
             UnknownTaskError: no such task in this pool.
             pydantic.ValidationError: the context is not what the task takes.
             ActivityNotStoredError: the database does not take the activity; nothing was sent.
-            TaskNotSentError: the broker does not take the task; the activity has ended as ERROR, reason ``enqueue``.
+            TaskNotSentError: the broker, or a middleware of its, does not take the task; the activity has ended as
+                ERROR, reason ``enqueue``.
         """
         if task_name not in self._tasks:
             raise UnknownTaskError(task_name, self._tasks)
@@ -155,6 +156,11 @@ class Pool:
         except (SendTaskError, TimeoutError, _NotStartedError) as exc:
             cause = exc.__cause__ or exc
             raise TaskNotSentError(task_name, new_id, type(cause).__name__) from cause
+        except ConfigurationError:
+            raise
+        except Exception as exc:  # of another middleware, before the broker has seen the message
+            await end_unsent(new_id, exc)
+            raise TaskNotSentError(task_name, new_id, type(exc).__name__) from exc
         return Task(new_id, task_name, definition.unpack(packed), definition, self.broker)
 
     # -- the broker -----------------------------------------------------------------------------------------

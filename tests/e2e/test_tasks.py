@@ -521,7 +521,10 @@ async def test_models_come_as_they_were(works: Works, value: Any) -> None:
 
 
 @on_sqlite
-@pytest.mark.parametrize("context", [{"seconds": 1}, {"company": 7}, "Acme", None, Report(text="x")])
+@pytest.mark.parametrize(
+    "context",
+    [{"seconds": 1}, {"company": 7}, {"company": "Acme", "seconds": float("inf")}, "Acme", None, Report(text="x")],
+)
 async def test_bad_context(works: Works, database: Database, context: object) -> None:
     """A context that is not what the task takes: pydantic's ValidationError, nothing stored, nothing sent."""
     with pytest.raises(ValidationError):
@@ -686,6 +689,11 @@ class _Before(TaskiqMiddleware):
         raise ConnectionError("before")
 
 
+class _Sending(TaskiqMiddleware):
+    def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
+        raise ConnectionError("unsent")
+
+
 class _Behind(TaskiqMiddleware):
     def post_execute(self, message: TaskiqMessage, result: Any) -> None:
         raise ConnectionError("behind")
@@ -703,6 +711,16 @@ async def test_other_middleware_that_fails(works: Works, database: Database, oth
     with pytest.raises(ax.TaskFailedError):
         await task.result(10)
     assert row(database.engine, task.agent_id).status is Status.ERROR
+
+
+@on_sqlite
+async def test_other_middleware_that_sends_nothing(works: Works, database: Database) -> None:
+    """A middleware that raises before the message is sent is told as a broker that does not take it."""
+    works.pool.broker.add_middlewares(_Sending())
+    with pytest.raises(ax.TaskNotSentError, match="ConnectionError") as caught:
+        await ax.enqueue("research", Order(company="Acme"))
+    stored = row(database.engine, caught.value.agent_id)
+    assert (stored.status, stored.reason) == (Status.ERROR, "enqueue")
 
 
 @on_sqlite
