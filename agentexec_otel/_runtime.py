@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("agentexec_otel")
 _T = TypeVar("_T")
+_MOMENT = 1.0
 
 
 class Runtime:
@@ -157,15 +158,18 @@ class Runtime:
             reopens,
         )
 
-    def find(self, agent_id: UUID) -> LiveActivity:
-        """The activity; its row is read once where this process has not seen it.
+    def find(self, agent_id: UUID, *, recent: bool = False) -> LiveActivity:
+        """The activity; its row is read once where this process has not seen it, or where it has ended.
 
         On an event loop the row is read by the writer instead of here, so an unknown id is only logged.
+
+        Args:
+            recent: One that had ended a moment ago will do: whoever goes on reporting does not wait each time.
 
         Raises:
             ActivityNotFoundError: there is no such activity.
         """
-        live = self._known(agent_id)
+        live = self._known(agent_id, recent=recent)
         if live is not None:
             return live
         store = self.store
@@ -195,15 +199,16 @@ class Runtime:
             raise ActivityNotFoundError(agent_id)
         return self.spans.adopt(stored)
 
-    def _known(self, agent_id: UUID) -> LiveActivity | None:
+    def _known(self, agent_id: UUID, *, recent: bool = False) -> LiveActivity | None:
         live = self.spans.known(agent_id)
         if live is not None and live.unknown:
             self.spans.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
-        if live is not None and not live.over:
+        if live is None:
+            return None
+        if not live.over or (recent and time.monotonic() - live.read_at < _MOMENT):
             return live
-        if live is not None:
-            self.spans.forget(agent_id)  # Somebody may have retried it meanwhile.
+        self.spans.forget(agent_id)  # Somebody may have retried it meanwhile.
         return None
 
     def emit(self, event: ActivityEvent) -> bool:

@@ -149,7 +149,7 @@ def update(
         return record_in(synchronous(session), runtime, parsed, wanted, message, percentage, None)
     if wanted is QUEUED and not _runtime.on_event_loop() and _has_ended(runtime, parsed):
         return retry(parsed, message) > 0
-    live = runtime.find(parsed)
+    live = runtime.find(parsed, recent=wanted is RUNNING)
     if wanted.terminal:
         return _end(runtime, live, wanted, message, percentage, None)
     live.reported = True

@@ -175,6 +175,22 @@ def test_lock_of_another_session(database: Database, seconds: float) -> None:
     assert ax.health()["exporters"][0]["pending"] == 0
 
 
+def test_reporting_behind_the_end_does_not_wait(database: Database) -> None:
+    """Who goes on reporting on an activity that has ended learns it from its row, once in a while, not by each line."""
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    with Session(database.engine) as session:
+        ax.activity.cancel(agent_id, session=session)
+    with database.engine.begin() as connection:
+        lock(connection, agent_id)
+        began = time.monotonic()
+        for number in range(20):
+            assert ax.activity.update(agent_id, f"Step {number}")
+        assert time.monotonic() - began < ax.CONF.lookup_timeout / 2
+    assert ax.flush()
+    assert [line.late for line in lines(database.engine, agent_id)][2:] == [True] * 20
+
+
 def lock(connection: Connection, agent_id: UUID) -> None:
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
