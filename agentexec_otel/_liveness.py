@@ -93,9 +93,12 @@ class Liveness:
     def release(self) -> None:
         """Going in good order: activities without a block that owns them are not lost, others may go on with them."""
         with suppress(ExportError):
-            unowned = self._spans.unowned()
+            spans = self._spans.unowned()
+            unowned = list(spans)
             for start in range(0, len(unowned), _CHUNK):
-                self._store.release(self._worker_id(), unowned[start : start + _CHUNK])
+                chunk = unowned[start : start + _CHUNK]
+                dropped = {span for agent_id in chunk if (span := spans[agent_id]) is not None}
+                self._store.release(self._worker_id(), chunk, spans=dropped)
 
 
 def _heartbeat_interval() -> float:

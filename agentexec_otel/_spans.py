@@ -53,7 +53,7 @@ class ActivitySpans:
         self._log_sink = log_sink
         self._canceled_is_error = canceled_is_error
         self._live: dict[UUID, LiveActivity] = {}
-        self._most_known = _MOST_KNOWN
+        self._needed = 0
         self._waiting: deque[tuple[LiveActivity, ActivityEvent]] = deque()
         self._lock = threading.RLock()
 
@@ -104,12 +104,12 @@ class ActivitySpans:
             known = self._live.setdefault(live.agent_id, live)
             if known is not live and (known.attempt or 0) < (live.attempt or 0):
                 known = self._live[live.agent_id] = live
-            if len(self._live) > self._most_known:
+            if len(self._live) > max(_MOST_KNOWN, self._needed):
                 idle = (key for key, one in self._live.items() if one.idle and one is not known)
                 for agent_id in list(itertools.islice(idle, _MOST_KNOWN // 10)):
                     del self._live[agent_id]
                 # Where most are needed, they are not all looked through again for each new one.
-                self._most_known = max(_MOST_KNOWN, len(self._live) + _MOST_KNOWN // 20)
+                self._needed = len(self._live) + _MOST_KNOWN // 20
             return known
 
     # -- producers ------------------------------------------------------------------------------------------
@@ -146,8 +146,9 @@ class ActivitySpans:
                 if live.span is None:
                     live.untraced = True
                     return event
-                if event.status is Status.RUNNING:
-                    waited = max(0, event.occurred_at_ns - live.created_at_ns) / 1e9
+                started = next((line for line in (*live.history, event) if line.status is Status.RUNNING), None)
+                if started is not None:
+                    waited = max(0, started.occurred_at_ns - live.created_at_ns) / 1e9
                     live.span.set_attribute(semconv.QUEUE_DURATION, waited)
                 history, live.history = live.history, []
                 for line in history:
@@ -340,10 +341,14 @@ class ActivitySpans:
         with self._lock:
             return {live.agent_id for live in self._live.values() if live.owner is not None}
 
-    def unowned(self) -> list[UUID]:
-        """The activities that run in this process without a block that will end them."""
+    def unowned(self) -> dict[UUID, str | None]:
+        """The activities that run in this process without a block that will end them, and the spans open for them."""
         with self._lock:
-            return [live.agent_id for live in self._live.values() if live.runs_here and live.owner is None]
+            return {
+                live.agent_id: live.ref.span_id if live.ref is not None and live.span is not None else None
+                for live in self._live.values()
+                if live.runs_here and live.owner is None
+            }
 
     def seen(self, acks: Mapping[UUID, Ack]) -> None:
         """Follow what a heartbeat found: an activity that somebody else has ended is over here, too."""
@@ -407,7 +412,7 @@ class ActivitySpans:
         """In a forked child: the spans belong to the parent."""
         self._lock = threading.RLock()
         self._live = {}
-        self._most_known = _MOST_KNOWN
+        self._needed = 0
         self._waiting = deque()
 
 

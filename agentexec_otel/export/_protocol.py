@@ -154,6 +154,10 @@ class ActivityStore(Protocol):
         """Where those activities stand, without changing anything."""
         ...
 
-    def release(self, worker_id: str, agent_ids: Sequence[UUID]) -> None:
-        """Give the leases of this worker back: it goes in good order, and what it leaves RUNNING is not lost."""
+    def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
+        """Give the leases of this worker back: it goes in good order, and what it leaves RUNNING is not lost.
+
+        Args:
+            spans: The ids of spans that go with it and will never end: whoever goes on opens another, linked to them.
+        """
         ...

@@ -86,6 +86,42 @@ def test_provider_that_is_set_later(tmp_path: Path) -> None:
     assert result.stdout == "[('after', 3), ('before', 3), ('during', 3)]\n", result.stderr
 
 
+LEAVING = """
+import sys
+from opentelemetry.sdk.trace import TracerProvider
+import agentexec_otel as ax
+
+ax.configure(sys.argv[1], tracer_provider=TracerProvider())
+agent_id = ax.activity.create("handed over")
+ax.activity.update(agent_id, "Asking for an approval.", percentage=40)
+print(agent_id)
+"""
+
+
+def test_span_of_an_activity_that_is_handed_over(
+    database: Database, tracer_provider: TracerProvider, spans: InMemorySpanExporter
+) -> None:
+    """A process that goes in good order takes its open span with it: whoever goes on opens another, with all lines."""
+    command = [sys.executable, "-c", LEAVING, database.url]
+    left = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    agent_id = UUID(left.stdout.strip())
+    assert row(database.engine, agent_id).span_id is None
+    ax.configure(database.url, tracer_provider=tracer_provider)
+    assert ax.activity.update(agent_id, "Approved.", percentage=60)
+    assert ax.activity.complete(agent_id)
+    assert ax.flush()
+    (span,) = spans.get_finished_spans()
+    messages = [(event.attributes or {})["agentexec.log.message"] for event in span.events]
+    assert messages[1:3] == ["Asking for an approval.", "Approved."]
+    assert len(messages) == 4
+    stored = row(database.engine, agent_id)
+    assert stored.span_id == f"{span.context.span_id:016x}"
+    (link,) = span.links
+    previous = (stored.trace_context or {})["agentexec.previous_span"]
+    assert f"{link.context.trace_id:032x}-{link.context.span_id:016x}" in previous
+    assert (span.attributes or {})["agentexec.queue.duration"] < 10
+
+
 class FailingProcessor(SpanProcessor):
     """Another library's span processor, with a bug."""
 
@@ -211,7 +247,7 @@ class SlowStore(Recorder):
     def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:
         return {}
 
-    def release(self, worker_id: str, agent_ids: Sequence[UUID]) -> None:
+    def release(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> None:
         """Nothing is held."""
 
 

@@ -104,15 +104,15 @@ def writer_engine(database: str | URL | Engine | AsyncEngine) -> tuple[Engine, b
     """
     if isinstance(database, str | URL):
         return _own(parse_url(database)), True
+    url: object = getattr(database, "url", None)
+    if not isinstance(url, URL):
+        raise ConfigurationError(f"{describe(database)} is no database: hand in its URL or a SQLAlchemy engine")
     if None in (database.get_execution_options().get("schema_translate_map") or {}):
         raise ConfigurationError(
             "this engine has a schema_translate_map, which the writer does not follow: name the schema in the database"
             " URL instead, on PostgreSQL with ?options=-csearch_path%3Dname"
         )
     if not isinstance(database, Engine):
-        url: object = getattr(database, "url", None)
-        if not isinstance(url, URL):
-            raise ConfigurationError(f"{describe(database)} is no database: hand in its URL or a SQLAlchemy engine")
         return _own(parse_url(url)), True
     if isinstance(database.pool, StaticPool):
         return database, False

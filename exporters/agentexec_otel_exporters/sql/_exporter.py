@@ -144,10 +144,10 @@ class SQLExporter:
         with translated(), self._fork_gate.using(), self._watchdog.watching(), self._engine.connect() as connection:
             return standing(connection.execution_options(**READ_ONLY), agent_ids)
 
-    def release(self, worker_id: str, agent_ids: Sequence[UUID]) -> None:
+    def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
         """Give the leases of this worker back; see `ActivityStore.release`."""
         with translated(), self._transaction() as connection:
-            release(connection, worker_id, agent_ids)
+            release(connection, worker_id, agent_ids, spans)
 
     @contextmanager
     def _transaction(self) -> Generator[Connection]:

@@ -36,6 +36,13 @@ Lease = Literal["keep", "extend", "clear"]
 """What a batch does to a row's lease: extended by its own worker's lines, cleared where nobody runs it any more."""
 
 
+def behind_span(
+    trace_context: Mapping[str, str] | None, trace_id: str, span_id: str, sampled: bool | None
+) -> dict[str, str]:
+    """The trace context of an activity whose next span is to be linked to this one."""
+    return {**(trace_context or {}), PREVIOUS_SPAN: f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"}
+
+
 class Line(NamedTuple):
     """A log row but for its id: every column by its name, and the moment in nanoseconds since the epoch."""
 
@@ -144,9 +151,7 @@ class Row:
 
     def _reopen(self, attempt: int | None = None) -> None:
         if self.trace_id is not None and self.span_id is not None:
-            flags = "01" if self.sampled else "00"
-            previous = f"00-{self.trace_id}-{self.span_id}-{flags}"
-            self.trace_context = {**(self.trace_context or {}), PREVIOUS_SPAN: previous}
+            self.trace_context = behind_span(self.trace_context, self.trace_id, self.span_id, self.sampled)
         self.attempt = attempt or self.attempt + 1
         self.status = Status.QUEUED
         self.started_at = self.trace_id = self.span_id = self.sampled = self.worker_id = None

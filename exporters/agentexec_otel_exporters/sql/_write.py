@@ -25,7 +25,7 @@ from agentexec_otel._ids import uuid7
 from agentexec_otel.export import Ack, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql._clock import database_now
-from agentexec_otel_exporters.sql._fold import Row, fold, nanoseconds, stub
+from agentexec_otel_exporters.sql._fold import Row, behind_span, fold, nanoseconds, stub
 from agentexec_otel_exporters.sql._statements import ACTIVITY, LOG, ROW_COLUMNS
 
 _HISTORY: Final = 100
@@ -50,6 +50,17 @@ _ATTACH: Final = (
 )
 
 
+_DROP_SPAN: Final = (
+    update(ACTIVITY)
+    .where(ACTIVITY.c.id == bindparam("of_row"))
+    .values(
+        trace_context=bindparam("new_context"),
+        trace_id=None,
+        span_id=None,
+        sampled=None,
+        updated_at=ACTIVITY.c.updated_at,
+    )
+)
 _NOTHING: Final = update(ACTIVITY).where(false()).values(updated_at=ACTIVITY.c.updated_at)
 
 
@@ -184,13 +195,19 @@ def standing(connection: Connection, agent_ids: Sequence[UUID]) -> dict[UUID, Ac
     }
 
 
-def release(connection: Connection, worker_id: str, agent_ids: Sequence[UUID]) -> None:
-    """This worker goes in good order: what it leaves RUNNING is not lost."""
-    connection.execute(
-        update(ACTIVITY)
-        .where(ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.worker_id == worker_id)
-        .values(lease_expires_at=None, updated_at=ACTIVITY.c.updated_at)
-    )
+def release(connection: Connection, worker_id: str, agent_ids: Sequence[UUID], spans: Set[str]) -> None:
+    """This worker goes in good order: what it leaves RUNNING is not lost, and may have another span."""
+    left = (ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.worker_id == worker_id)
+    connection.execute(update(ACTIVITY).where(*left).values(lease_expires_at=None, updated_at=ACTIVITY.c.updated_at))
+    named = (ACTIVITY.c.id, ACTIVITY.c.trace_context, ACTIVITY.c.trace_id, ACTIVITY.c.span_id, ACTIVITY.c.sampled)
+    dropped = [
+        {"of_row": row_id, "new_context": behind_span(context, trace_id, span_id, sampled)}
+        for row_id, context, trace_id, span_id, sampled in connection.execute(
+            select(*named).where(*left, ACTIVITY.c.span_id.in_(spans)).with_for_update()
+        )
+    ]
+    if dropped:
+        connection.execute(_DROP_SPAN, dropped)
 
 
 def _history(connection: Connection, rows: Mapping[UUID, Row]) -> dict[UUID, tuple[ActivityEvent, ...]]:
