@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -34,7 +33,6 @@ class LiveActivity:
         usage: Input tokens, output tokens and requests by the block that counted them.
         reported: The application or the agent has added a line of its own.
         stops: Its block leaves soon after it was canceled, and its last line then says what was spent.
-        read_at: When its row was read last, by the monotonic clock.
         on_cancel: Called, on whichever thread learns of it, when the activity is canceled; perhaps more than once.
     """
 
@@ -57,7 +55,6 @@ class LiveActivity:
     started_here: bool = False
     usage: dict[object, Usage] = field(default_factory=dict[object, Usage])
     stops: bool = False
-    read_at: float = float("-inf")
     on_cancel: Callable[[], object] | None = None
 
     def cancel(self) -> None:
@@ -72,6 +69,11 @@ class LiveActivity:
         return self.status.terminal and self.span is None and self.owner is None
 
     @property
+    def ended(self) -> bool:
+        """Whether its end was said, so that its row knows better which attempt the next line belongs to."""
+        return self.status.terminal and self.owner is None
+
+    @property
     def idle(self) -> bool:
         """Whether it may be forgotten: its row tells the rest, and nobody has to show that it is alive."""
         return self.span is None and self.owner is None and not self.runs_here
@@ -83,7 +85,6 @@ class LiveActivity:
 
 
 def fill(live: LiveActivity, stored: StoredActivity) -> None:
-    live.read_at = time.monotonic()
     live.opening = stored.opening
     live.attempt = stored.attempt
     live.status = max(live.status, stored.status, key=progress)

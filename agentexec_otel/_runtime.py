@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("agentexec_otel")
 _T = TypeVar("_T")
-_MOMENT = 1.0
 
 
 class Runtime:
@@ -158,18 +157,19 @@ class Runtime:
             reopens,
         )
 
-    def find(self, agent_id: UUID, *, recent: bool = False) -> LiveActivity:
+    def find(self, agent_id: UUID, *, waits: bool = True) -> LiveActivity:
         """The activity; its row is read once where this process has not seen it, or where it has ended.
 
         On an event loop the row is read by the writer instead of here, so an unknown id is only logged.
 
         Args:
-            recent: One that had ended a moment ago will do: whoever goes on reporting does not wait each time.
+            waits: False leaves reading the row of one that has ended to the writer: whoever goes on reporting is not
+                held up by each line.
 
         Raises:
             ActivityNotFoundError: there is no such activity.
         """
-        live = self._known(agent_id, recent=recent)
+        live = self._known(agent_id, waits=waits)
         if live is not None:
             return live
         store = self.store
@@ -199,17 +199,17 @@ class Runtime:
             raise ActivityNotFoundError(agent_id)
         return self.spans.adopt(stored)
 
-    def _known(self, agent_id: UUID, *, recent: bool = False) -> LiveActivity | None:
+    def _known(self, agent_id: UUID, *, waits: bool = True) -> LiveActivity | None:
         live = self.spans.known(agent_id)
         if live is not None and live.unknown:
             self.spans.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
         if live is None:
             return None
-        if not live.over or (recent and time.monotonic() - live.read_at < _MOMENT):
+        if not live.over:
             return live
         self.spans.forget(agent_id)  # Somebody may have retried it meanwhile.
-        return None
+        return None if waits else self.spans.unresolved(agent_id)
 
     def emit(self, event: ActivityEvent) -> bool:
         """To every exporter; False where the first one had to drop it."""

@@ -87,7 +87,7 @@ class ActivitySpans:
         with self._lock:
             live = self._live.get(stored.agent_id)
             if live is None or (live.attempt or 0) < stored.attempt:
-                live = self._remember(LiveActivity(stored.agent_id))
+                live = self._remember(LiveActivity(stored.agent_id, attempt=stored.attempt))
             fill(live, stored)
             return live
 
@@ -119,6 +119,7 @@ class ActivitySpans:
 
         Returns the event as it is to be stored: with the span that was opened for it.
         """
+        live.started_here = live.started_here or event.worker_id is not None
         if live.opening is None or live.status.terminal:
             self._keep(live, event)
             return event
@@ -128,7 +129,6 @@ class ActivitySpans:
         self._mirror(live, event)
         if event.status is not live.status:
             live.status = max(live.status, event.status, key=progress)
-        live.started_here = live.started_here or event.worker_id is not None
         if event.percentage is not None:
             live.percentage = event.percentage
         if event.status.terminal:
@@ -237,6 +237,17 @@ class ActivitySpans:
                     self._follow(live, event, result)
             if lost:
                 self._learn_span(live)
+            if event.worker_id is not None and event.attempt is None and result.attempt > (live.attempt or 1):
+                self._go_on(live.agent_id)
+
+    def _go_on(self, agent_id: UUID) -> None:
+        """A line of ours has started an attempt that this process had not read of."""
+        stored = self._store.lookup(agent_id) if self._store is not None else None
+        if stored is not None:
+            live = self.adopt(stored)
+            live.started_here = True
+            if live.status is Status.RUNNING and live.ref is None:
+                self.offer(live)
 
     def _rejected(self, live: LiveActivity, event: ActivityEvent) -> None:
         if not event.claims:

@@ -18,6 +18,7 @@ from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import (
     ActivityNotFoundError,
+    ActivityNotStoredError,
     ActivityStateError,
 )
 from agentexec_otel._event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
@@ -149,12 +150,14 @@ def update(
         return record_in(synchronous(session), runtime, parsed, wanted, message, percentage, None)
     if wanted is QUEUED and not _runtime.on_event_loop() and _has_ended(runtime, parsed):
         return retry(parsed, message) > 0
-    live = runtime.find(parsed, recent=wanted is RUNNING)
+    live = runtime.find(parsed, waits=wanted is not RUNNING)
     if wanted.terminal:
         return _end(runtime, live, wanted, message, percentage, None)
     live.reported = True
     # On an event loop nobody waits to learn whether it has ended: the row knows when this line comes to it.
     event = runtime.event(parsed, wanted, message, percentage, live=live, reopens=wanted is QUEUED)
+    if live.ended:
+        event = event._replace(attempt=None)
     return runtime.emit(runtime.spans.observe(live, event))
 
 
@@ -212,6 +215,8 @@ def retry(agent_id: UUID | str, message: str | None = None) -> int:
     text = CONF.activity_message_create if message is None else message
     event = runtime.event(parsed, Status.QUEUED, text, reopens=True)._replace(expects_row=True)
     result = runtime.primary.store(event, CONF.create_timeout)
+    if isinstance(result, Reject) and runtime.primary.closed:
+        raise ActivityNotStoredError(f"the activity {parsed} could not be retried: {result.reason}")
     if isinstance(result, Reject):
         raise ActivityNotFoundError(parsed)  # deleted meanwhile
     attempt = result.attempt if isinstance(result, Ack) else stored.attempt
@@ -320,7 +325,8 @@ def _terminal(
 def _end(
     runtime: Runtime, live: LiveActivity, status: Status, message: str, percentage: int | None, outcome: Outcome | None
 ) -> bool:
-    outside = status is Status.CANCELED and not live.runs_here  # Another process may have tried it again meanwhile.
+    # It may have been tried again meanwhile, by another process or by a line that is on its way.
+    outside = live.ended or (status is Status.CANCELED and not live.runs_here)
     future = submit_end(runtime, live, status, message, percentage, outcome, of_current=outside)
     if _runtime.on_event_loop():
         return True

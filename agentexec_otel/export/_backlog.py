@@ -151,7 +151,7 @@ class Backlog:
         before = self._latest.pop(event.agent_id, None)
         if not _is_progress(event):
             vital = [*self._released(before), entry]
-            if self._resume is None:
+            if self._resume is None and event.agent_id not in self._behind:
                 self._put_all(vital)
             else:
                 self._behind.setdefault(event.agent_id, []).extend(vital)

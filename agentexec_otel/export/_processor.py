@@ -127,8 +127,8 @@ class ActivityProcessor:
             if (result := storing.withdraw()) is not None:
                 return result
             raise storing.failure(timeout, self.last_error) from None
-        except BaseException:  # such as Ctrl-C, or what a signal handler raises: nobody will know of it
-            storing.withdraw()
+        except BaseException:  # such as Ctrl-C, or what a signal handler raises
+            storing.abandon()
             raise
 
     async def store_async(self, event: ActivityEvent, timeout: float) -> ExportResult:
@@ -141,7 +141,7 @@ class ActivityProcessor:
                 return result
             raise storing.failure(timeout, self.last_error) from None
         except asyncio.CancelledError:
-            storing.withdraw()
+            storing.abandon()
             raise
 
     def _begin_store(self, event: ActivityEvent) -> Storing:
@@ -260,7 +260,7 @@ class ActivityProcessor:
             while rounds < 2:
                 left = max(0.0, deadline - time.monotonic())
                 done, all_settled = self.call(partial(self._flush, left), left)
-                flushed, rounds = (flushed and done, rounds + 1) if all_settled else (done, 0)
+                flushed, rounds = (flushed and done, rounds + 1) if all_settled else (True, 0)
             return flushed
         except Exception as exc:  # noqa: BLE001  # whatever an exporter's force_flush raises
             _logger.debug("flushing failed: %s", type(exc).__name__)

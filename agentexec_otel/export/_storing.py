@@ -35,6 +35,11 @@ class Storing:
         self.entry.withdrawn = True
         return None
 
+    def abandon(self) -> None:
+        """Nobody will know of it: where it is stored already, it is ended."""
+        if isinstance(self.withdraw(), Ack):
+            self._emit(given_up(self.entry.event))
+
     def failure(self, timeout: float, outage: str | None) -> ActivityNotStoredError:
         """What to tell the producer.
 

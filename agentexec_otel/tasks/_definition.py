@@ -73,7 +73,7 @@ class Definition:
             pydantic.ValidationError: it is not what the task takes.
         """
         checked = self.context.validate_python(context)
-        dumped = self.context.dump_python(checked, mode="json", round_trip=True, warnings="none")
+        dumped = self.context.dump_python(checked, mode="json", by_alias=False, round_trip=True, warnings="none")
         plain = json.loads(json.dumps(dumped), parse_constant=_nothing)  # as it will arrive
         self.context.validate_python(plain, **_AS_DUMPED)  # A model that was built or changed without validation.
         return plain
@@ -92,7 +92,9 @@ class Definition:
             TaskResultError: it is too large, or cannot be expressed in JSON.
         """
         try:
-            plain = self.result.dump_python(value, mode="json", round_trip=self.typed, warnings="none")
+            plain = self.result.dump_python(
+                value, mode="json", by_alias=False if self.typed else None, round_trip=self.typed, warnings="none"
+            )
             size = len(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace"))
         except (ValueError, TypeError, RecursionError) as exc:  # pydantic's PydanticSerializationError is the first
             raise TaskResultError(

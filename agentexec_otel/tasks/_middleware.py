@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -50,6 +50,13 @@ class _Delivery:
     run: TaskRun | None
     left_by: BaseException | None = None
     retried: bool = False
+
+    def dropped(self, receiving: asyncio.Task[Any]) -> None:
+        """End what taskiq has let go of without a word to us: its ack, or another middleware, has raised."""
+        if self.run is not None and self.run.owner:
+            raised = asyncio.CancelledError() if receiving.cancelled() else receiving.exception()
+            with guarded("ending the activity of a task that was dropped"):
+                self.run.end(self.left_by or raised)
 
 
 _delivery: ContextVar[_Delivery | None] = ContextVar("agentexec_otel.tasks.delivery", default=None)
@@ -125,7 +132,7 @@ class ActivityMiddleware(TaskiqMiddleware):
         _track(task)
         receiving = asyncio.current_task()
         if run is not None and receiving is not None:
-            receiving.add_done_callback(partial(_dropped, delivery))
+            receiving.add_done_callback(delivery.dropped)
 
     async def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
         """Note what the task has raised; whether it is tried again is known later."""
@@ -139,6 +146,9 @@ class ActivityMiddleware(TaskiqMiddleware):
         run = delivery.run if delivery is not None else None
         if delivery is None or run is None:
             return
+        receiving = asyncio.current_task()
+        if receiving is not None:  # An in-place broker's is the caller's own task, which may live for long.
+            receiving.remove_done_callback(delivery.dropped)
         with guarded("ending the activity of a task"):
             left_by = delivery.left_by
             again = isinstance(result.error, NoResultError) and not isinstance(left_by, NoResultError)
@@ -148,15 +158,6 @@ class ActivityMiddleware(TaskiqMiddleware):
                 run.end_attempt(left_by)  # It will be sent by a scheduler.
             else:
                 run.end(None if isinstance(left_by, NoResultError) else left_by)
-
-
-def _dropped(delivery: _Delivery, receiving: asyncio.Task[Any]) -> None:
-    """End what taskiq has let go of without a word to us: its ack, or another middleware, has raised."""
-    run = delivery.run
-    if run is not None and run.owner:
-        raised = asyncio.CancelledError() if receiving.cancelled() else receiving.exception()
-        with guarded("ending the activity of a task that was dropped"):
-            run.end(delivery.left_by or raised)
 
 
 async def _create(message: TaskiqMessage) -> None:
@@ -248,7 +249,7 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
         run = _run_of(delivery)
         with run:
             # A task of its own, so that nothing but the function is canceled.
-            work = asyncio.create_task(_contained(function(*args, **kwargs)))
+            work = asyncio.create_task(_contained(function, *args, **kwargs))
             run.when_canceled(work)
             try:
                 value, left = await work
@@ -264,10 +265,12 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
     return run_tracked
 
 
-async def _contained(work: Coroutine[Any, Any, Any]) -> tuple[Any, SystemExit | None]:
+async def _contained(
+    function: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
+) -> tuple[Any, SystemExit | None]:
     """What it returns. `sys.exit()` that leaves a task of its own would end the event loop, and all tasks with it."""
     try:
-        return await work, None
+        return await function(*args, **kwargs), None
     except SystemExit as exc:
         return None, exc
 

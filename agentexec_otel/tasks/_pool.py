@@ -153,13 +153,15 @@ class Pool:
             async with asyncio.timeout(CONF.create_timeout):
                 await self._start_for(new_id)
                 await kicker.kiq(agent_id=str(new_id), context=packed)
-        except (SendTaskError, TimeoutError, _NotStartedError) as exc:
+        except (SendTaskError, _NotStartedError) as exc:  # whose activity has been ended
             cause = exc.__cause__ or exc
             raise TaskNotSentError(task_name, new_id, type(cause).__name__) from cause
         except ConfigurationError:
             raise
-        except Exception as exc:  # of another middleware, before the broker has seen the message
-            await end_unsent(new_id, exc)
+        except Exception as exc:  # of another middleware, or the time was up
+            live = _runtime.active().spans.known(new_id)
+            if live is None or not live.status.terminal:  # Where the broker was at fault, it has ended already.
+                await end_unsent(new_id, exc)
             raise TaskNotSentError(task_name, new_id, type(exc).__name__) from exc
         return Task(new_id, task_name, definition.unpack(packed), definition, self.broker)
 

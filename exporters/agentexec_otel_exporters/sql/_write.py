@@ -48,8 +48,6 @@ _ATTACH: Final = (
         updated_at=ACTIVITY.c.updated_at,
     )
 )
-
-
 _DROP_SPAN: Final = (
     update(ACTIVITY)
     .where(ACTIVITY.c.id == bindparam("of_row"))
@@ -199,6 +197,8 @@ def release(connection: Connection, worker_id: str, agent_ids: Sequence[UUID], s
     """This worker goes in good order: what it leaves RUNNING is not lost, and may have another span."""
     left = (ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.worker_id == worker_id)
     connection.execute(update(ACTIVITY).where(*left).values(lease_expires_at=None, updated_at=ACTIVITY.c.updated_at))
+    if not spans:
+        return
     named = (ACTIVITY.c.id, ACTIVITY.c.trace_context, ACTIVITY.c.trace_id, ACTIVITY.c.span_id, ACTIVITY.c.sampled)
     dropped = [
         {"of_row": row_id, "new_context": behind_span(context, trace_id, span_id, sampled)}
