@@ -55,8 +55,10 @@ def reason_of(exc_type: type[BaseException]) -> str:
 
 
 def _only_cancellations(exc: BaseException) -> bool:
+    if not isinstance(exc, BaseExceptionGroup):
+        return False
     group = cast("BaseExceptionGroup[BaseException]", exc)
-    return isinstance(exc, BaseExceptionGroup) and group.split(_CANCELLATIONS)[1] is None
+    return group.split(_CANCELLATIONS)[1] is None
 
 
 def outcome_of(exc: BaseException | None) -> tuple[Status, Outcome | None]:

@@ -115,7 +115,7 @@ def _table(context: Context, database: Database, redis: Redis, url: str) -> Tabl
     rates: dict[str, list[float]] = {name: values for name, values in found.items() if "start" not in name}  # type: ignore[misc]
     return Table(
         f"{database.title}, one worker process with {AT_ONCE} tasks at once",
-        "taskiq alone, on the same broker, with the same tasks",
+        "taskiq alone, with its own Redis broker, with the same tasks",
         [*_start_rows(waits), *_rate_rows(rates, tasks)],
         [
             "RUNNING is when another process can read it; taskiq's start is when the function is called.",

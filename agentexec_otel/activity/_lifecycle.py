@@ -155,7 +155,8 @@ def update(
         return _end(runtime, live, wanted, message, percentage, None)
     live.reported = True
     # On an event loop nobody waits to learn whether it has ended: the row knows when this line comes to it.
-    event = runtime.event(parsed, wanted, message, percentage, live=live, reopens=wanted is QUEUED)
+    reopens = wanted is QUEUED and _runtime.on_event_loop()
+    event = runtime.event(parsed, wanted, message, percentage, live=live, reopens=reopens)
     if live.ended:
         event = event._replace(attempt=None)
     return runtime.emit(runtime.spans.observe(live, event))

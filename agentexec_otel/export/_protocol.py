@@ -91,7 +91,11 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class StoredActivity:
-    """An activity as its row has it, and the lines that were written before it had a span."""
+    """An activity as its row has it, and the lines that were written before it had a span.
+
+    Attributes:
+        counted: A run in it has ended, and has said what it spent.
+    """
 
     agent_id: UUID
     opening: Opening
@@ -100,6 +104,7 @@ class StoredActivity:
     created_at_ns: int
     span: SpanRef | None
     history: tuple[ActivityEvent, ...] = ()
+    counted: bool = False
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 from uuid import UUID, uuid4
 
@@ -161,7 +161,8 @@ def waiting_block(
         return None
     if live is not None and live.owner is not None:
         return None
-    if live is not None and live.status.terminal and not (resumed and live.status is Status.CANCELED):
+    refused = resumed and (stored is None or not stored.counted)  # Not where it was resumed, and canceled then.
+    if live is not None and live.status.terminal and not (refused and live.status is Status.CANCELED):
         return None
     return ActivityRun(None, wanted, None, None, None, waits=False)
 
@@ -188,7 +189,7 @@ def _plain(value: Any) -> Any:
         return str(value)
 
 
-def stored_activity(about: Description, seconds: float) -> StoredActivity | None:
+def stored_activity(about: Description, seconds: float) -> tuple[Description, StoredActivity | None]:
     """The row of the activity that the trace id names, if there is one and the database answers in time. Blocks.
 
     Only a trace id that somebody has chosen can name one, or the state of a run that waits.
@@ -196,20 +197,26 @@ def stored_activity(about: Description, seconds: float) -> StoredActivity | None
     wanted, runtime = _to_look_up(about), _runtime.active()
     store = runtime.store
     if wanted is None or store is None:
-        return None
+        return about, None
     with suppress(TimeoutError, ExportError):
-        return runtime.primary.call(lambda: store.lookup(wanted), seconds)
-    return None
+        return _as_stored(about, runtime.primary.call(lambda: store.lookup(wanted), seconds))
+    return about, None
 
 
-async def stored_activity_async(about: Description, seconds: float) -> StoredActivity | None:
+async def stored_activity_async(about: Description, seconds: float) -> tuple[Description, StoredActivity | None]:
     """As `stored_activity`, on an event loop: without a thread, which the application may have none to spare of."""
     wanted, lookups = _to_look_up(about), _runtime.active().lookups
     if wanted is None or lookups is None:
-        return None
+        return about, None
     with suppress(TimeoutError, ExportError):
-        return await asyncio.wait_for(asyncio.wrap_future(lookups.soon(wanted)), seconds)
-    return None
+        return _as_stored(about, await asyncio.wait_for(asyncio.wrap_future(lookups.soon(wanted)), seconds))
+    return about, None
+
+
+def _as_stored(about: Description, stored: StoredActivity | None) -> tuple[Description, StoredActivity | None]:
+    if stored is None and about.waiting is not None and _runtime.active().spans.known(about.waiting) is None:
+        about = replace(about, waiting=None)  # Of another database, or deleted: it cannot go on there.
+    return about, stored
 
 
 def _to_look_up(about: Description) -> UUID | None:

@@ -63,6 +63,9 @@ class _Tokens:
     def __sub__(self, other: _Tokens) -> _Tokens:
         return _Tokens(self.input - other.input, self.output - other.output, self.requests - other.requests)
 
+    def at_least_none(self) -> _Tokens:
+        return _Tokens(max(0, self.input), max(0, self.output), max(0, self.requests))
+
 
 @dataclass(slots=True)
 class _Meter:
@@ -97,9 +100,9 @@ class Tally:
             del self._meters[id(usage)]
             self._done += meter.counted
 
-    def add(self, usage: Usage) -> None:
+    def add(self, tokens: _Tokens) -> None:
         """Count what another process has counted."""
-        self._done += _Tokens.of(usage)
+        self._done += tokens
 
     def record(self, run: ActivityRun) -> None:
         """Put the totals so far on the activity."""
@@ -133,6 +136,7 @@ class StepHooks(RunHooks[Any]):
             self._count_what_was_before(given)
         self._held: dict[int, Usage] = {}
         self._stopped = False
+        self._refused = False
         self._turn = 0
         self._tools = 0  # at work
         self._tools_idle = asyncio.Event()
@@ -146,8 +150,11 @@ class StepHooks(RunHooks[Any]):
             return
         live = _runtime.active().spans.known(self.run.agent_id)
         before: Any = cast(Any, given)._context
-        if before is not None and (live is None or not live.usage):
-            self._tally.add(before.usage)  # Spent in another process; what was spent here has been counted.
+        if before is None:
+            return
+        here = {} if live is None or live.over else live.usage  # What is over is read again on entering.
+        counted = sum((_Tokens(*(count or 0 for count in counts)) for counts in here.values()), _Tokens())
+        self._tally.add((_Tokens.of(before.usage) - counted).at_least_none())
 
     def show(self, progress: Progress) -> None:
         """Write lines about the steps."""
@@ -199,13 +206,17 @@ class StepHooks(RunHooks[Any]):
 
     async def on_agent_end(self, context: AgentHookContext[Any], agent: Agent[Any], output: object) -> None:
         if self._stopped:  # That of a tool which was stopped, taken for the answer.
-            self._stop_if_canceled()
+            raise StoppedError(self.run.agent_id)
         if self._inner is not None:
             await self._inner.on_agent_end(context, agent, output)
 
     def stop(self) -> None:
-        """Go no further: a run within has been stopped, or somebody has canceled what was to be resumed."""
+        """Go no further: a run within has been stopped."""
         self._stopped = True
+
+    def refuse(self) -> None:
+        """Do not begin: somebody has canceled what was to be resumed. Its block is not entered."""
+        self._stopped = self._refused = True
 
     def tool_left(self) -> None:
         """One tool less is at work: it is done, or it is an agent that waits for an approval."""
@@ -219,7 +230,8 @@ class StepHooks(RunHooks[Any]):
 
     def record_usage(self) -> None:
         """Put the tokens of all model calls so far on the activity, at the end of a run."""
-        self._tally.record(self.run)
+        if not self._refused:
+            self._tally.record(self.run)
         for usage in self._held.values():
             self._tally.release(usage)
         self._held.clear()
@@ -272,9 +284,8 @@ class TrackedRun:
         _at_work.set(self._around)
         with guarded("recording the usage of a run"):
             self.steps.record_usage()
-        around = self._around
-        if isinstance(left_by, StoppedError) and around is not None and around.run.agent_id == self.run.agent_id:
-            around.stop()
+        if isinstance(left_by, StoppedError) and self._within is not None:
+            self._within.stop()
         if left_by is not None and self._discreet:
             of_tool = text_of(left_by).startswith(_TOOL_FAILED)
             keep_to_yourself(left_by, _TOOL_FAILED if of_tool else type(left_by).__name__)
@@ -290,7 +301,13 @@ class TrackedRun:
                 self.run.__exit__(None if left_by is None else type(left_by), left_by, None)
         if self._left is not None:
             with guarded("ending the activity of a trace"):
-                self._left(left_by)
+                self._left(left_by if self._within is None else None)  # The run around it may get over that.
+
+    @property
+    def _within(self) -> StepHooks | None:
+        """The run of the same activity that has called this one, as a tool."""
+        around = self._around
+        return around if around is not None and around.run.agent_id == self.run.agent_id else None
 
     def _say_what_waits(self, result: RunResult | RunResultStreaming) -> None:
         """Say what an interrupted run waits for; it has not ended, it will be resumed."""
@@ -299,7 +316,8 @@ class TrackedRun:
                 leaves_when_canceled(self.run, False)
                 self.run.leave_open()
                 if self.run.owner:
-                    goes_on_in(self.run.agent_id, result)
+                    with guarded("noting where a run goes on"):
+                        goes_on_in(self.run.agent_id, result)
             if self._joined and self._around is not None:
                 self._around.tool_left()  # The SDK says nothing of the end of a tool that is an agent and waits.
             remark(self.run, f"Stopped for the approval of {waiting} tool call{'s' if waiting > 1 else ''}.")

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
-from typing import Any, Final
+from threading import RLock
+from typing import Any, Final, cast
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -39,6 +39,7 @@ _OVER: Final = -1
 
 @dataclass(slots=True)
 class _OpenTrace:
+    trace: Trace
     run: ActivityRun
     within: Context  # what was current once the block had been entered
     handled: BaseException | None  # that was being handled already when the trace began
@@ -59,13 +60,13 @@ class ActivityTraceProcessor(TracingProcessor):
         self._added = False
         self._active = False
         self._open: OrderedDict[str, _OpenTrace] = OrderedDict()
-        self._at_home: WeakKeyDictionary[Trace, int] = WeakKeyDictionary()
-        self._of: dict[UUID, _OpenTrace] = {}
-        self._lock = Lock()
+        self._began_in: WeakKeyDictionary[Trace, int] = WeakKeyDictionary()  # the process, or _OVER
+        self._by_activity: dict[UUID, _OpenTrace] = {}
+        self._lock = RLock()
 
     def on_trace_start(self, trace: Trace) -> None:
         with self._lock:
-            self._at_home[trace] = os.getpid()
+            self._began_in[trace] = os.getpid()
         with guarded("opening an activity for a trace"):
             if self._active and configured() and enclosing() is None and trace.trace_id not in self._open:
                 enter = ActivityRun.__enter__ if self.register() else _enter_detached
@@ -80,19 +81,19 @@ class ActivityTraceProcessor(TracingProcessor):
 
     def is_over(self, trace: Trace) -> bool:
         """Whether nobody here will tell of this trace's end: a task may outlive it, a forked process inherit it."""
-        here = os.getpid()
+        here, trace = os.getpid(), _as_started(trace)
         with self._lock:
-            return isinstance(trace, ReattachedTrace) or self._at_home.get(trace, here) != here
+            return isinstance(trace, ReattachedTrace) or self._began_in.get(trace, here) != here
 
     def _begin(self, trace: Trace, enter: Callable[[ActivityRun], object]) -> ActivityRun:
         run = prepare(describe_trace(trace))
         enter(run)
         leaves_when_canceled(run)
-        opened = _OpenTrace(run, get_current(), sys.exc_info()[1])
+        opened = _OpenTrace(_as_started(trace), run, get_current(), sys.exc_info()[1])
         with self._lock:
-            self._open[trace.trace_id] = self._of[run.agent_id] = opened
+            self._open[trace.trace_id] = self._by_activity[run.agent_id] = opened
             if len(self._open) > _MOST_OPEN:
-                self._of.pop(self._open.popitem(last=False)[1].run.agent_id, None)
+                self._by_activity.pop(self._open.popitem(last=False)[1].run.agent_id, None)
         return run
 
     def on_trace_end(self, trace: Trace) -> None:
@@ -101,9 +102,14 @@ class ActivityTraceProcessor(TracingProcessor):
     def finish(self, trace: Trace) -> None:
         """End the activity of a trace, if it has one of its own."""
         with self._lock:
-            self._at_home[trace] = _OVER
-            opened = self._open.pop(trace.trace_id, None)
-        if opened is None:
+            ours = self._began_in.get(trace, os.getpid()) == os.getpid()
+            self._began_in[trace] = _OVER
+            opened = self._open.get(trace.trace_id)
+            if opened is None or opened.trace is not trace:
+                return  # Another one with the same id is open still.
+            del self._open[trace.trace_id]
+        if not ours:
+            opened.run.detach()  # Whose process it is ends it.
             return
         left_by = sys.exc_info()[1]
         if left_by is not opened.handled:
@@ -122,7 +128,7 @@ class ActivityTraceProcessor(TracingProcessor):
             self.unregister()
 
     def _end(self, opened: _OpenTrace) -> None:
-        self._of.pop(opened.run.agent_id, None)
+        self._by_activity.pop(opened.run.agent_id, None)
         left_by = opened.left_by
         record_usage(opened.run)
         opened.run.__exit__(None if left_by is None else type(left_by), left_by, None)
@@ -133,7 +139,7 @@ class ActivityTraceProcessor(TracingProcessor):
         The activity of a trace does not end before the runs in it, such as a stream that is read behind the trace.
         """
         with self._lock:
-            opened = self._of.get(run.agent_id)
+            opened = self._by_activity.get(run.agent_id)
             if opened is not None:
                 opened.runs += 1
         return partial(self._release, opened)
@@ -219,6 +225,11 @@ class _Closing(TracingProcessor):
 
     def force_flush(self) -> None:
         """Nothing."""
+
+
+def _as_started(trace: Trace) -> Trace:
+    """What processors are told of: Logfire makes a wrapper of it current, which cannot be hashed."""
+    return cast(Trace, getattr(trace, "wrapped", trace))
 
 
 def _enter_detached(run: ActivityRun) -> object:

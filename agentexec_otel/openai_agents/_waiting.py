@@ -26,6 +26,7 @@ def goes_on_in(agent_id: UUID, result: RunResult | RunResultStreaming) -> None:
 def waiting_of(given: object) -> UUID | None:
     """The activity that was left open for the run with this input; None where that is no state of such a run."""
     state: Any = getattr(cast(object, given), "_trace_state", None) if isinstance(given, RunState) else None
+    told = getattr(state, "extra", {}).get(_KEY)
     with suppress(ValueError):
-        return UUID(str(state.extra[_KEY])) if state is not None and _KEY in state.extra else None
+        return None if told is None else UUID(str(told))
     return None

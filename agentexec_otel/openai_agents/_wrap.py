@@ -18,6 +18,7 @@ from agentexec_otel._guard import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.export import StoredActivity
 from agentexec_otel.openai_agents._opening import (
+    Description,
     configured,
     describe,
     enclosing,
@@ -35,8 +36,8 @@ from agentexec_otel.openai_agents._steps import StepHooks, TrackedRun, watched
 from agentexec_otel.openai_agents._stream import ActivityStream
 from agentexec_otel.openai_agents._trace_processor import ActivityTraceProcessor
 
-_LOOK_UP_SECONDS: Final = 0.25  # off the event loop
-_UNNOTICED_SECONDS: Final = 0.015  # on it; only for runs whose trace id the application has chosen
+_LOOK_UP_SECONDS: Final = 0.25  # where waiting stalls nobody else
+_UNNOTICED_SECONDS: Final = 0.015  # on the event loop; only for runs whose trace id the application has chosen
 
 _Options = RunOptions[Any]
 _Run = Callable[..., Coroutine[Any, Any, RunResult]]
@@ -80,8 +81,8 @@ class RunWrapper:
             tracked = None
             with guarded("tracking a run"):
                 if self._tracks(options):
-                    stored = await self._stored(starting_agent, input, options)
-                    tracked, options = self._begin(starting_agent, input, options, stored)
+                    about, stored = await self._stored(describe(starting_agent, input, _config(options)))
+                    tracked, options = self._begin(about, input, options, stored)
             if tracked is None:
                 return await original(runner, starting_agent, input, **options)
             try:
@@ -100,8 +101,9 @@ class RunWrapper:
             tracked = None
             with guarded("tracking a run"):
                 if self._tracks(options) and not _runtime.on_event_loop():  # where the SDK will refuse
-                    stored = stored_activity(describe(starting_agent, input, _config(options)), _LOOK_UP_SECONDS)
-                    tracked, options = self._begin(starting_agent, input, options, stored)
+                    about = describe(starting_agent, input, _config(options))
+                    about, stored = stored_activity(about, _LOOK_UP_SECONDS)
+                    tracked, options = self._begin(about, input, options, stored)
             if tracked is None:
                 return original(runner, starting_agent, input, **options)
             try:
@@ -126,8 +128,9 @@ class RunWrapper:
             tracked = None
             with guarded("tracking a run"):
                 if self._tracks(options):
-                    stored = stored_activity(describe(starting_agent, input, _config(options)), _UNNOTICED_SECONDS)
-                    tracked, options = within.run(self._begin, starting_agent, input, options, stored)
+                    about = describe(starting_agent, input, _config(options))
+                    about, stored = stored_activity(about, _UNNOTICED_SECONDS)
+                    tracked, options = within.run(self._begin, about, input, options, stored)
             if tracked is None:
                 return original(runner, starting_agent, input, **options)
             stream = ActivityStream(tracked, within)
@@ -154,19 +157,19 @@ class RunWrapper:
             hooks.show(progress_of(hooks.run))
         return False
 
-    async def _stored(self, agent: object, given: object, options: dict[str, Any]) -> StoredActivity | None:
-        about = describe(agent, given, _config(options))
+    async def _stored(self, about: Description) -> tuple[Description, StoredActivity | None]:
         if about.wanted is None or (about.waiting is None and enclosing() is not None):
-            return None
+            return about, None
         return await stored_activity_async(about, _LOOK_UP_SECONDS)
 
     def _begin(
-        self, agent: object, given: object, options: dict[str, Any], stored: StoredActivity | None
+        self, about: Description, given: object, options: dict[str, Any], stored: StoredActivity | None
     ) -> tuple[TrackedRun, dict[str, Any]]:
         self._processor.register()  # Another library may have replaced all processors, ours too.
-        about = describe(agent, given, _config(options))
-        block, around = waiting_block(about.waiting, stored, resumed=True), None
-        resumed, canceled = block is not None, block is not None and is_canceled(block)
+        block = waiting_block(about.waiting, stored, resumed=True)
+        resumed = block is not None
+        canceled = block is not None and is_canceled(block)
+        around = None
         if block is None:
             block = around = enclosing()
         block = block or self._within_trace()
@@ -178,12 +181,12 @@ class RunWrapper:
         steps = StepHooks(block, options.get("hooks"), given if resumed else None)
         steps.show(progress_of(block))
         if canceled:
-            steps.stop()
+            steps.refuse()
         options = cast("dict[str, Any]", watched(cast(_Options, options), steps))
-        if around is None:
+        if around is None and not canceled:
             block.__enter__()
         left = self._processor.hold(block)
-        return TrackedRun(block, steps, _config(options), joined=around is not None, left=left), options
+        return TrackedRun(block, steps, _config(options), joined=around is not None or canceled, left=left), options
 
     def _within_trace(self) -> ActivityRun | None:
         """A block within the activity of the trace that the application has opened around this run, if it has."""

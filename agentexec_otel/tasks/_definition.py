@@ -22,8 +22,8 @@ _AS_DUMPED: Final[dict[str, Any]] = {"strict": False, "by_alias": False, "by_nam
 """How to validate what a model was dumped to: fields by their names, and JSON has no times, sets or tuples."""
 
 
-def _nothing(constant: str) -> None:
-    """JSON has neither infinity nor NaN."""
+def _not_a_number(constant: str) -> None:
+    """JSON has neither infinity nor NaN; null is what they become on their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Definition:
         """
         checked = self.context.validate_python(context)
         dumped = self.context.dump_python(checked, mode="json", by_alias=False, round_trip=True, warnings="none")
-        plain = json.loads(json.dumps(dumped), parse_constant=_nothing)  # as it will arrive
+        plain = json.loads(json.dumps(dumped), parse_constant=_not_a_number)  # as it will arrive
         self.context.validate_python(plain, **_AS_DUMPED)  # A model that was built or changed without validation.
         return plain
 

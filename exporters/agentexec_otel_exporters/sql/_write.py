@@ -235,4 +235,5 @@ def _stored_activity(row: Row, history: tuple[ActivityEvent, ...]) -> StoredActi
     if row.trace_id is not None and row.span_id is not None:
         span = SpanRef(row.trace_id, row.span_id, bool(row.sampled))
     opening = Opening(row.agent_type, row.metadata, row.trace_context)
-    return StoredActivity(row.agent_id, opening, row.status, row.attempt, nanoseconds(row.created_at), span, history)
+    created_at_ns, counted = nanoseconds(row.created_at), row.requests is not None
+    return StoredActivity(row.agent_id, opening, row.status, row.attempt, created_at_ns, span, history, counted)
