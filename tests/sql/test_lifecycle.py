@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy import Connection, delete
 from sqlalchemy.orm import Session
 
@@ -18,7 +19,7 @@ from agentexec_otel.export import StoredActivity
 from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import call, configure, create, run_to_the_end, stop
-from tests.sql.rows import count_rows, event, gap_free, lines, row, store
+from tests.sql.rows import count_rows, event, gap_free, lines, opening, row, store
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +184,21 @@ def test_retried_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None
     assert not any(log.late for log in lines(database.engine, agent_id))
 
 
+def test_going_on_with_what_was_retried_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None:
+    """A line that follows at once, when another process has retried what failed here, belongs to the next attempt."""
+    peers[0].call(configure, database.url)
+    agent_id = peers[0].call(create, "task")
+    assert ax.activity.update(agent_id, "First try.")
+    assert ax.activity.error(agent_id, "Failed.")
+    assert peers[0].call(call, "retry", agent_id) == 2
+    assert peers[0].call(stop)
+    assert ax.activity.update(agent_id, "Second try.")
+    assert ax.flush()
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.attempt) == (Status.RUNNING, 2)
+    assert not any(log.late for log in lines(database.engine, agent_id))
+
+
 def test_requeued_after_it_ended_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None:
     """`update(status="QUEUED")` is a retry also where another process has ended the activity."""
     agent_id = ax.activity.create("task")
@@ -339,6 +355,44 @@ async def test_queued_again_on_an_event_loop(database: Database) -> None:
     assert await asyncio.to_thread(ax.flush)
     stored = row(database.engine, agent_id)
     assert (stored.status, stored.attempt) == (Status.RUNNING, 2)
+
+
+async def test_failed_and_tried_again_on_an_event_loop(database: Database, tracer_provider: TracerProvider) -> None:
+    """An ending, QUEUED and the next line in one breath: nobody waits, and each is in the attempt it is meant for."""
+    ax.configure(database.url, tracer_provider=tracer_provider)
+    agent_id = await ax.activity.aio.create("task")
+    assert await ax.activity.aio.update(agent_id, "First try.")
+    ax.activity.error(agent_id, "Failed.")
+    ax.activity.update(agent_id, "Once more.", status="QUEUED")
+    ax.activity.update(agent_id, "Second try.")
+    assert await asyncio.to_thread(ax.flush)
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.attempt) == (Status.RUNNING, 2)
+    logs = lines(database.engine, agent_id)
+    assert [log.attempt for log in logs] == [1, 1, 1, 2, 2]
+    assert not any(log.late for log in logs)
+
+
+async def test_going_on_elsewhere_on_an_event_loop(database: Database) -> None:
+    """Who reports on what another process has created runs it, and keeps it alive, though nobody waits for its row."""
+    agent_id = uuid4()
+    store(database.url, [opening(agent_id)])
+    ax.activity.update(agent_id, "Working.")
+    assert await asyncio.to_thread(ax.flush)
+    assert _runtime.active().spans.running() == [agent_id]
+
+
+def test_going_on_in_a_session_with_what_was_retried_elsewhere(database: Database) -> None:
+    """A session's line that starts an attempt which another process has opened runs here, and is kept alive."""
+    agent_id = ax.activity.create("task")
+    ax.activity.update(agent_id, "First try.")
+    assert ax.activity.error(agent_id, "Failed.")
+    store(database.url, [event(agent_id, Status.QUEUED, reopens=True)])
+    with Session(database.engine) as session:
+        ax.activity.update(agent_id, "Second try.", session=session)
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.attempt) == (Status.RUNNING, 2)
+    assert _runtime.active().spans.running() == [agent_id]
 
 
 @pytest.mark.parametrize("joined", [False, True])

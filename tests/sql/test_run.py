@@ -317,6 +317,19 @@ async def test_canceled_before_it_has_begun(database: Database) -> None:
     assert nothing_is_left_queued(database)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_canceled_as_its_row_is_committed(database: Database) -> None:
+    """Nor does a call that is canceled once its row is there, and before it could return the id."""
+    task = asyncio.create_task(ax.activity.aio.create("task"))
+    await asyncio.sleep(0)
+    assert ax.flush()  # On the loop, which hears of the commit only after the cancellation.
+    assert not nothing_is_left_queued(database)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert nothing_is_left_queued(database)
+
+
 def enter(name: str) -> object:
     return ax.activity.run(name).__enter__()
 

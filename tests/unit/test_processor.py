@@ -16,6 +16,8 @@ import agentexec_otel as ax
 from agentexec_otel._errors import MisconfiguredExportError, TransientExportError
 from agentexec_otel._event import ActivityEvent, Opening, SpanRef, Status
 from agentexec_otel.export import Ack, ActivityProcessor, ExportResult, Reject, Retry
+from agentexec_otel.export._backlog import Backlog
+from agentexec_otel.export._delivery import Entry
 from agentexec_otel.export._spool import Spool
 from tests.sql.recorder import Recorder
 from tests.sql.rows import event, eventually, opening
@@ -134,6 +136,31 @@ def test_flush_waits_for_what_had_no_room() -> None:
     assert processor.shutdown(1.0)
 
 
+class FailingFlush(Recorder):
+    """Its own flush does not succeed the first time."""
+
+    def force_flush(self, timeout: float) -> bool:
+        return super().force_flush(timeout) and len(self.flushes) > 1
+
+
+def test_flush_that_succeeds_in_the_end() -> None:
+    """A flush says what came of it when all was stored, not what a round before that has met."""
+
+    def slowly(batch: Sequence[ActivityEvent]) -> list[ExportResult]:
+        time.sleep(0.02)
+        return [Ack(one.status) for one in batch]
+
+    exporter = FailingFlush(answer=slowly)
+    processor = processor_of(exporter, max_queue_size=1, max_batch_size=1)
+    agent_id = uuid4()
+    for number in range(20):
+        processor.emit(event(agent_id, message=str(number)))
+    assert processor.force_flush(10.0)
+    assert len(exporter.flushes) > 2
+    assert processor.pending == 0
+    assert processor.shutdown(1.0)
+
+
 def test_full_spool_keeps_the_order(tmp_path: Path) -> None:
     """With no room left in the spool, not even for an ending, that comes behind the lines that wait there."""
     exporter = Recorder(gate=Event())
@@ -161,6 +188,30 @@ def test_full_spool_keeps_the_order(tmp_path: Path) -> None:
     assert health["pending"] == 0
     assert adds_up(health), health
     assert processor.shutdown(1.0)
+
+
+class Interrupted(Backlog):
+    """A producer comes just as the writer has read the spool to its end."""
+
+    late: Entry
+
+    def _release_all(self) -> None:
+        self.put(self.late)
+        super()._release_all()
+
+
+def test_order_behind_a_full_spool(tmp_path: Path) -> None:
+    """What comes while the writer turns from the spool to what had no room there comes behind that."""
+    backlog = Interrupted(Spool(tmp_path, identity="db", max_bytes=20_000), 16)
+    agent_id = uuid4()
+    backlog.late = Entry(event(agent_id, Status.QUEUED, "again"))
+    for number in range(200):
+        backlog.put(Entry(event(agent_id, message=f"line {number}")))
+    backlog.put(Entry(event(agent_id, Status.ERROR, "failed")))
+    taken: list[str] = []
+    while not backlog.idle:
+        taken += [one.event.message for one in backlog.take(16, 0.0) if isinstance(one, Entry)]
+    assert taken[-3:] == ["line 199", "failed", "again"]
 
 
 def test_spool_outlasts_a_lack_of_descriptors(tmp_path: Path) -> None:
