@@ -1,9 +1,11 @@
 """Tasks on the in-process broker: each is an activity that ends as the task does."""
 
 import asyncio
+import gc
 import logging
 import sys
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -38,6 +40,7 @@ from agentexec_otel._event import Outcome, Status
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
+from agentexec_otel.tasks._middleware import _Delivery  # pyright: ignore[reportPrivateUsage]
 from tests.brokers import REDIS, need
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
@@ -494,6 +497,13 @@ class Closed(BaseModel):
         return len(self.words)
 
 
+class Outward(BaseModel):
+    """Serialized by its aliases unless told otherwise, and read by them."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+    company_name: str = Field("Acme", alias="companyName")
+
+
 @on_sqlite
 @pytest.mark.parametrize(
     "value",
@@ -501,6 +511,7 @@ class Closed(BaseModel):
         Aliased.model_validate({"companyName": "Ünï", "another": "y"}),
         Strict(),
         Closed.model_validate({"words": '["a"]'}),
+        Outward.model_validate({"companyName": "Ünï"}),
     ],
     ids=lambda one: type(one).__name__,
 )
@@ -690,8 +701,12 @@ class _Before(TaskiqMiddleware):
 
 
 class _Sending(TaskiqMiddleware):
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.error = error
+
     def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
-        raise ConnectionError("unsent")
+        raise self.error("unsent")
 
 
 class _Behind(TaskiqMiddleware):
@@ -714,13 +729,36 @@ async def test_other_middleware_that_fails(works: Works, database: Database, oth
 
 
 @on_sqlite
-async def test_other_middleware_that_sends_nothing(works: Works, database: Database) -> None:
+@pytest.mark.parametrize("error", [ConnectionError, TimeoutError])
+async def test_other_middleware_that_sends_nothing(works: Works, database: Database, error: type[Exception]) -> None:
     """A middleware that raises before the message is sent is told as a broker that does not take it."""
-    works.pool.broker.add_middlewares(_Sending())
-    with pytest.raises(ax.TaskNotSentError, match="ConnectionError") as caught:
+    works.pool.broker.add_middlewares(_Sending(error))
+    with pytest.raises(ax.TaskNotSentError, match=error.__name__) as caught:
         await ax.enqueue("research", Order(company="Acme"))
     stored = row(database.engine, caught.value.agent_id)
     assert (stored.status, stored.reason) == (Status.ERROR, "enqueue")
+    assert [log.status for log in lines(database.engine, stored.agent_id)] == [Status.QUEUED, Status.ERROR]
+
+
+class _Canceling(TaskiqMiddleware):
+    async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
+        await ax.activity.aio.cancel(message.task_id)
+        return message
+
+
+@on_sqlite
+async def test_canceled_before_its_first_step(works: Works, database: Database) -> None:
+    """An activity that is canceled just as its task begins leaves nothing that Python warns of."""
+    works.pool.broker.add_middlewares(_Canceling())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = await ax.enqueue("research", Order(company="Acme"))
+        with pytest.raises(ax.ActivityCanceledError):
+            await task.result(10)
+        gc.collect()
+    assert [str(one.message) for one in caught if "never awaited" in str(one.message)] == []
+    assert works.ran == []
+    assert row(database.engine, task.agent_id).status is Status.CANCELED
 
 
 @on_sqlite
@@ -898,6 +936,22 @@ async def test_watched_task_that_is_not_sent(watched: InMemoryBroker, database: 
         await task.kicker().with_task_id("1" * 32).kiq(UUID(int=1))
     activity = row(database.engine, UUID("1" * 32))
     assert (activity.status, activity.reason) == (Status.ERROR, "enqueue")
+
+
+@on_sqlite
+async def test_in_place_broker_keeps_nothing(database: Database) -> None:
+    """Of tasks that run inside of the caller's own, which may live for long, nothing is kept when they are done."""
+    ax.configure(database.url)
+    broker = InMemoryBroker(await_inplace=True)
+    broker.add_middlewares(ActivityMiddleware())
+    add = broker.task(task_name="in place")(lambda: None)
+    await broker.startup()
+    for _ in range(5):
+        await add.kiq()
+    gc.collect()
+    kept = [one for one in gc.get_objects() if type(one) is _Delivery and one.message.task_name == "in place"]
+    assert len(kept) <= 1, "the last one is current"
+    await broker.shutdown()
 
 
 @on_sqlite
