@@ -3,10 +3,13 @@
 import asyncio
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
@@ -152,6 +155,43 @@ async def test_a_stream_that_is_read_behind_its_trace_decides(
     assert (span.attributes or {})["agentexec.status"] == status
 
 
+async def test_what_a_stream_behind_its_trace_gets_over_is_no_error(database: Database) -> None:
+    """An agent that fails as a tool fails that tool; the run around it decides."""
+    inner = agent(ConnectionError("no route"), name="Inner")
+    outer = agent(call("ask", input="go"), say("done anyway"), tools=[inner.as_tool("ask", "Ask.")], seconds=0.02)
+    with agents.trace("Chat"):
+        stream = Runner.run_streamed(outer, "go")
+    async for _ in stream.stream_events():
+        pass
+    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
+        await asyncio.sleep(0.01)
+    assert stream.final_output == "done anyway"
+    assert (only(database).status, only(database).requests) == ("COMPLETE", 2)
+
+
+async def test_traces_of_one_id_at_the_same_time_are_one_activity(database: Database) -> None:
+    """It has the tokens of the runs in both, and ends with the one that began it, not with the one that ends first."""
+    trace_id = agents.gen_trace_id()
+    opened, over = asyncio.Event(), asyncio.Event()
+
+    async def long() -> None:
+        with agents.trace("Chat", trace_id=trace_id):
+            await Runner.run(agent(say("done")), "go")
+            opened.set()
+            await over.wait()
+            assert (await asyncio.to_thread(only, database)).status == "RUNNING"
+            await Runner.run(agent(say("done")), "go")
+
+    async def short() -> None:
+        await opened.wait()
+        with agents.trace("Chat", trace_id=trace_id):
+            await Runner.run(agent(say("done")), "go")
+        over.set()
+
+    await asyncio.wait_for(asyncio.gather(long(), short()), 10)
+    assert (only(database).status, only(database).requests) == ("COMPLETE", 3)
+
+
 async def test_a_trace_that_is_left_by_an_exception_is_an_error(database: Database) -> None:
     """Its own exception, whatever happened in it."""
     with pytest.raises(LookupError), agents.trace("Two steps"):  # noqa: PT012  # the block is what is tested
@@ -250,6 +290,24 @@ def test_a_run_in_a_forked_process_is_one_of_its_own(database: Database, around:
     asyncio.run(run())
     found = {activity.agent_type: (activity.status.value, activity.requests) for activity in activities(database)}
     assert found == {"Parent": ("COMPLETE", 2 if around == "run" else 0), "Child": ("COMPLETE", 2)}
+
+
+@pytest.mark.usefixtures("default_loop")
+def test_a_forked_process_that_leaves_a_trace_does_not_end_it(database: Database) -> None:
+    """What is the parent's stays open in the parent, which ends it itself."""
+    try:
+        with agents.trace("Parent"):
+            Runner.run_sync(agent(say("done")), "go")
+            assert ax.flush(5)
+            child = os.fork()
+            if not child:
+                sys.exit(3)
+            assert os.waitpid(child, 0)[1] == 0
+            assert only(database).status == "RUNNING"
+            Runner.run_sync(agent(say("done")), "go")
+    except SystemExit:  # in the child
+        os._exit(0 if ax.flush(5) else 1)
+    assert (only(database).status, only(database).requests) == ("COMPLETE", 2)
 
 
 async def test_runs_at_the_same_time_do_not_mix(database: Database) -> None:
@@ -365,6 +423,65 @@ async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(
         await runs().run(what, state)
     (activity,) = (each for each in activities(database) if each.agent_id == waiting)
     assert (activity.status, activity.requests, activity.input_tokens) == ("COMPLETE", 4, 4 * INPUT_TOKENS)
+
+
+RESUMED_ELSEWHERE = """
+import asyncio, sys
+import agents
+from agents import Runner, RunState
+import agentexec_otel as ax
+from tests.e2e.scripted import agent, call
+from tests.e2e.test_instrumentor import pay
+
+async def main():
+    what = agent(call("pay"), tools=[pay])
+    state = await RunState.from_string(what, sys.stdin.read())
+    state.approve(state.get_interruptions()[0])
+    return (await Runner.run(what, state)).to_state().to_string()
+
+agents.set_trace_processors([])
+ax.AgentExecInstrumentor().instrument()
+print(asyncio.run(main()))
+ax.shutdown()
+"""
+
+
+async def test_a_run_that_comes_back_from_another_process_counts_all_tokens_once(database: Database) -> None:
+    """Those that were spent here, those that were spent there, and those after that."""
+    what = agent(*look_ups(1), call("pay"), say("done"), tools=[pay])
+    result = await Runner.run(what, "go")
+    waiting = only(database).agent_id
+    environment = {**os.environ, "AGENTEXEC_DATABASE_URL": str(database.url), "AGENTEXEC_SPOOL_DIR": "off"}
+    elsewhere = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", RESUMED_ELSEWHERE],
+        input=result.to_state().to_string(),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert elsewhere.returncode == 0, elsewhere.stderr[-2_000:]
+    state: Any = await RunState.from_string(what, elsewhere.stdout)
+    state.approve(state.get_interruptions()[0])
+    await Runner.run(what, state)
+    activity = only(database)
+    assert (activity.agent_id, activity.status) == (waiting, "COMPLETE")
+    assert (activity.requests, activity.input_tokens) == (4, 4 * INPUT_TOKENS)
+
+
+async def test_a_run_that_waited_in_another_database_is_a_new_activity(database: Database, tmp_path: Path) -> None:
+    """Its own is not there to go on with; nothing of it is refused."""
+    ax.configure(f"sqlite:///{tmp_path / 'another.db'}", create_tables=True)
+    what = agent(call("pay"), say("done"), tools=[pay])
+    written = (await Runner.run(what, "go")).to_state().to_string()
+    assert ax.flush(5)
+    ax.configure(database.url)
+    state: Any = await RunState.from_string(what, written)
+    state.approve(state.get_interruptions()[0])
+    assert (await Runner.run(what, state)).final_output == "done"
+    assert (only(database).status, only(database).requests) == ("COMPLETE", 1)
 
 
 async def test_a_run_waits_for_no_thread(database: Database) -> None:
