@@ -285,6 +285,38 @@ async def test_a_run_that_is_canceled_while_it_waits_is_not_resumed(
     assert (only(database).agent_id, only(database).status) == (agent_id, "CANCELED")
 
 
+async def test_a_resumed_run_that_was_torn_is_resumed_again(database: Database) -> None:
+    """Nobody has canceled it but a client that hung up: it goes on in a new activity, and the first keeps its own."""
+    began = asyncio.Event()
+
+    @function_tool(needs_approval=True)
+    async def pay() -> str:
+        """Pay, the second time."""
+        if not began.is_set():
+            began.set()
+            await asyncio.sleep(30)
+        return "paid"
+
+    what = agent(call("pay"), say("done"), tools=[pay])
+    written = (await Runner.run(what, "go")).to_state().to_string()
+
+    async def resume() -> Any:
+        state: Any = await agents.RunState.from_string(what, written)
+        state.approve(state.get_interruptions()[0])
+        return (await Runner.run(what, state)).final_output
+
+    torn = asyncio.create_task(resume())
+    await asyncio.wait_for(began.wait(), 10)
+    torn.cancel()
+    await asyncio.wait([torn], timeout=10)
+    assert torn.cancelled()
+    assert (only(database).status, only(database).requests) == ("CANCELED", 1)
+    assert await resume() == "done"
+    again, first = activities(database)
+    assert (first.status, first.requests, first.input_tokens) == ("CANCELED", 1, INPUT_TOKENS)
+    assert (again.status, again.requests, again.input_tokens) == ("COMPLETE", 1, INPUT_TOKENS)
+
+
 @pytest.mark.parametrize("streamed", [False, True], ids=["run", "streamed"])
 @pytest.mark.parametrize(
     ("ends_by", "status"),
