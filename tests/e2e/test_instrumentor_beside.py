@@ -31,3 +31,18 @@ def test_every_order_does(others: list[str]) -> None:
     assert {order: wrong for order, wrong in json.loads(done.stdout).items() if wrong} == {}
     assert "detach" not in done.stderr
     assert "Context" not in done.stderr
+
+
+def test_beside_logfire_runs_in_an_older_trace_and_behind_another_run_are_tracked() -> None:
+    """Though its traces are not the SDK's own, whoever is to end an activity is known, and nothing is skipped."""
+    pytest.importorskip("logfire")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.instrumented_behind"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2_000:]
+    assert json.loads(done.stdout) == [["Older", "COMPLETE", 2], ["First", "COMPLETE", 2], ["Later", "COMPLETE", 1]]
+    assert done.stderr == ""
