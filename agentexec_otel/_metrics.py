@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, Final
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from opentelemetry import metrics
 
@@ -16,7 +16,8 @@ _OUTCOMES: Final = (
     "emitted", "replayed", "committed", "duplicate", "late", "coalesced", "dropped", "dead_lettered", "rejected",
     "withdrawn", "retried",
 )  # fmt: skip
-_registered: WeakSet[metrics.MeterProvider] = WeakSet()
+# By identity: Logfire's cannot be hashed.
+_registered: WeakValueDictionary[int, metrics.MeterProvider] = WeakValueDictionary()
 _registered_globally = False
 
 
@@ -24,10 +25,10 @@ def register(provider: metrics.MeterProvider | None, health: Health) -> None:
     """Create the instruments, once for each provider. Their only attributes are the exporter and the outcome."""
     global _registered_globally  # noqa: PLW0603  # the global provider may be set, and so be another object, later
     used = provider if provider is not None else metrics.get_meter_provider()
-    if used in _registered or (provider is None and _registered_globally):
+    if _registered.get(id(used)) is used or (provider is None and _registered_globally):
         return
     _registered_globally = _registered_globally or provider is None
-    _registered.add(used)
+    _registered[id(used)] = used
     meter = metrics.get_meter(semconv.SCOPE, meter_provider=provider)
 
     def events(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:

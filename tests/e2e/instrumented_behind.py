@@ -55,8 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         engine = create_engine(f"sqlite:///{Path(folder) / 'activities.db'}")
         ax.CONF.spool_dir = "off"
+        logfire.configure(send_to_logfire=False, console=False)  # first, as applications do
         ax.configure(engine, create_tables=True)
-        logfire.configure(send_to_logfire=False, console=False)
         logfire.instrument_openai_agents()
         asyncio.run(in_an_older_trace())
         asyncio.run(behind_another_run())
