@@ -98,3 +98,14 @@ def fill(live: LiveActivity, stored: StoredActivity) -> None:
 
 def progress(status: Status) -> int:
     return 2 if status.terminal else int(status is Status.RUNNING)
+
+
+def opens_span(live: LiveActivity, event: ActivityEvent) -> bool:
+    """The first line that is not QUEUED; where there was no provider then, the last one tries again."""
+    return event.status.terminal if live.untraced else event.status is not Status.QUEUED
+
+
+def more_to_come(live: LiveActivity, event: ActivityEvent) -> bool:
+    """Whether a canceled activity's span waits for the last line of the block that runs it, which counts the tokens."""
+    counted = event.outcome is not None and event.outcome.requests is not None
+    return live.stops and live.status is Status.CANCELED and not counted

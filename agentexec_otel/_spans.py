@@ -24,7 +24,7 @@ from agentexec_otel._errors import ExportError
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._guard import guarded
 from agentexec_otel._ids import uuid7
-from agentexec_otel._live import LiveActivity, fill, progress
+from agentexec_otel._live import LiveActivity, fill, more_to_come, opens_span, progress
 from agentexec_otel._log_records import LogSink
 from agentexec_otel._mapping import log_attributes, opening_attributes, outcome_attributes, span_ref_of
 from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, Reject, StoredActivity
@@ -123,7 +123,7 @@ class ActivitySpans:
         if live.opening is None or live.status.terminal:
             self._keep(live, event)
             return event
-        if live.span is None and live.ref is None and _opens_span(live, event):
+        if live.span is None and live.ref is None and opens_span(live, event):
             with guarded("opening an activity's span"):
                 event = self._open(live, event)
         self._mirror(live, event)
@@ -318,7 +318,7 @@ class ActivitySpans:
                 self._catch_up()
                 self._add_event(live.span, event)
                 self._record(event, live)
-                if not _more_to_come(live, event):
+                if not more_to_come(live, event):
                     self.end(live, ending.status, ending.outcome, event, ending.message)
 
     def _read_again(self, activities: Sequence[tuple[UUID, int]]) -> list[LiveActivity]:
@@ -384,7 +384,7 @@ class ActivitySpans:
         if ack.status is Status.CANCELED and live.ending is None:
             live.canceled = True
             live.cancel()
-        if live.span is not None and not _more_to_come(live, event):
+        if live.span is not None and not more_to_come(live, event):
             ours = live.ending is not None and live.ending.event_id == event.event_id and not ack.late
             outcome = event.outcome if ours else _with_usage(ack.outcome, event.outcome)
             self.end(live, ack.status, outcome, event, event.message if ours else None)
@@ -425,17 +425,6 @@ class ActivitySpans:
         self._live = {}
         self._needed = 0
         self._waiting = deque()
-
-
-def _opens_span(live: LiveActivity, event: ActivityEvent) -> bool:
-    """The first line that is not QUEUED; where there was no provider then, the last one tries again."""
-    return event.status.terminal if live.untraced else event.status is not Status.QUEUED
-
-
-def _more_to_come(live: LiveActivity, event: ActivityEvent) -> bool:
-    """Whether a canceled activity's span waits for the last line of the block that runs it, which counts the tokens."""
-    counted = event.outcome is not None and event.outcome.requests is not None
-    return live.stops and live.status is Status.CANCELED and not counted
 
 
 def _with_usage(outcome: Outcome | None, late: Outcome | None) -> Outcome | None:

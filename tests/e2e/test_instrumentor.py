@@ -134,13 +134,12 @@ async def test_runs_in_a_trace_are_one_activity(database: Database, spans: InMem
     assert len(spans.get_finished_spans()) == 1
 
 
-@pytest.mark.parametrize(
-    ("answer", "status"), [(say("done"), "COMPLETE"), (ConnectionError("no route"), "ERROR")], ids=["good", "bad"]
-)
+@pytest.mark.parametrize("status", ["COMPLETE", "ERROR"])
 async def test_a_stream_that_is_read_behind_its_trace_decides(
-    database: Database, spans: InMemorySpanExporter, answer: Any, status: str
+    database: Database, spans: InMemorySpanExporter, status: str
 ) -> None:
     """The activity of a trace does not end before the runs that were begun in it, and has their tokens."""
+    answer: Any = say("done") if status == "COMPLETE" else ConnectionError("no route")
     with agents.trace("Chat"):
         streams = [Runner.run_streamed(agent(*look_ups(2), each, seconds=0.01), "go") for each in (answer, say("done"))]
     assert ax.activity.current() is None
