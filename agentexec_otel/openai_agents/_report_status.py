@@ -105,11 +105,16 @@ async def _store(agent_id: UUID, arguments: str) -> str:
     message, percentage = parse(arguments)
     if not message:
         return _NO_MESSAGE
+    had_ended = _has_ended(agent_id)  # The row of one that has is read again, but not waited for.
     accepted = await activity.aio.update(agent_id, message, percentage)
-    known = _runtime.active().spans.known(agent_id)
-    if known is not None and known.status.terminal:
+    if had_ended or _has_ended(agent_id):
         return _ENDED
     return _STORED if accepted else _FAILED
+
+
+def _has_ended(agent_id: UUID) -> bool:
+    known = _runtime.active().spans.known(agent_id)
+    return known is not None and known.status.terminal
 
 
 def parse(arguments: str) -> tuple[str, int | None]:
