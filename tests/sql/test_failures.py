@@ -176,7 +176,7 @@ def test_lock_of_another_session(database: Database, seconds: float) -> None:
 
 
 def test_reporting_behind_the_end_does_not_wait(database: Database) -> None:
-    """Who goes on reporting on an activity that has ended learns it from its row, once in a while, not by each line."""
+    """Who goes on reporting on an activity that has ended is not held up: the writer reads its row, not each line."""
     ax.configure(database.url)
     agent_id = ax.activity.create("task")
     with Session(database.engine) as session:
