@@ -215,15 +215,20 @@ def agentexec_url(database: Database, folder: Path) -> str:
 
 
 def ask_agentexec(python: str, *arguments: object) -> dict[str, Any]:
-    """What `_agentexec.py` measured in the other interpreter."""
+    """What `_agentexec.py` measured in the other interpreter; SystemExit with one sentence where it cannot."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "AGENTEXEC"))}
     done = subprocess.run(
         [python, str(_SCRIPT), *map(str, arguments)],
-        check=True,
         capture_output=True,
         text=True,
         env=environment,
         timeout=600,
     )
+    if done.returncode:
+        why = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise SystemExit(
+            f"agentexec cannot be measured with AGENTEXEC_BASELINE_PYTHON={python}: {why}. "
+            f"Install what it needs: {python} -m pip install agentexec aiosqlite 'psycopg[binary]'"
+        )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
