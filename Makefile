@@ -10,6 +10,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+# As many test processes as the machine has processors, up to four: most tests wait for a database or a process.
+PARALLEL := -n logical --maxprocesses 4 --dist loadgroup
 VERSION := import platform, sys; print(platform.python_version(), sys.implementation.cache_tag)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -68,7 +70,7 @@ check: $(STAMP)  ## lint, formatting and types, as CI checks them
 
 test: $(STAMP)  ## run the tests (SQLite always, PostgreSQL and MariaDB where they answer)
 	@echo "Running the tests ..."
-	@$(PY) -m pytest -q $(ARGS)
+	@$(PY) -m pytest -q $(PARALLEL) $(ARGS)
 
 test-slow: $(STAMP)  ## run the long chaos tests
 	@echo "Running the long chaos tests; this takes many minutes ..."

@@ -219,6 +219,7 @@ def ask_agentexec(python: str, *arguments: object) -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "AGENTEXEC"))}
     done = subprocess.run(
         [python, str(_SCRIPT), *map(str, arguments)],
+        check=False,
         capture_output=True,
         text=True,
         env=environment,

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +63,8 @@ class Server:
         )
         with self._admin.connect() as connection:
             for abandoned in self._abandoned(connection):
-                self._drop(connection, abandoned)
+                with suppress(DBAPIError):  # another test process drops it at the same time
+                    self._drop(connection, abandoned)
 
     def reset(self) -> None:
         """Start anew: nothing of an earlier test is left, neither tables nor settings nor sessions that hold locks."""
