@@ -1,4 +1,9 @@
-"""A worker process of the tasks benchmark: ``python -m benchmarks._task_worker plain|ours REDIS QUEUE DATABASE``."""
+"""A worker process of the tasks benchmark.
+
+    python -m benchmarks._task_worker plain|hand|ours REDIS QUEUE KIND URL DSN
+
+KIND, URL and DSN are those of a `Database`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from taskiq.decor import AsyncTaskiqDecoratedTask
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 import agentexec_otel as ax
+from benchmarks._by_hand import Lines, open_lines
 
 AT_ONCE = 20
 _RESULT_SECONDS = 600
@@ -29,14 +35,25 @@ class Job(BaseModel):
     """A counter in Redis for tasks that have ended, and the beginning of the keys of those that have started."""
 
 
-def of_taskiq(url: str, queue: str) -> tuple[AsyncBroker, AsyncTaskiqDecoratedTask[Any, Any]]:
-    """The task on taskiq alone, with the broker and the results of its Redis package as they are; the same work."""
+def of_taskiq(
+    url: str, queue: str, lines: Lines | None = None
+) -> tuple[AsyncBroker, AsyncTaskiqDecoratedTask[Any, Any]]:
+    """The task on taskiq alone, with the broker and the results of its Redis package as they are; the same work.
+
+    With `lines`, it writes down by hand that it runs and that it has ended.
+    """
     stream = RedisStreamBroker(url, queue_name=queue, consumer_id="0")
     broker = stream.with_result_backend(RedisAsyncResultBackend(url, result_ex_time=_RESULT_SECONDS))
     work = _work(Redis.from_url(url))  # pyright: ignore[reportUnknownMemberType]
 
     async def job(agent_id: str, context: Job) -> dict[str, int]:
-        return await work(context)
+        if lines is None:
+            return await work(context)
+        if not await lines.put(agent_id, "RUNNING"):
+            return {}
+        result = await work(context)
+        await lines.put(agent_id, "COMPLETE")
+        return result
 
     return broker, broker.register_task(job, "job")
 
@@ -62,13 +79,13 @@ def _work(redis: Redis) -> Callable[[Job], Awaitable[dict[str, int]]]:
     return work
 
 
-def main(kind: str, url: str, queue: str, database: str) -> None:
+def main(side: str, url: str, queue: str, kind: str, database: str, dsn: str) -> None:
     """Work until the process is ended."""
-    if kind == "plain":
-        broker, _ = of_taskiq(url, queue)
-    else:
+    if side == "ours":
         ax.configure(database)
         broker = of_ours(url, queue).broker
+    else:
+        broker, _ = of_taskiq(url, queue, open_lines(kind, dsn) if side == "hand" else None)
     asyncio.run(run_receiver_task(broker, max_async_tasks=AT_ONCE, run_startup=True))
 
 

@@ -1,4 +1,7 @@
-"""What an activity costs a task: from `enqueue` to RUNNING, and tasks per second, beside taskiq alone."""
+"""What an activity costs a task: from `enqueue` to RUNNING, and tasks per second.
+
+Beside taskiq alone, and beside taskiq with the least by hand that keeps the same three lines per task.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 import agentexec_otel as ax
+from benchmarks._by_hand import create_tables, open_lines
 from benchmarks._context import Context, Scale
 from benchmarks._databases import ACTIVITY, Database
 from benchmarks._measure import Listing, Row, Section, Table, Target, interleaved, percentile
@@ -46,7 +50,7 @@ def run(context: Context) -> Section:
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One of the two, with its worker process."""
+    """One of the three, with its worker process."""
 
     send: _Send
     loop: asyncio.Runner
@@ -93,7 +97,7 @@ def _counted(redis: Redis, key: str) -> int:
 def _table(context: Context, database: Database, redis: Redis, url: str) -> Table:
     database.reset()
     tasks, singles = context.pick(_TASKS), context.pick(_ONE_BY_ONE)
-    with _sides(database, redis, url) as (plain, ours), closing(database.connect()) as connection:
+    with _sides(database, redis, url) as (plain, hand, ours), closing(database.connect()) as connection:
 
         def running(job: Job, sent: object) -> bool:
             assert isinstance(sent, ax.Task)
@@ -106,8 +110,10 @@ def _table(context: Context, database: Database, redis: Redis, url: str) -> Tabl
             "plain start": lambda: plain.one_by_one(singles, lambda job, _: _counted(redis, f"{job.done}:started") > 0),
             "ours start": lambda: ours.one_by_one(singles, running),
             "plain work": partial(plain.many, _SECONDS, tasks),
+            "hand work": partial(hand.many, _SECONDS, tasks),
             "ours work": partial(ours.many, _SECONDS, tasks),
             "plain empty": partial(plain.many, 0.0, tasks),
+            "hand empty": partial(hand.many, 0.0, tasks),
             "ours empty": partial(ours.many, 0.0, tasks),
         }
         found = interleaved(cases, context.runs, context.track(f"tasks {database.kind}", context.runs * len(cases)))
@@ -120,6 +126,7 @@ def _table(context: Context, database: Database, redis: Redis, url: str) -> Tabl
         [
             "RUNNING is when another process can read it; taskiq's start is when the function is called.",
             f"A task of {_SECONDS * 1e3:g} ms waits that long and asks Redis twice; an empty one asks Redis twice.",
+            "By hand: a row per task and a line per status, each committed, by sqlite3 on a thread or by asyncpg.",
             "The producer, the worker, Redis and the database share the machine's cores.",
         ],
     )
@@ -138,36 +145,49 @@ def _start_rows(waits: dict[str, list[list[float]]]) -> list[Row]:
 def _rate_rows(rates: dict[str, list[float]], tasks: int) -> list[Row]:
     rows: list[Row] = []
     for kind, title in (("work", f"{tasks} tasks of {_SECONDS * 1e3:g} ms"), ("empty", f"{tasks} empty tasks")):
-        plain, ours = rates[f"plain {kind}"], rates[f"ours {kind}"]
+        plain, hand, ours = (rates[f"{side} {kind}"] for side in ("plain", "hand", "ours"))
         rows.append(Row(f"taskiq: {title}", "/s", plain))
+        rows.append(Row(f"taskiq, three lines by hand: {title}", "/s", hand, plain))
         rows.append(Row(f"as activities: {title}", "/s", ours, plain, Target(_AT_LEAST, at_least=True)))
     return rows
 
 
 @contextmanager
-def _sides(database: Database, redis: Redis, url: str) -> Generator[tuple[_Side, _Side]]:
-    queues = [f"bench_{uuid4().hex}" for _ in range(2)]
+def _sides(database: Database, redis: Redis, url: str) -> Generator[tuple[_Side, _Side, _Side]]:
+    sides = ("plain", "hand", "ours")
+    queues = [f"bench_{uuid4().hex}" for _ in sides]
+    where = (database.kind, database.url, database.dsn)
+    create_tables(database.kind, database.dsn)
+    lines = open_lines(database.kind, database.dsn)
     ax.configure(database.url)
     broker, task = of_taskiq(url, queues[0])
-    pool = of_ours(url, queues[1])
+    by_hand, task_by_hand = of_taskiq(url, queues[1])
+    pool = of_ours(url, queues[2])
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks._task_worker", kind, url, queue, database.url],
+            [sys.executable, "-m", "benchmarks._task_worker", side, url, queue, *where],
             stderr=subprocess.DEVNULL,
         )
-        for kind, queue in zip(("plain", "ours"), queues, strict=True)
+        for side, queue in zip(sides, queues, strict=True)
     ]
+
+    async def enqueue_by_hand(job: Job) -> None:
+        task_id = uuid4().hex
+        await lines.put(task_id, "QUEUED")
+        await task_by_hand.kiq(task_id, context=job)
+
     try:
         with asyncio.Runner() as loop:
-            loop.run(broker.startup())
-            loop.run(pool.startup())
+            for starting in (broker, by_hand, pool):
+                loop.run(starting.startup())
             plain = _Side(lambda job: task.kiq("0", context=job), loop, redis)
+            hand = _Side(enqueue_by_hand, loop, redis)
             ours = _Side(lambda job: ax.enqueue("job", job), loop, redis)
-            for side in (plain, ours):
+            for side in (plain, hand, ours):
                 side.many(0.0, 20)  # warm, and wait until the worker is there
-            yield plain, ours
-            loop.run(pool.shutdown())
-            loop.run(broker.shutdown())
+            yield plain, hand, ours
+            for ending in (pool.shutdown, by_hand.shutdown, broker.shutdown, lines.close):
+                loop.run(ending())
     finally:
         for worker in workers:
             worker.terminate()
