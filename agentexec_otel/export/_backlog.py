@@ -258,6 +258,14 @@ class Backlog:
         if self.spool is not None:
             self.spool.ack(positions)
 
+    def sync(self) -> None:
+        """Have the spool on disk, where it is kept there; one whose disk fails is given up."""
+        if self.spool is not None:
+            try:
+                self.spool.sync()
+            except SpoolError as exc:
+                self._degrade(exc)
+
     @property
     def waiting(self) -> int:
         """Events in memory, in the spool alone, and squeezed."""

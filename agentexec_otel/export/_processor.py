@@ -270,11 +270,6 @@ class ActivityProcessor:
         # Asked here, on the writer's thread: whatever was queued before is settled by now, and nothing is in flight.
         return bool(self.exporter.force_flush(timeout)), not self._backlog.beyond
 
-    def sync(self) -> None:
-        """Have the spool on disk, where it is kept there."""
-        if self._spool is not None:
-            self._spool.sync()
-
     def shutdown(self, timeout: float = 5.0) -> bool:
         """Flush within `timeout` seconds and stop. Idempotent. False where events were left unstored."""
         with self._lock:
@@ -376,7 +371,8 @@ class ActivityProcessor:
                 elif item is not None:
                     self._deliver(batch)
                     batch = []
-                    jobs.popleft().run()
+                    with guarded("a job of the writer"):  # What came behind it was taken, too.
+                        jobs.popleft().run()
             self._deliver(batch)
         except ClosingError:
             for job in jobs:
@@ -395,7 +391,7 @@ class ActivityProcessor:
         positions, self._positions = self._positions, []
         if positions:
             self._backlog.done(positions)
-        self.sync()
+        self._backlog.sync()
 
     def _housekeep(self) -> None:
         for chunk in self._replay.next_chunk():
@@ -440,7 +436,7 @@ class ActivityProcessor:
         end = time.monotonic() + seconds
         while self._deadline is None and not self._nudge.is_set() and time.monotonic() < end:
             self._nudge.wait(min(0.1, max(0.0, end - time.monotonic())))
-            self.sync()
+            self._backlog.sync()
         if self._deadline is None:
             self._nudge.clear()
             return False

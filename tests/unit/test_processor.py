@@ -1,5 +1,6 @@
 """`ActivityProcessor`: the queue, the writer, its bounds, and its end."""
 
+import os
 import resource
 import time
 from collections.abc import Sequence
@@ -285,6 +286,49 @@ def test_follow_up_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> 
         assert processor.submit(event(uuid4())).result(5) == Ack(Status.RUNNING)
     assert processor.shutdown(1.0)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_job_that_fails_takes_no_line_along(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the writer cannot do something else in between, what was said behind that is stored all the same."""
+
+    def fail() -> None:
+        raise TransientExportError("away")
+
+    exporter = Recorder(gate=Event())
+    processor = processor_of(exporter)
+    processor.emit(event(uuid4(), message="first"))
+    assert exporter.entered.wait(5)
+    processor.call_soon(fail)
+    processor.emit(event(uuid4(), message="second"))
+    assert exporter.gate is not None
+    exporter.gate.set()
+    assert processor.force_flush(5.0)
+    assert exporter.messages == ["first", "second"]
+    assert adds_up(processor.health())
+    assert "TransientExportError" in caplog.text
+    assert processor.shutdown(1.0)
+
+
+def test_disk_that_cannot_be_synced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the spool cannot be brought to the disk any more, lines are kept in memory, and all of them are stored."""
+    exporter = Recorder(gate=Event())
+    processor = processor_of(exporter, spool=Spool(tmp_path, identity="test", durability="disk"))
+    processor.emit(event(uuid4(), message="first"))
+    assert exporter.entered.wait(5)
+    processor.emit(event(uuid4(), message="second"))
+    processor.call_soon(lambda: None)
+    processor.emit(event(uuid4(), message="third"))
+    for link in Path("/proc/self/fd").iterdir():
+        if link.is_symlink() and link.readlink().is_relative_to(tmp_path) and link.readlink().suffix == ".seg":
+            os.close(int(link.name))
+    assert exporter.gate is not None
+    exporter.gate.set()
+    assert processor.force_flush(5.0)
+    assert exporter.messages == ["first", "second", "third"]
+    assert adds_up(processor.health())
+    assert "kept in memory only" in caplog.text
+    assert processor.health()["durability"] == "memory"
+    assert processor.shutdown(1.0)
 
 
 # -- store() ------------------------------------------------------------------------------------------------------
