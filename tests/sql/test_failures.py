@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from threading import Barrier, Timer
 from typing import Any
 from uuid import UUID, uuid4
@@ -219,6 +220,44 @@ def test_refusals_and_absence(
     assert time.monotonic() - began < (2.0 if wrong == "port" else 0.7)
     assert "canary" not in f"{caught.value} {caplog.text} {ax.health()}"
     assert not ax.health()["ok"]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_sqlite_file_moved_away(database: Database, tmp_path: Path, quick_retries: None) -> None:
+    """While the database's file is away `create()` raises, and lines wait until it is back."""
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    assert ax.activity.update(agent_id, "before")
+    assert ax.flush()
+    file, moved = tmp_path / "test.db", tmp_path / "moved.db"
+    file.rename(moved)
+    with pytest.raises(ax.ActivityNotStoredError, match="was deleted or moved"):
+        ax.activity.create("another")
+    assert ax.activity.update(agent_id, "meanwhile")
+    assert not ax.flush(0.5)
+    assert not file.exists()
+    moved.rename(file)
+    assert ax.activity.complete(agent_id)
+    assert ax.flush()
+    told = ["Waiting to start.", "before", "meanwhile", "Task completed successfully."]
+    assert [line.message for line in lines(database.engine, agent_id)] == told
+    assert count_rows(database.engine) == (1, 4)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_sqlite_file_made_anew(database: Database, tmp_path: Path, quick_retries: None) -> None:
+    """Behind the deletion of the database's file the next activities are in the new one, once it has tables."""
+    ax.configure(database.url)
+    ax.activity.create("task")
+    database.engine.dispose()
+    for file in tmp_path.glob("test.db*"):
+        file.unlink()
+    with pytest.raises(ax.ActivityNotStoredError, match="make a new one"):
+        ax.activity.create("task")
+    ax.Base.metadata.create_all(database.engine)
+    agent_id = ax.activity.create("task")
+    assert row(database.engine, agent_id).status is Status.QUEUED
+    assert count_rows(database.engine) == (1, 1)
 
 
 STATEMENTS: list[tuple[str, type[Exception]]] = [

@@ -19,6 +19,7 @@ from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity, Tra
 from agentexec_otel_exporters.sql._ending import CHUNK, REAPED, end_chunk, reap_chunk
 from agentexec_otel_exporters.sql._engine import writer_engine
 from agentexec_otel_exporters.sql._errors import is_unique_violation, translated
+from agentexec_otel_exporters.sql._file import DatabaseFile
 from agentexec_otel_exporters.sql._fork import ForkGate
 from agentexec_otel_exporters.sql._left_sessions import LeftSessions
 from agentexec_otel_exporters.sql._session import READ_ONLY
@@ -63,6 +64,7 @@ class SQLExporter:
         self._watchdog = Watchdog()
         self._left_sessions = LeftSessions()
         self._fork_gate = ForkGate(self._engine, owned=self._owned)
+        self._file = DatabaseFile(self._engine, owned=self._owned)
         if self._owned:
             self._watchdog.watch_pool(self._engine)
             self._left_sessions.watch(self._engine)
@@ -104,7 +106,7 @@ class SQLExporter:
 
     def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:
         """The present state of those that exist; see `ActivityStore.lookup_many`."""
-        with translated(), self._fork_gate.using(), self._watchdog.watching(), self._engine.connect() as connection:
+        with translated(), self._fork_gate.using(), self._watchdog.watching(), self._connect() as connection:
             return read_activities(connection.execution_options(**READ_ONLY), agent_ids)
 
     def read(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:
@@ -141,7 +143,7 @@ class SQLExporter:
 
     def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:
         """Where those activities stand; see `ActivityStore.standing`."""
-        with translated(), self._fork_gate.using(), self._watchdog.watching(), self._engine.connect() as connection:
+        with translated(), self._fork_gate.using(), self._watchdog.watching(), self._connect() as connection:
             return standing(connection.execution_options(**READ_ONLY), agent_ids)
 
     def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
@@ -155,6 +157,7 @@ class SQLExporter:
             yield connection
 
     def _connect(self) -> Connection:
+        self._file.check()
         try:
             with translated():
                 return self._engine.connect()
