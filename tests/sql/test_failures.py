@@ -303,27 +303,68 @@ def test_lock_waits_are_transient(database: Database) -> None:
     exporter.shutdown(1.0)
 
 
-@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
-@pytest.mark.parametrize("number", [1021, 1030, 1114, 1180, 1206])
-def test_full_disk_of_mariadb(database: Database, number: int) -> None:
-    """While the server has no room for a line, whatever it calls that, lines wait; none becomes a dead letter."""
+AWAY: list[str | int] = ["0A000", "42P05", "55000", 1021, 1030, 1114, 1180, 1206, 1412]
+REFUSED: list[str | int] = ["42883", "XX001", 1034, 1665, 1814]
+
+
+@pytest.mark.parametrize(
+    ("database", "code"),
+    [("postgres" if isinstance(code, str) else "mariadb", code) for code in (*AWAY, *REFUSED)],
+    indirect=["database"],
+)
+def test_trouble_that_is_no_lines_fault(database: Database, code: str | int, quick_retries: None) -> None:
+    """While the server has no room for a line, or trouble with a table, lines wait; none becomes a dead letter."""
     ax.configure(database.url)
     agent_id = ax.activity.create("task")
-    with database.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "CREATE TRIGGER agentexec_full BEFORE INSERT ON agentexec_activity_log FOR EACH ROW"
-            f" SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'full'"
-        )
-    try:
+    with a_table_that_fails(database, code):
         assert ax.activity.update(agent_id, "Waits.")
-        assert not ax.flush(1.0)
-        assert "away or busy" in ax.health()["exporters"][0]["last_error"]
-    finally:
-        with database.engine.begin() as connection:
-            connection.exec_driver_sql("DROP TRIGGER agentexec_full")
+        assert not ax.flush(0.5)
+        expected = "away or busy" if code in AWAY else "refuses us"
+        assert expected in ax.health()["exporters"][0]["last_error"]
     assert ax.flush(10.0)
     assert [log.message for log in lines(database.engine, agent_id)[1:]] == ["Waits."]
     assert ax.health()["exporters"][0]["dead_lettered"] == 0
+
+
+@contextmanager
+def a_table_that_fails(database: Database, code: str | int) -> Generator[None]:
+    """Each line that is inserted meets this error."""
+    trigger = "CREATE TRIGGER agentexec_fail BEFORE INSERT ON agentexec_activity_log FOR EACH ROW"
+    make = [f"{trigger} SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'fails'"]
+    drop = "DROP TRIGGER agentexec_fail"
+    if database.kind == "postgres":
+        body = f"BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END"
+        function = f"CREATE FUNCTION agentexec_fail() RETURNS trigger LANGUAGE plpgsql AS $${body}$$"
+        make = [function, f"{trigger} EXECUTE FUNCTION agentexec_fail()"]
+        drop = "DROP FUNCTION agentexec_fail CASCADE"
+    with database.engine.begin() as connection:
+        for statement in make:
+            connection.exec_driver_sql(statement)
+    try:
+        yield
+    finally:
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql(drop)
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_column_of_another_type(database: Database, quick_retries: None) -> None:
+    """Lines wait for tables that the application has made otherwise, here with an enumeration for the status."""
+    log = "ALTER TABLE agentexec_activity_log"
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    with database.engine.begin() as connection:
+        words = ", ".join(f"'{status}'" for status in Status)
+        connection.exec_driver_sql(f"CREATE TYPE agentexec_status AS ENUM ({words})")
+        connection.exec_driver_sql(f"{log} DROP CONSTRAINT ck_agentexec_activity_log_status")
+        connection.exec_driver_sql(f"{log} ALTER COLUMN status TYPE agentexec_status USING status::agentexec_status")
+    assert ax.activity.update(agent_id, "Waits.")
+    assert not ax.flush(1.0)
+    assert "that the tables are as" in ax.health()["exporters"][0]["last_error"]
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(f"{log} ALTER COLUMN status TYPE varchar(16)")
+    assert ax.flush(10.0)
+    assert [log.message for log in lines(database.engine, agent_id)[1:]] == ["Waits."]
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)

@@ -16,16 +16,21 @@ from agentexec_otel._errors import (
 )
 
 # SQLSTATE classes and codes of PostgreSQL, error numbers of MySQL and MariaDB, result names of SQLite.
-_TRANSIENT_SQLSTATES: Final = ("08", "40001", "40P01", "53", "55P03", "57014", "57P0", "58", "25006", "25P03")
-_MISCONFIGURED_SQLSTATES: Final = ("42P01", "42703", "42501", "28", "3D000", "3F000")
+_TRANSIENT_SQLSTATES: Final = (
+    "08", "0A000", "25006", "25P03", "26000", "40001", "40P01", "42P05", "53", "55", "57014", "57P0", "58",
+)  # fmt: skip
+# All of class 42 is about tables, columns, types and rights, never about a value.
+_MISCONFIGURED_SQLSTATES: Final = ("28", "3D000", "3F000", "42", "XX001", "XX002")
 _POISON_SQLSTATES: Final = ("22", "23502", "23514")
 _TRANSIENT_MYSQL: Final = frozenset(
-    (3, 1020, 1021, 1026, 1030, 1037, 1038, 1040, 1041, 1047, 1053, 1114, 1180, 1203, 1205, 1206, 1213, 1226, 1290,
-     1317, 1637, 1792, 1836, 1927, 1969, 2002, 2003, 2006, 2013, 3024, 4031)
+    (3, 1015, 1020, 1021, 1026, 1030, 1037, 1038, 1040, 1041, 1047, 1053, 1114, 1135, 1158, 1159, 1160, 1161, 1180,
+     1203, 1205, 1206, 1207, 1213, 1223, 1226, 1290, 1297, 1317, 1412, 1461, 1615, 1637, 1689, 1792, 1836, 1874, 1927,
+     1969, 2002, 2003, 2006, 2013, 3024, 4031)
 )  # fmt: skip
 _MISCONFIGURED_MYSQL: Final = frozenset(
-    (1044, 1045, 1049, 1054, 1129, 1130, 1142, 1143, 1146, 1227, 1698, 1820, 1862, 3118, 4151)
-)
+    (1016, 1017, 1034, 1035, 1036, 1044, 1045, 1049, 1054, 1129, 1130, 1142, 1143, 1146, 1194, 1195, 1227, 1449, 1665,
+     1698, 1712, 1812, 1814, 1820, 1862, 1877, 1932, 3118, 4151)
+)  # fmt: skip
 _POISON_MYSQL: Final = frozenset((1048, 1264, 1366, 1406, 4025))
 _TRANSIENT_SQLITE: Final = (
     "SQLITE_BUSY",
@@ -86,8 +91,8 @@ def classify(exc: BaseException) -> Exception:
 _UNOPENED: Final = "the database file cannot be opened: check that its folder exists and may be written to"
 _WORDS: Final[dict[type[ExportError] | None, str]] = {
     TransientExportError: "the database is away or busy",
-    MisconfiguredExportError: "the database refuses us: check its name, that the tables exist"
-    " (ax.Base.metadata.create_all(engine)), the user's rights and the password",
+    MisconfiguredExportError: "the database refuses us: check its name, that the tables are as"
+    " ax.Base.metadata.create_all(engine) makes them, the user's rights and the password",
     PoisonExportError: "the database refuses a value",
 }
 
@@ -118,8 +123,8 @@ def _kind(orig: Any) -> type[ExportError] | None:
     if code.isdigit() and len(code) != 5:
         return _first(int(code), _TRANSIENT_MYSQL, _MISCONFIGURED_MYSQL, _POISON_MYSQL)
     for prefixes, kind in (
-        (_MISCONFIGURED_SQLSTATES, MisconfiguredExportError),
         (_TRANSIENT_SQLSTATES, TransientExportError),
+        (_MISCONFIGURED_SQLSTATES, MisconfiguredExportError),
         (_POISON_SQLSTATES, PoisonExportError),
     ):
         if code.startswith(prefixes):

@@ -6,7 +6,7 @@ place of a file makes a new one, and removes the write-ahead log that belonged t
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Engine, event
@@ -56,7 +56,7 @@ class DatabaseFile:
 
 def _identity(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        found = Path(path).stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino
