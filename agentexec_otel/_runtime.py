@@ -54,6 +54,7 @@ class Runtime:
         first = exporters[0] if exporters else None
         self.store: ActivityStore | None = first if isinstance(first, ActivityStore) else None
         self.redact = redact
+        self.successor: Runtime | None = None  # for who has this one in hand while it is replaced
         self.pid = os.getpid()
         self._worker = Worker()
         self.spans = ActivitySpans(
@@ -92,6 +93,8 @@ class Runtime:
     @property
     def primary(self) -> ActivityProcessor:
         """The processor whose exporter decides."""
+        if self.successor is not None:
+            return self.successor.primary
         if not self.processors:
             raise ConfigurationError("no exporter is configured: call ax.configure() with a database or with exporters")
         return self.processors[0]
@@ -213,6 +216,8 @@ class Runtime:
 
     def emit(self, event: ActivityEvent) -> bool:
         """To every exporter; False where the first one had to drop it."""
+        if self.successor is not None:
+            return self.successor.emit(event)
         accepted = not self.processors or self.processors[0].emit(event)
         if len(self.processors) > 1:
             self.emit_to_others(event)
@@ -220,7 +225,7 @@ class Runtime:
 
     def emit_to_others(self, event: ActivityEvent) -> None:
         """To the exporters behind the first, which got the event in another way."""
-        for processor in self.processors[1:]:
+        for processor in (self.successor or self).processors[1:]:
             processor.emit(event)
 
     def ended(self, activities: Sequence[tuple[UUID, int]], ending: Ending) -> None:
@@ -235,15 +240,21 @@ class Runtime:
         done = [one.force_flush(max(0.0, deadline - time.monotonic())) for one in self.processors]
         return all(done)
 
+    def stop(self, timeout: float) -> bool:
+        """Flush and stop the writers, within `timeout` seconds over all exporters; activities go on."""
+        deadline = time.monotonic() + timeout
+        done = [one.shutdown(max(0.0, deadline - time.monotonic())) for one in self.processors]
+        return all(done)
+
     def shutdown(self, timeout: float) -> bool:
-        """Flush and stop, within `timeout` seconds over all exporters."""
+        """As `stop`, and let go of the activities that run here."""
         deadline = time.monotonic() + timeout
         if self.liveness is not None and self.processors[0].running and self.processors[0].last_error is None:
             with suppress(TimeoutError, ExportError):
                 self.primary.call(self.liveness.release, timeout / 2)
-        done = [one.shutdown(max(0.0, deadline - time.monotonic())) for one in self.processors]
+        done = self.stop(max(0.0, deadline - time.monotonic()))
         self.spans.close()
-        return all(done)
+        return done
 
 
 def on_event_loop() -> bool:
@@ -306,15 +317,17 @@ def configure(
 
         tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=CONF.event_mode != "span_event")
     with _lock:
-        previous, _runtime = _runtime, Runtime(sinks, tracer_provider, logger_provider, redact)
-        if previous is not None:
-            _runtime.spans.take_over(previous.spans)
+        runtime = Runtime(sinks, tracer_provider, logger_provider, redact)
+        if _runtime is not None:
+            runtime.spans.take_over(_runtime.spans)
+            _runtime.successor = runtime
+        previous, _runtime = _runtime, runtime
     register(meter_provider, health)
     # Handlers run last in, first out: ours must end spans before the provider that was set up earlier goes.
     atexit.unregister(shutdown)
     atexit.register(shutdown)
     if previous is not None:
-        previous.shutdown(CONF.shutdown_timeout)
+        previous.stop(CONF.shutdown_timeout)
 
 
 def is_configured() -> bool:

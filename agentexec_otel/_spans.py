@@ -404,13 +404,15 @@ class ActivitySpans:
             span.end(max(event.occurred_at_ns, live.created_at_ns))
 
     def take_over(self, previous: ActivitySpans) -> None:
-        """Go on with the activities that run while the set-up is replaced."""
-        previous._catch_up()
-        with self._lock, previous._lock:
-            for agent_id, live in previous._live.items():
-                if live.span is not None or live.owner is not None:
-                    self._live[agent_id] = live
-            previous._live = {}
+        """Go on with the activities that run while the set-up is replaced.
+
+        Both know them from here on: what the previous writer has still to store may be their end.
+        """
+        with previous._lock:
+            for agent_id, live in list(previous._live.items()):
+                if live.span is None and live.owner is None:
+                    del previous._live[agent_id]
+            self._live, self._waiting, self._lock = previous._live, previous._waiting, previous._lock
 
     def close(self) -> None:
         """At shutdown: end the spans whose terminal line is on its way with what that line says."""

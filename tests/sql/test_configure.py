@@ -5,12 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread, Timer
 from threading import enumerate as threads
 from typing import Any
 from uuid import UUID
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
@@ -23,6 +25,7 @@ from agentexec_otel.testing import InMemoryActivityExporter
 from agentexec_otel_exporters.sql import SQLExporter
 from agentexec_otel_exporters.sql._engine import parse_url
 from tests.databases import Database
+from tests.sql.recorder import Recorder
 from tests.sql.rows import count_rows, eventually, lines, row
 
 only_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -287,6 +290,39 @@ def test_run_that_is_open_meanwhile(database: Database) -> None:
         "Waiting to start.", "Task started.", "Before.", "After.", "Task completed successfully.",
     ]  # fmt: skip
     assert row(database.engine, run.agent_id).status is Status.COMPLETE
+
+
+def test_line_that_is_on_its_way_meanwhile(database: Database) -> None:
+    """A line that is being said while the SDK is configured again is stored."""
+
+    def configuring(text: str) -> str:
+        if text == "Said meanwhile.":
+            ax.configure(database.url)
+        return text
+
+    ax.configure(database.url, redact=configuring)
+    agent_id = ax.activity.create("task")
+    assert ax.activity.update(agent_id, "Said meanwhile.")
+    assert ax.flush()
+    assert [log.message for log in lines(database.engine, agent_id)][1:] == ["Said meanwhile."]
+
+
+def test_end_that_is_on_its_way_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tracer_provider: TracerProvider, span_exporter: InMemorySpanExporter
+) -> None:
+    """The span of an activity whose end the previous writer has still to store is ended by it, not only at exit."""
+    monkeypatch.setattr(ax.CONF, "terminal_timeout", 0.0)
+    stored = Event()
+    stored.set()
+    ax.configure(exporters=[Recorder(gate=stored)], tracer_provider=tracer_provider)
+    agent_id = ax.activity.create("task")
+    ax.activity.update(agent_id, "Working.")
+    assert ax.flush()
+    stored.clear()
+    assert ax.activity.complete(agent_id)
+    Timer(0.2, stored.set).start()
+    ax.configure(exporters=[Recorder()], tracer_provider=tracer_provider)
+    assert [span.name for span in span_exporter.get_finished_spans()] == ["task"]
 
 
 def test_refused_again_keeps_what_was(database: Database) -> None:
