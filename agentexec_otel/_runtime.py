@@ -179,7 +179,7 @@ class Runtime:
         if store is None or on_event_loop():
             return self.spans.unresolved(agent_id)
         try:
-            stored = self.primary.call(lambda: store.lookup(agent_id), CONF.lookup_timeout)
+            stored = self.primary.call(lambda: store.lookup(agent_id), self._patience())
         except (TimeoutError, ExportError):
             return self.spans.unresolved(agent_id)
         if stored is None:
@@ -195,12 +195,17 @@ class Runtime:
             return self.spans.unresolved(agent_id)
         try:
             reading = asyncio.wrap_future(self.lookups.soon(agent_id))
-            stored = await asyncio.wait_for(reading, CONF.lookup_timeout)
+            self.primary.nudge()
+            stored = await asyncio.wait_for(reading, self._patience())
         except (TimeoutError, ExportError):
             return self.spans.unresolved(agent_id)
         if stored is None:
             raise ActivityNotFoundError(agent_id)
         return self.spans.adopt(stored)
+
+    def _patience(self) -> float:
+        """How long a row is waited for, which is read behind the events that are queued."""
+        return 0.0 if self.primary.refused else CONF.lookup_timeout
 
     def _known(self, agent_id: UUID, *, waits: bool = True) -> LiveActivity | None:
         live = self.spans.known(agent_id)

@@ -207,12 +207,10 @@ class Backlog:
 
     def drain(self) -> list[Entry | Job | None]:
         """All that waits in memory, at the end."""
-        items = self._queued(sys.maxsize)
+        self._release_all()
         with self._lock:
             self._jobs = 0
-            items += [entry for entries in self._behind.values() for entry in entries]
-            self._behind.clear()
-        return items
+        return self._queued(sys.maxsize)
 
     def _queued(self, most: int) -> list[Entry | Job | None]:
         items: list[Entry | Job | None] = []

@@ -92,6 +92,7 @@ class Delivery:
     clock: Callable[[], float] = time.monotonic
     outage_since: float | None = field(default=None, init=False)
     last_error: str | None = field(default=None, init=False)
+    refused: bool = field(default=False, init=False)
     retries: int = field(default=0, init=False)
     _reported_at: float = field(default=float("-inf"), init=False)
     _most: int = field(default=sys.maxsize, init=False)
@@ -202,7 +203,7 @@ class Delivery:
         elif isinstance(exc, MisconfiguredExportError) and now - self._reported_at >= 60:
             _logger.error("activity events are kept, but cannot be stored: %s", describe(exc))
             self._reported_at = now
-        self.last_error = describe(exc)
+        self.last_error, self.refused = describe(exc), isinstance(exc, MisconfiguredExportError)
         for entry in pending:
             if entry.on_trouble is not None:
                 with guarded("telling a producer"):
@@ -216,8 +217,8 @@ class Delivery:
     def _recovered(self) -> None:
         if self.outage_since is not None:
             _logger.warning("activity events are stored again, after %.1f s", self.clock() - self.outage_since)
-            self.outage_since = None
-            self.last_error = None
+            self.outage_since = self.last_error = None
+            self.refused = False
 
 
 def given_up(event: ActivityEvent) -> ActivityEvent:

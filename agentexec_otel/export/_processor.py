@@ -90,7 +90,7 @@ class ActivityProcessor:
     def emit(self, event: ActivityEvent) -> bool:
         """Take an event and return at once. False where it was dropped: progress, and no room anywhere."""
         if self._thread is None or self._pid != os.getpid():
-            self._start()
+            self.start()
         return not self._closed and self._backlog.put(Entry(event))
 
     def submit(self, event: ActivityEvent) -> Future[ExportResult]:
@@ -186,6 +186,10 @@ class ActivityProcessor:
         else:
             self._ready().put_job(Job(work, give_up))
 
+    def nudge(self) -> None:
+        """Have the writer try again now, where it waits for the next try."""
+        self._nudge.set()
+
     # -- what it says ---------------------------------------------------------------------------------------
 
     @property
@@ -197,6 +201,11 @@ class ActivityProcessor:
     def last_error(self) -> str | None:
         """What the present outage is about; None while events are being stored."""
         return self._delivery.last_error
+
+    @property
+    def refused(self) -> bool:
+        """Whether events wait for a destination that refuses us, which does not pass by itself."""
+        return self._delivery.refused and self.pending > 0
 
     def health(self) -> dict[str, Any]:
         """What the writer is doing, as plain values.
@@ -232,12 +241,24 @@ class ActivityProcessor:
 
     def start(self) -> None:
         """Start the writer now, not with the first event: it also looks after what dead processes left."""
-        self._start()
+        if self._pid != os.getpid():
+            self.after_fork_in_child()
+        with self._lock:
+            if self._thread is None and not self._closed:
+                if self._on_start is not None:
+                    self._on_start()
+                thread = threading.Thread(target=self._run, name="agentexec-writer", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as exc:  # no more threads, or the interpreter is on its way out
+                    _logger.warning("the activity writer cannot be started, events wait: %s", exc)
+                    return
+                self._thread = thread
 
     def start_if_needed(self) -> None:
         """Start the writer now, not with the first event, where dead processes have left something to replay."""
         if self._spool is not None and self._spool.stats().bytes:
-            self._start()
+            self.start()
 
     def replay(self, timeout: float) -> int:
         """Deliver what dead processes left in the spool; how many events, `timeout` seconds at the most."""
@@ -301,23 +322,8 @@ class ActivityProcessor:
 
     def _ready(self) -> Backlog:
         if self._thread is None or self._pid != os.getpid():
-            self._start()
+            self.start()
         return self._backlog
-
-    def _start(self) -> None:
-        if self._pid != os.getpid():
-            self.after_fork_in_child()
-        with self._lock:
-            if self._thread is None and not self._closed:
-                if self._on_start is not None:
-                    self._on_start()
-                thread = threading.Thread(target=self._run, name="agentexec-writer", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as exc:  # no more threads, or the interpreter is on its way out
-                    _logger.warning("the activity writer cannot be started, events wait: %s", exc)
-                    return
-                self._thread = thread
 
     def after_fork_in_child(self) -> None:
         """Begin anew: what was queued, spooled and connected belongs to the parent."""

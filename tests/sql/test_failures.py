@@ -1,5 +1,6 @@
 """What a database can do to a writer: poison rows, missing tables, held locks, refusals. Nothing is lost silently."""
 
+import asyncio
 import logging
 import os
 import time
@@ -24,7 +25,7 @@ from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import ActivityProcessor, _delivery
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
-from tests.sql.rows import count_rows, event, gap_free, lines, opening, row
+from tests.sql.rows import count_rows, event, eventually, gap_free, lines, opening, row
 
 POISON: list[dict[str, Any]] = [
     {"message": "secret lone \ud800 surrogate"},
@@ -258,6 +259,46 @@ def test_sqlite_file_made_anew(database: Database, tmp_path: Path, quick_retries
     agent_id = ax.activity.create("task")
     assert row(database.engine, agent_id).status is Status.QUEUED
     assert count_rows(database.engine) == (1, 1)
+
+
+def test_nobody_waits_for_a_database_that_refuses(database: Database) -> None:
+    """A run of an activity that this process has not seen goes on at once, and its lines come when the tables do."""
+    ax.configure(database.url)
+    agent_id, *others = told = [uuid4() for _ in range(4)]
+    other_process = SQLExporter(database.url)
+    other_process.export([opening(one) for one in told])
+    other_process.shutdown(1.0)
+    ax.activity.update(agent_id, "Found.")
+    assert ax.flush()
+
+    async def run(one: UUID) -> None:
+        async with ax.activity.run(one) as block:
+            block.leave_open()
+
+    with renamed(database, "agentexec_activity_log"):
+        ax.activity.update(agent_id, "Waits.")
+        assert eventually(lambda: not ax.health()["ok"])
+        began = time.monotonic()
+        ax.activity.update(others[0], "Waits.")
+        asyncio.run(run(others[1]))
+        assert time.monotonic() - began < ax.CONF.lookup_timeout / 2
+    asyncio.run(run(others[2]))  # Has the writer try again, half a minute before its time.
+    assert eventually(lambda: ax.health()["ok"])
+    assert ax.flush()
+    assert [len(lines(database.engine, one)) for one in told] == [3, 2, 2, 2]
+
+
+@contextmanager
+def renamed(database: Database, table: str) -> Generator[None]:
+    """The table is missing meanwhile."""
+
+    def rename(old: str, new: str) -> None:
+        with database.engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+
+    rename(table, f"{table}_away")
+    yield
+    rename(f"{table}_away", table)
 
 
 STATEMENTS: list[tuple[str, type[Exception]]] = [
