@@ -1,14 +1,17 @@
 """Every call of the life cycle, on every database."""
 
 import asyncio
+import signal
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from threading import main_thread
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy import Connection, delete
+from sqlalchemy.event import listen
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
@@ -16,6 +19,7 @@ from agentexec_otel import _runtime
 from agentexec_otel._event import Status
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.export import StoredActivity
+from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import call, configure, create, run_to_the_end, stop
@@ -67,6 +71,37 @@ def test_create_returns_after_its_commit(database: Database) -> None:
     assert found.metadata == {"tenant": "acme", "n": [1, None]}
     assert found.started_at is None
     assert found.latest_percentage is None
+
+
+class InterruptedForTest(BaseException):
+    """As a signal handler raises it."""
+
+
+def test_creator_that_is_interrupted(database: Database) -> None:
+    """Where `create()` is interrupted behind its commit, nobody has the new activity's id: it ends as CANCELED."""
+    exporter = SQLExporter(database.url)
+    ax.configure(exporters=[exporter])
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedForTest
+
+    def committed(*_: object) -> None:
+        signal.pthread_kill(main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        listen(exporter.engine, "checkin", committed, once=True)
+        with pytest.raises(InterruptedForTest):
+            ax.activity.create("task")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert ax.flush()
+    with Session(database.engine) as session:
+        (item,) = ax.activity.list(session, total=1).items
+    assert history(database, item.agent_id) == [
+        ("QUEUED", "Waiting to start.", None),
+        ("CANCELED", "Given up: stored too late.", None),
+    ]
 
 
 def test_messages_are_settings(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
