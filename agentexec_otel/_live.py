@@ -30,6 +30,7 @@ class LiveActivity:
         ending: Our own terminal event, until it is settled.
         canceled: Somebody else canceled it while it ran here.
         opening_pending: Its row may not be there yet, since nobody has waited for it.
+        queued: The last line that was said of it here, until it is settled.
         usage: Input tokens, output tokens and requests by the block that counted them.
         reported: The application or the agent has added a line of its own.
         stops: Its block leaves soon after it was canceled, and its last line then says what was spent.
@@ -51,11 +52,24 @@ class LiveActivity:
     canceled: bool = False
     unknown: bool = False
     opening_pending: bool = False
+    queued: UUID | None = None
     reported: bool = False
     started_here: bool = False
     usage: dict[object, Usage] = field(default_factory=dict[object, Usage])
     stops: bool = False
     on_cancel: Callable[[], object] | None = None
+
+    def settled(self, event: ActivityEvent) -> None:
+        """A line of it waits no longer."""
+        if self.queued == event.event_id:
+            self.queued = None
+        if event.opening is not None:
+            self.opening_pending = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether something that was said of it here may not be settled yet."""
+        return self.queued is not None or self.opening_pending
 
     def cancel(self) -> None:
         """It was canceled: tell the block that runs it."""

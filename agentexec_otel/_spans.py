@@ -120,6 +120,7 @@ class ActivitySpans:
         Returns the event as it is to be stored: with the span that was opened for it.
         """
         live.started_here = live.started_here or event.worker_id is not None
+        live.queued = event.event_id
         if live.opening is None or live.status.terminal:
             self._keep(live, event)
             return event
@@ -221,8 +222,7 @@ class ActivitySpans:
         live = self._live.get(event.agent_id)
         if live is None:
             return
-        if event.opening is not None:
-            live.opening_pending = False
+        live.settled(event)
         if isinstance(result, Reject):
             self._rejected(live, event)
         elif isinstance(result, Ack):

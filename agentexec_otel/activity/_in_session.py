@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import ActivityNotFoundError
+from agentexec_otel._errors import ActivityNotFoundError, ExportError
 from agentexec_otel._event import ActivityEvent, Outcome, Status
-from agentexec_otel._runtime import Runtime, on_event_loop
-from agentexec_otel.activity._joined import after_commit, commits_itself, connection_of, synchronous
+from agentexec_otel._ids import parse_agent_id
+from agentexec_otel._runtime import Runtime, active, on_event_loop
+from agentexec_otel.activity._joined import after_commit, commits_itself, connection_of, may_hold_locks, synchronous
 from agentexec_otel.export import Ack, Ending, ExportResult, Reject, StoredActivity
 
 if TYPE_CHECKING:
@@ -52,7 +55,8 @@ def record_in(
     outcome: Outcome | None,
 ) -> bool:
     """Add a line in the session. False where it was to end the activity, which had ended already."""
-    _after_what_is_queued(session, runtime)
+    if not on_event_loop() and _comes_behind(session, agent_id):
+        runtime.primary.force_flush(CONF.lookup_timeout)
     commits = commits_itself(session)
     store, connection = runtime.needed_store, connection_of(session)
     stored = store.read(connection, agent_id)
@@ -69,10 +73,20 @@ def record_in(
     return isinstance(result, Ack) and not (status.terminal and result.late)
 
 
-def _after_what_is_queued(session: Session, runtime: Runtime) -> None:
-    """Have the writer store what was said before, while the session cannot hold a lock that the writer waits for."""
-    if session.get_transaction() is None and runtime.primary.pending and not on_event_loop():
-        runtime.primary.force_flush(CONF.lookup_timeout)
+async def after_what_is_queued(session: AsyncSession, agent_id: Any) -> None:
+    """As `record_in` does off an event loop: have the writer store what was said of this activity before."""
+    with suppress(ValueError, TimeoutError, ExportError):
+        parsed, lookups = parse_agent_id(agent_id), active().lookups
+        if lookups is not None and await session.run_sync(_comes_behind, parsed):
+            await asyncio.wait_for(asyncio.wrap_future(lookups.soon(parsed)), CONF.lookup_timeout)
+
+
+def _comes_behind(session: Session, agent_id: UUID) -> bool:
+    """Whether lines of this activity are queued, and the session cannot hold a lock that the writer waits for."""
+    runtime = active()
+    live = runtime.spans.known(agent_id)
+    queued = live is not None and live.waits and runtime.primary.pending > 0
+    return queued and not may_hold_locks(session)
 
 
 def _recorded(runtime: Runtime, stored: StoredActivity, event: ActivityEvent, result: ExportResult) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
@@ -39,6 +39,17 @@ def commits_itself(session: Session) -> bool:
     if transaction is None:
         return True
     return transaction.origin is SessionTransactionOrigin.AUTOBEGIN and not session.in_nested_transaction()
+
+
+def may_hold_locks(session: Session) -> bool:
+    """Whether the writer might have to wait for the session's transaction: it has written here, or on SQLite at all."""
+    if session.get_transaction() is None:
+        return False
+    if session.info.get(_KEY):
+        return True
+    connection = connection_of(session)
+    driver: Any = connection.connection.driver_connection
+    return connection.dialect.name == "sqlite" and bool(driver.in_transaction)
 
 
 def after_commit(session: Session, work: Callable[[], None], *, now: bool) -> None:

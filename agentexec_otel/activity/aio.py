@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from sqlalchemy.orm import Session
 
 from agentexec_otel.activity import _lifecycle, _query
+from agentexec_otel.activity._in_session import after_what_is_queued
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -38,9 +39,12 @@ _R = TypeVar("_R")
 
 
 def _lifecycle_twin(
-    function: Callable[_P, _R], alone: Callable[..., Coroutine[Any, Any, _R]] | None = None
+    function: Callable[_P, _R], alone: Callable[..., Coroutine[Any, Any, _R]] | None = None, *, says: bool = False
 ) -> Callable[_P, Coroutine[Any, Any, _R]]:
-    """`alone` does without a session what would otherwise be done in a thread."""
+    """`alone` does without a session what would otherwise be done in a thread.
+
+    Where the call `says` something of an activity that is there already, it comes behind what was said before.
+    """
 
     @wraps(function)
     async def twin(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -49,6 +53,8 @@ def _lifecycle_twin(
             return await (alone or partial(asyncio.to_thread, function))(*args, **kwargs)
         if isinstance(session, Session):
             raise TypeError("session must be an AsyncSession here: a Session is for ax.activity itself")
+        if says:
+            await after_what_is_queued(session, args[0] if args else kwargs.get("agent_id"))
         return await session.run_sync(lambda own: cast(Any, function)(*args, session=own, **kwargs))
 
     return twin
@@ -65,10 +71,10 @@ def _query_twin(
 
 
 create = _lifecycle_twin(_lifecycle.create, _lifecycle.create_async)
-update = _lifecycle_twin(_lifecycle.update)
-complete = _lifecycle_twin(_lifecycle.complete)
-error = _lifecycle_twin(_lifecycle.error)
-cancel = _lifecycle_twin(_lifecycle.cancel)
+update = _lifecycle_twin(_lifecycle.update, says=True)
+complete = _lifecycle_twin(_lifecycle.complete, says=True)
+error = _lifecycle_twin(_lifecycle.error, says=True)
+cancel = _lifecycle_twin(_lifecycle.cancel, says=True)
 retry = _lifecycle_twin(_lifecycle.retry)
 cancel_pending = _lifecycle_twin(_lifecycle.cancel_pending)
 reap = _lifecycle_twin(_lifecycle.reap)

@@ -2,7 +2,9 @@
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from uuid import uuid4
 
 import pytest
@@ -11,6 +13,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 import agentexec_otel as ax
+from agentexec_otel import _runtime
 from agentexec_otel._event import Status
 from agentexec_otel.activity import aio
 from tests.databases import Database
@@ -60,6 +63,24 @@ async def test_queries(database: Database, async_engine: AsyncEngine) -> None:
         assert (await aio.list(session, page_size=5)).items[0].latest_log == "Working."
         assert [log.seq for log in await aio.logs(session, agent_id, after_seq=1)] == [2]
         assert await aio.count_active(session) == 1
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["auto-begun", "explicit"])
+async def test_lines_before_the_session_come_before_it(
+    database: Database, async_engine: AsyncEngine, explicit: bool
+) -> None:
+    """What was reported without a session, and waits to be written, is not overtaken by an end in a session."""
+    ax.configure(database.url)
+    agent_id = await aio.create("task")
+    _runtime.active().primary.call_soon(lambda: time.sleep(0.1))  # a writer that has other things to do
+    for number in range(20):
+        ax.activity.update(agent_id, f"Line {number}.", number)
+    async with AsyncSession(async_engine) as session, session.begin() if explicit else nullcontext():
+        assert await aio.complete(agent_id, session=session)
+    await asyncio.to_thread(ax.flush)
+    logs = lines(database.engine, agent_id)
+    assert [log.message for log in logs[1:-1]] == [f"Line {number}." for number in range(20)]
+    assert not any(log.late for log in logs)
 
 
 async def test_session_is_committed_where_auto_begun(database: Database, async_engine: AsyncEngine) -> None:

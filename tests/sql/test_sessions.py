@@ -1,6 +1,7 @@
 """A call inside the caller's session: joined where the caller began the transaction, committed where nobody did."""
 
 import time
+from contextlib import nullcontext
 from threading import Barrier, Thread
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import agentexec_otel as ax
+from agentexec_otel import _runtime
 from agentexec_otel._event import Status
 from agentexec_otel.activity.models import Activity
 from tests.databases import Database
@@ -293,18 +295,35 @@ def test_life_in_a_session_is_one_span(database: Database, spans: InMemorySpanEx
     ]  # fmt: skip
 
 
-def test_lines_before_the_session_come_before_it(database: Database) -> None:
+@pytest.mark.parametrize("explicit", [False, True], ids=["auto-begun", "explicit"])
+def test_lines_before_the_session_come_before_it(database: Database, explicit: bool) -> None:
     """What was reported without a session, and waits to be written, is not overtaken by an end in a session."""
     ax.configure(database.url)
     for _ in range(5):
         agent_id = ax.activity.create("task")
+        _runtime.active().primary.call_soon(lambda: time.sleep(0.05))  # a writer that has other things to do
         for number in range(20):
             ax.activity.update(agent_id, f"Line {number}.", number)
-        with Session(database.engine) as session:
+        with Session(database.engine) as session, session.begin() if explicit else nullcontext():
             assert ax.activity.complete(agent_id, session=session)
         logs = lines(database.engine, agent_id)
         assert [log.message for log in logs[1:-1]] == [f"Line {number}." for number in range(20)]
         assert not any(log.late for log in logs)
+
+
+@pytest.mark.parametrize("database", ["postgres", "mariadb"], indirect=True)
+def test_lines_of_others_are_not_waited_for(database: Database) -> None:
+    """A call in a session waits for lines of its own activity alone."""
+    ax.configure(database.url)
+    agent_id, other = ax.activity.create("task"), ax.activity.create("task")
+    with database.engine.connect() as holder:
+        holder.execute(Activity.__table__.select().where(Activity.agent_id == other).with_for_update())
+        ax.activity.update(other, "Has to wait.")
+        began = time.monotonic()
+        with Session(database.engine) as session:
+            assert ax.activity.complete(agent_id, session=session)
+        assert time.monotonic() - began < ax.CONF.lookup_timeout / 2
+    assert ax.flush(10.0)
 
 
 def test_session_that_holds_locks_waits_for_nobody(database: Database) -> None:
