@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event, Thread, Timer
 from threading import enumerate as threads
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -20,13 +20,14 @@ from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 import agentexec_otel as ax
 from agentexec_otel import _runtime
-from agentexec_otel._event import Status
+from agentexec_otel._errors import PoisonExportError
+from agentexec_otel._event import Outcome, Status
 from agentexec_otel.testing import InMemoryActivityExporter
 from agentexec_otel_exporters.sql import SQLExporter
 from agentexec_otel_exporters.sql._engine import parse_url
 from tests.databases import Database
 from tests.sql.recorder import Recorder
-from tests.sql.rows import count_rows, eventually, lines, row
+from tests.sql.rows import count_rows, event, eventually, lines, opening, row
 
 only_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
@@ -111,6 +112,32 @@ def test_engine_is_borrowed(database: Database) -> None:
         assert alive.execute(text("SELECT 1")).scalar() == 1
     engine.dispose()
     assert count_rows(database.engine) == (1, 2)
+
+
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "SERIALIZABLE"])
+def test_engine_does_not_lend_its_isolation(database: Database, level: Any) -> None:
+    """A batch is one transaction also where the application's engine commits each statement, or isolates more."""
+    exporter = SQLExporter(create_engine(database.url, isolation_level=level))
+    agent_id = uuid4()
+    exporter.export([opening(agent_id)])
+    with pytest.raises(PoisonExportError):
+        exporter.export([event(agent_id, outcome=Outcome(input_tokens=2**70))])  # refused with the row, behind its line
+    assert count_rows(database.engine) == (1, 1)
+    if database.kind != "sqlite":
+        with exporter.engine.connect() as connection:
+            assert connection.get_isolation_level() == "READ COMMITTED"
+    exporter.shutdown(1.0)
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_encoding_of_the_client(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text is stored, whatever encoding clients of PostgreSQL are told to use."""
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task", "日本 🦉")
+    ax.activity.complete(agent_id, "日本 🦉")
+    monkeypatch.delenv("PGCLIENTENCODING")
+    assert [log.message for log in lines(database.engine, agent_id)] == ["日本 🦉", "日本 🦉"]
 
 
 @pytest.mark.parametrize("database", ["postgres", "mariadb"], indirect=True)

@@ -128,8 +128,9 @@ def _own(url: URL, pool: Pool | None = None) -> Engine:
     arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "connect_args": _connect_arguments(url)}
     if pool is not None:
         arguments = {"pool": pool}
-    if url.get_backend_name() in ("mysql", "mariadb"):
-        # Gap locks of REPEATABLE READ make concurrent inserts of new activities deadlock.
+    if url.get_backend_name() != "sqlite":
+        # Whatever the engine or the server has: AUTOCOMMIT keeps no lock, SERIALIZABLE refuses what our locks allow,
+        # and gap locks of MySQL's REPEATABLE READ make concurrent inserts of new activities deadlock.
         arguments["isolation_level"] = "READ COMMITTED"
     engine = _create(url, arguments)
     prepare_connections(engine)

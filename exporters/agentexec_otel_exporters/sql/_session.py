@@ -22,6 +22,7 @@ READ_ONLY: Final = {"agentexec_read_only": True}
 # A session that dies silently must not keep row locks: others wait for them.
 _POSTGRESQL: Final = (
     "SET datestyle = 'ISO'",  # psycopg reads no other
+    "SET client_encoding = 'UTF8'",  # nor writes every text in another
     "SET lock_timeout = '3s'",
     "SET statement_timeout = '5s'",
     "SET idle_in_transaction_session_timeout = '5s'",
