@@ -256,7 +256,8 @@ class Runtime:
         deadline = time.monotonic() + timeout
         if self.liveness is not None and self.processors[0].running and self.processors[0].last_error is None:
             with suppress(TimeoutError, ExportError):
-                self.primary.call(self.liveness.release, timeout / 2)
+                if self.primary.force_flush(timeout / 2):  # A line that came behind would take its lease anew.
+                    self.primary.call(self.liveness.release, timeout / 4)
         done = self.stop(max(0.0, deadline - time.monotonic()))
         self.spans.close()
         return done

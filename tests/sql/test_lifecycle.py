@@ -73,6 +73,18 @@ def test_create_returns_after_its_commit(database: Database) -> None:
     assert found.latest_percentage is None
 
 
+def test_process_that_goes_in_good_order(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it leaves running has no lease, so that nobody takes it for lost; nor where many lines waited in the spool."""
+    monkeypatch.setattr(ax.CONF, "max_queue_size", 16)
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    for number in range(1000):
+        ax.activity.update(agent_id, f"Line {number}.")
+    assert ax.shutdown()
+    found = row(database.engine, agent_id)
+    assert (found.status, found.last_seq, found.lease_expires_at) == (Status.RUNNING, 1001, None)
+
+
 class InterruptedForTest(BaseException):
     """As a signal handler raises it."""
 
