@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -25,9 +26,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from agentexec_otel._text import clean_message
+from agentexec_otel._text import clean_message, describe
 from agentexec_otel.activity.models import Activity
 
+_NAME_LIMIT: Final = 255
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,127}")
 # Exact for 64-bit integers, which a double is not: MySQL wants digits, PostgreSQL overflows with them.
 _EXACT: Final = Numeric().with_variant(DECIMAL(65, 20), "mysql", "mariadb")
@@ -81,14 +83,52 @@ def metadata_criteria(metadata_filter: Mapping[str, Any] | None) -> list[ColumnE
     """One criterion per key: the stored value equals the given string, number or boolean, and is of that kind.
 
     Raises:
-        ValueError: a key with other characters than letters, digits and ``_ . : / -`` or space, or a value that is
-            none of these types.
+        ValueError: no mapping, a key with other characters than letters, digits and ``_ . : / -`` or space, or a value
+            that is none of these types.
     """
-    return [_criterion(key, value) for key, value in (metadata_filter or {}).items()]
+    if metadata_filter is None:
+        return []
+    if not _is_a(metadata_filter, Mapping):  # an empty text is not to show everybody everything
+        raise ValueError(f'metadata_filter is {describe(metadata_filter)}: pass a dict such as {{"tenant": "a"}}')
+    return [_criterion(key, value) for key, value in metadata_filter.items()]
+
+
+def _is_a(value: object, kind: type) -> bool:
+    """`isinstance`, for what is typed already, and may be another thing all the same."""
+    return isinstance(value, kind)
+
+
+def named(argument: str, stored: SQLColumnExpression[Any], value: str) -> ColumnElement[bool]:
+    """Whether a column of names has this one. Raises `ValueError` for what is no string."""
+    if not _is_a(value, str):
+        raise ValueError(f"{argument} is {describe(value)}: pass one name, as a string")
+    return same_text(stored, value, _NAME_LIMIT)
+
+
+def moment(argument: str, value: datetime) -> datetime:
+    """The time itself. Raises `ValueError` for what is none, which a driver would tell in an SQL statement."""
+    if not _is_a(value, datetime):
+        raise ValueError(f"{argument} is {describe(value)}: pass a datetime")
+    return value
+
+
+def without_news_since(older_than: timedelta | datetime) -> datetime:
+    """The moment that `older_than` means, now.
+
+    Raises:
+        ValueError: neither of the two, or a negative length of time: that would mean everything.
+    """
+    if not isinstance(older_than, timedelta):
+        if not _is_a(older_than, datetime):
+            raise ValueError(f"older_than is {describe(older_than)}: pass a timedelta or a datetime")
+        return older_than
+    if older_than < timedelta():
+        raise ValueError(f"older_than is {older_than.total_seconds():g} seconds: pass a timedelta that is not negative")
+    return datetime.now(UTC) - older_than
 
 
 def _criterion(key: str, value: Any) -> ColumnElement[bool]:
-    if not _KEY.fullmatch(key):
+    if not (_is_a(key, str) and _KEY.fullmatch(key)):
         raise ValueError(f"metadata_filter has the key {key!r:.80}: use letters, digits, _ . : / - and spaces only")
     stored = Activity.metadata_[key].as_string()
     for kind, name, equal in _KINDS:

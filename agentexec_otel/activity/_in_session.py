@@ -51,7 +51,7 @@ def record_in(
     agent_id: UUID,
     status: Status,
     message: str,
-    percentage: int | None,
+    percentage: float | None,
     outcome: Outcome | None,
 ) -> bool:
     """Add a line in the session. False where it was to end the activity, which had ended already."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, event
-from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session
 
 from agentexec_otel.activity.models import Activity
 
@@ -26,6 +26,11 @@ def synchronous(session: Session | AsyncSession) -> Session:
             " ax.activity.aio"
         )
     return session
+
+
+def readable(session: Session | AsyncSession | scoped_session[Session]) -> Session:
+    """The session itself, or that of a registry; a TypeError where it is none that a query can be run in here."""
+    return session() if isinstance(session, scoped_session) else synchronous(session)
 
 
 def connection_of(session: Session) -> Connection:

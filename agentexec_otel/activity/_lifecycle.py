@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from uuid import UUID, uuid4
 
@@ -29,7 +29,7 @@ from agentexec_otel._liveness import lost_ending
 from agentexec_otel._outcome import outcome_of, text_of
 from agentexec_otel._runtime import Runtime
 from agentexec_otel._text import prepare_message, prepare_metadata
-from agentexec_otel.activity._filter import metadata_criteria, same_text
+from agentexec_otel.activity._filter import metadata_criteria, named, without_news_since
 from agentexec_otel.activity._in_session import create_in, end_many, raise_rejected, record_in
 from agentexec_otel.activity._joined import synchronous
 from agentexec_otel.activity.models import Activity
@@ -123,14 +123,14 @@ def create_later(
 def update(
     agent_id: UUID | str,
     message: str,
-    percentage: int | None = None,
+    percentage: float | None = None,
     status: Status | str | None = None,
     session: AnySession | None = None,
 ) -> bool:
     """Add a line to an activity's history: committed within milliseconds, and an event on its span. Never waits.
 
     Args:
-        percentage: 0 to 100, clamped; None leaves the latest one as it is.
+        percentage: 0 to 100, rounded down and clamped; None leaves the latest one as it is.
         status: Default RUNNING. A terminal one ends the activity as `complete`, `error` and `cancel` do; QUEUED after
             a terminal one is a `retry`.
         session: As for `create`.
@@ -163,7 +163,7 @@ def update(
 
 
 def complete(
-    agent_id: UUID | str, message: str | None = None, percentage: int | None = 100, session: AnySession | None = None
+    agent_id: UUID | str, message: str | None = None, percentage: float | None = 100, session: AnySession | None = None
 ) -> bool:
     """End an activity as COMPLETE. Off an event loop it waits for the commit, ``AGENTEXEC_TERMINAL_TIMEOUT`` at most.
 
@@ -178,7 +178,7 @@ def complete(
 
 
 def error(
-    agent_id: UUID | str, message: str | None = None, percentage: int | None = None, session: AnySession | None = None
+    agent_id: UUID | str, message: str | None = None, percentage: float | None = None, session: AnySession | None = None
 ) -> bool:
     """End an activity as ERROR. Inside an ``except`` block, ``error_type`` and ``reason`` are the exception's.
 
@@ -243,6 +243,9 @@ def cancel_pending(
 
     Returns:
         How many were really changed.
+
+    Raises:
+        ValueError: a malformed criterion.
     """
     runtime = _runtime.active()
     criteria = _pending_criteria(agent_type, worker_id, older_than, metadata_filter)
@@ -285,7 +288,7 @@ def submit_end(
     live: LiveActivity,
     status: Status,
     message: str,
-    percentage: int | None,
+    percentage: float | None,
     outcome: Outcome | None,
     *,
     of_current: bool = False,
@@ -312,7 +315,7 @@ def _terminal(
     agent_id: UUID | str,
     status: Status,
     message: str,
-    percentage: int | None,
+    percentage: float | None,
     outcome: Outcome | None,
     session: AnySession | None,
 ) -> bool:
@@ -324,7 +327,12 @@ def _terminal(
 
 
 def _end(
-    runtime: Runtime, live: LiveActivity, status: Status, message: str, percentage: int | None, outcome: Outcome | None
+    runtime: Runtime,
+    live: LiveActivity,
+    status: Status,
+    message: str,
+    percentage: float | None,
+    outcome: Outcome | None,
 ) -> bool:
     # It may have been tried again meanwhile, by another process or by a line that is on its way.
     outside = live.ended or (status is Status.CANCELED and not live.runs_here)
@@ -389,10 +397,9 @@ def _pending_criteria(
 ) -> list[ColumnElement[bool]]:
     criteria = metadata_criteria(metadata_filter)
     if agent_type is not None:
-        criteria.append(same_text(Activity.agent_type, agent_type, _NAME_LIMIT))
+        criteria.append(named("agent_type", Activity.agent_type, agent_type))
     if worker_id is not None:
-        criteria.append(same_text(Activity.worker_id, worker_id, _NAME_LIMIT))
+        criteria.append(named("worker_id", Activity.worker_id, worker_id))
     if older_than is not None:
-        since = datetime.now(UTC) - older_than if isinstance(older_than, timedelta) else older_than
-        criteria.append(Activity.updated_at < since)
+        criteria.append(Activity.updated_at < without_news_since(older_than))
     return criteria

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeAlias, cast
 from uuid import UUID
@@ -13,7 +13,9 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._event import ACTIVE, Status
 from agentexec_otel._ids import parse_agent_id
-from agentexec_otel.activity._filter import metadata_criteria, same_text
+from agentexec_otel._text import describe
+from agentexec_otel.activity._filter import metadata_criteria, moment, named
+from agentexec_otel.activity._joined import readable
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.activity.schemas import (
     ActivityDetailSchema,
@@ -89,7 +91,7 @@ def list(
     page: int = 1,
     page_size: int = 50,
     *,
-    status: Status | str | builtins.list[Status] | None = None,
+    status: Status | str | Iterable[Status | str] | None = None,
     agent_type: str | None = None,
     metadata_filter: Mapping[str, Any] | None = None,
     created_after: datetime | None = None,
@@ -109,19 +111,19 @@ def list(
     Raises:
         ValueError: an argument out of range or malformed.
     """
-    if page < 1:
-        raise ValueError(f"page is {page!r}: pages are numbered from 1")
-    if not 1 <= page_size <= _MOST_PER_PAGE:
-        raise ValueError(f"page_size is {page_size!r}: ask for 1 to {_MOST_PER_PAGE:,}")
+    if not _whole(page, 1):
+        raise ValueError(f"page is {describe(page)}: pages are numbered from 1")
+    if not _whole(page_size, 1, _MOST_PER_PAGE):
+        raise ValueError(f"page_size is {describe(page_size)}: ask for 1 to {_MOST_PER_PAGE:,}")
     criteria = metadata_criteria(metadata_filter)
     if status is not None:
         criteria.append(Activity.status.in_(_statuses(status)))
     if agent_type is not None:
-        criteria.append(same_text(Activity.agent_type, agent_type, 255))
+        criteria.append(named("agent_type", Activity.agent_type, agent_type))
     if created_after is not None:
-        criteria.append(Activity.created_at >= created_after)
+        criteria.append(Activity.created_at >= moment("created_after", created_after))
     if created_before is not None:
-        criteria.append(Activity.created_at < created_before)
+        criteria.append(Activity.created_at < moment("created_before", created_before))
     cut = {"row_offset": min((page - 1) * page_size, _MOST_ROWS), "row_count": page_size}
     rows = _execute(session, _page(criteria) if criteria else _PAGE, **cut).mappings().all()
     if total is None:
@@ -179,14 +181,17 @@ _PAGE: Final = _page(())
 
 
 def _execute(session: Session, statement: _Select, **parameters: object) -> Result[*tuple[Any, ...]]:
-    return session.execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
+    return readable(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
 
 
-def _statuses(status: Status | str | builtins.list[Status]) -> builtins.list[Status]:
-    values = status if isinstance(status, builtins.list) else [status]
+def _whole(value: object, least: int, most: int | None = None) -> bool:
+    return isinstance(value, int) and least <= value and (most is None or value <= most)
+
+
+def _statuses(status: Status | str | Iterable[Status | str]) -> builtins.list[Status]:
     try:
-        return [Status(value) for value in values]
-    except ValueError:
+        return [Status(value) for value in ([status] if isinstance(status, str) else status)]
+    except (TypeError, ValueError):
         raise ValueError(f"{status!r:.80} is no status: use {', '.join(Status)}") from None
 
 

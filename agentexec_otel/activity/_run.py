@@ -107,7 +107,7 @@ class ActivityRun:
         live = self._live
         return live is not None and (live.canceled or live.status is Status.CANCELED)
 
-    def update(self, message: str, percentage: int | None = None) -> bool:
+    def update(self, message: str, percentage: float | None = None) -> bool:
         """Add a line; see `ax.activity.update`."""
         return _lifecycle.update(self.agent_id, message, percentage)
 

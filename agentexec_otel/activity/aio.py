@@ -38,6 +38,14 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+def _asynchronous(session: AsyncSession) -> AsyncSession:
+    if not hasattr(session, "run_sync"):  # its class cannot be imported without greenlet
+        raise TypeError(
+            f"session must be an AsyncSession here, got {type(session).__name__}: a Session is for ax.activity itself"
+        )
+    return session
+
+
 def _lifecycle_twin(
     function: Callable[_P, _R], alone: Callable[..., Coroutine[Any, Any, _R]] | None = None, *, says: bool = False
 ) -> Callable[_P, Coroutine[Any, Any, _R]]:
@@ -51,8 +59,7 @@ def _lifecycle_twin(
         session = cast("AsyncSession | None", kwargs.pop("session", None))
         if session is None:
             return await (alone or partial(asyncio.to_thread, function))(*args, **kwargs)
-        if isinstance(session, Session):
-            raise TypeError("session must be an AsyncSession here: a Session is for ax.activity itself")
+        session = _asynchronous(session)
         if says:
             await after_what_is_queued(session, args[0] if args else kwargs.get("agent_id"))
         return await session.run_sync(lambda own: cast(Any, function)(*args, session=own, **kwargs))
@@ -64,7 +71,7 @@ def _query_twin(
     function: Callable[Concatenate[Session, _P], _R],
 ) -> Callable[Concatenate[AsyncSession, _P], Coroutine[Any, Any, _R]]:
     async def twin(session: AsyncSession, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return await session.run_sync(function, *args, **kwargs)
+        return await _asynchronous(session).run_sync(function, *args, **kwargs)
 
     # functools.wraps is typed to keep the wrapped function's parameters.
     return cast(Callable[Concatenate["AsyncSession", _P], Coroutine[Any, Any, _R]], wraps(function)(twin))

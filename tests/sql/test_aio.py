@@ -5,6 +5,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -130,8 +131,13 @@ async def test_each_world_takes_its_own_session(database: Database, async_engine
                 write(agent_id, session=session)
         with pytest.raises(TypeError, match="AsyncSession"):
             ax.activity.cancel_pending(session)
-    with Session(database.engine) as wrong, pytest.raises(TypeError, match=r"for ax\.activity itself"):
-        await aio.create("task", session=wrong)
+        with pytest.raises(TypeError, match=r"got AsyncSession.*ax\.activity\.aio"):
+            ax.activity.list(cast(Any, session))
+    with Session(database.engine) as wrong:
+        with pytest.raises(TypeError, match=r"for ax\.activity itself"):
+            await aio.create("task", session=wrong)
+        with pytest.raises(TypeError, match=r"for ax\.activity itself"):
+            await aio.list(cast(Any, wrong))
     assert row(database.engine, agent_id).status is Status.QUEUED
 
 

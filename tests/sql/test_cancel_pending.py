@@ -111,6 +111,26 @@ def test_naive_times_mean_utc(database: Database) -> None:
     assert ax.activity.cancel_pending(older_than=now + timedelta(minutes=1)) == 1
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [
+        ({"older_than": timedelta(hours=-1)}, "older_than is -3600 seconds"),
+        ({"older_than": 3600}, "older_than is 3600: pass a timedelta"),
+        ({"agent_type": ["task"]}, "agent_type is <list>: pass one name"),
+        ({"worker_id": 7}, "worker_id is 7: pass one name"),
+        ({"metadata_filter": ""}, "metadata_filter is '': pass a dict"),
+    ],
+)
+def test_bad_criteria_cancel_nothing(database: Database, criterion: dict[str, Any], expected: str) -> None:
+    """A criterion that makes no sense is a ValueError that names it; it is never taken for none at all."""
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    with pytest.raises(ValueError, match=expected):
+        ax.activity.cancel_pending(**criterion)
+    assert row(database.engine, agent_id).status is Status.QUEUED
+
+
 def test_joined_in_a_transaction(database: Database, spans: InMemorySpanExporter) -> None:
     """Rolled back with the caller's transaction nothing has happened; committed with it, all of it, spans included."""
     ids = fill(database, 5)

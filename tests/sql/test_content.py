@@ -116,7 +116,7 @@ def test_percentages_of_every_call(database: Database) -> None:
     first, second, third = (ax.activity.create("task") for _ in range(3))
     ax.activity.update(third, "x", 70)
     ax.activity.complete(first, percentage=250)
-    ax.activity.error(second, percentage=math.nan)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ax.activity.error(second, percentage=math.nan)
     ax.activity.complete(third, percentage=None)
     assert [row(database.engine, one).latest_percentage for one in (first, second, third)] == [100, None, 70]
     assert [row(database.engine, one).status for one in (first, second)] == [Status.COMPLETE, Status.ERROR]

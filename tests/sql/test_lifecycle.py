@@ -1,7 +1,9 @@
 """Every call of the life cycle, on every database."""
 
 import asyncio
+import re
 import signal
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import main_thread
@@ -74,7 +76,7 @@ def test_create_returns_after_its_commit(database: Database) -> None:
 
 
 def test_process_that_goes_in_good_order(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it leaves running has no lease, so that nobody takes it for lost; nor where many lines waited in the spool."""
+    """What it leaves running has no lease, so that nobody takes it for lost; nor where lines waited in the spool."""
     monkeypatch.setattr(ax.CONF, "max_queue_size", 16)
     ax.configure(database.url)
     agent_id = ax.activity.create("task")
@@ -356,12 +358,36 @@ def test_late_line_is_not_the_latest(database: Database) -> None:
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_bad_query_arguments(database: Database) -> None:
-    """A query argument out of range raises ValueError that shows the value."""
-    arguments: list[dict[str, Any]] = [{"page": 0}, {"page_size": -3}, {"page_size": 1001}, {"status": "DONE"}]
+    """A query argument out of range, or of another type, raises ValueError that shows the value."""
+    arguments: list[dict[str, Any]] = [
+        {"page": 0},
+        {"page": "first"},
+        {"page_size": -3},
+        {"page_size": 1001},
+        {"page_size": 2.5},
+        {"status": "DONE"},
+        {"status": 7},
+        {"status": ("DONE",)},
+        {"agent_type": 5},
+        {"created_after": "yesterday"},
+        {"created_before": 1_700_000_000},
+    ]
     with Session(database.engine) as session:
         for bad in arguments:
-            with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
+            with pytest.raises(ValueError, match=re.escape(str(next(iter(bad.values()))))):
                 ax.activity.list(session, **bad)
+        assert not session.in_transaction()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_several_statuses(database: Database) -> None:
+    """Several statuses come in any collection, as `Status` or as text."""
+    ax.configure(database.url)
+    ax.activity.create("task")
+    several: list[Iterable[Status | str]] = [["QUEUED"], ("QUEUED", Status.ERROR), {"QUEUED"}, iter([Status.QUEUED])]
+    with Session(database.engine) as session:
+        assert [ax.activity.list(session, status=wanted).total for wanted in several] == [1, 1, 1, 1]
+        assert ax.activity.list(session, status=()).total == 0
 
 
 def test_agent_types_are_told_apart_to_the_letter(database: Database) -> None:

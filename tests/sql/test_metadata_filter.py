@@ -73,6 +73,7 @@ def test_keys_with_every_allowed_character(database: Database) -> None:
 
 BAD: list[Any] = [
     {"": "x"}, {"a'b": "x"}, {'a"b': "x"}, {"a$": "x"}, {"a[0]": "x"}, {"a,b": "x"}, {"{a}": "x"}, {"\x00": "x"},
+    "", [], "tenant", {1: "x"},
     {"K" * 129: "x"}, {"a\n": "x"}, {"a": None}, {"a": [1]}, {"a": {"b": 1}}, {"a": b"x"}, {"a": object()},
 ]  # fmt: skip
 

@@ -218,6 +218,9 @@ def test_session_of_the_wrong_type(database: Database) -> None:
         ):
             with pytest.raises(TypeError, match=type(wrong).__name__):
                 write()
+        for read in (ax.activity.list, ax.activity.count_active):
+            with pytest.raises(TypeError, match=f"must be a sqlalchemy.orm.Session, got {type(wrong).__name__}"):
+                read(wrong)
     assert count_rows(database.engine) == (1, 1)
 
 

@@ -79,7 +79,7 @@ def settings() -> None:
 def write() -> UUID:
     """The life-cycle calls outside of a session."""
     agent_id = assert_type(ax.activity.create("task", "In line.", metadata={"tenant": "acme"}), UUID)
-    assert_type(ax.activity.update(agent_id, "Working.", percentage=10), bool)
+    assert_type(ax.activity.update(agent_id, "Working.", percentage=10 / 3), bool)
     assert_type(ax.activity.update(str(agent_id), "Working.", status=Status.RUNNING), bool)
     assert_type(ax.activity.complete(agent_id, percentage=None), bool)
     assert_type(ax.activity.retry(agent_id, "Once more."), int)
@@ -114,6 +114,7 @@ def read(session: Session, agent_id: UUID) -> None:
         assert_type(found.trace_id, str | None)
         assert_type(found.metadata, dict[str, Any] | None)
     page = assert_type(ax.activity.list(session, 1, 20, status=[Status.ERROR], agent_type="task"), ActivityListSchema)
+    assert_type(ax.activity.list(session, status=("ERROR", Status.CANCELED)), ActivityListSchema)
     assert_type(page.items, list[ActivityListItemSchema])
     assert_type((page.total, page.pages, page.total_pages), tuple[int, int, int])
     for item in page.items:
