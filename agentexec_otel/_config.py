@@ -16,10 +16,12 @@ ProgressLevel = Literal["off", "steps", "detail"]
 class Settings(BaseSettings):
     """Every setting; the environment variable is the field's name in upper case behind ``AGENTEXEC_``.
 
-    Times are seconds, sizes bytes unless the name says otherwise.
+    Times are seconds, sizes bytes unless the name says otherwise. An empty variable counts as not set.
     """
 
-    model_config = SettingsConfigDict(env_prefix="AGENTEXEC_", extra="ignore", validate_assignment=True)
+    model_config = SettingsConfigDict(
+        env_prefix="AGENTEXEC_", env_ignore_empty=True, extra="ignore", validate_assignment=True
+    )
 
     database_url: str | None = Field(None, description="SQLAlchemy URL, used where `ax.configure()` is given none.")
     table_prefix: Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,39}$")] = Field(

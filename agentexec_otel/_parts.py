@@ -63,11 +63,11 @@ def checked(exporter: ActivityExporter) -> ActivityExporter:
 def spool_for(exporter: ActivityExporter) -> Spool | None:
     """A spool for this exporter's events; None, with one warning, where none can be kept."""
     identity = getattr(exporter, "identity", f"{type(exporter).__module__}.{type(exporter).__qualname__}")
-    if identity is None or CONF.spool_dir == "off":
+    if identity is None or (CONF.spool_dir or "").lower() == "off":
         return None
     try:
         return Spool(
-            CONF.spool_dir or default_directory(),
+            default_directory(CONF.spool_dir),
             identity=identity,
             durability=CONF.spool_durability,
             max_bytes=CONF.spool_max_bytes,

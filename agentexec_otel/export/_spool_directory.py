@@ -24,15 +24,15 @@ class SpoolFullError(SpoolError):
     """No room: the spool's limit or the disk's. Records already taken are safe."""
 
 
-def default_directory() -> Path:
-    """``AGENTEXEC_SPOOL_DIR``, else the platform's folder for a user's state.
+def default_directory(chosen: str | None = None) -> Path:
+    """The chosen directory, else ``AGENTEXEC_SPOOL_DIR``, else the platform's folder for a user's state.
 
     Raises:
         SpoolUnavailableError: there is no such folder, since the user has no home.
     """
     from platformdirs import user_state_path
 
-    chosen = os.environ.get("AGENTEXEC_SPOOL_DIR")
+    chosen = chosen or os.environ.get("AGENTEXEC_SPOOL_DIR")
     try:
         return Path(chosen).expanduser().absolute() if chosen else user_state_path("agentexec-otel")
     except RuntimeError:

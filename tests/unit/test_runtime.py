@@ -137,6 +137,32 @@ def test_settings_are_checked_when_assigned() -> None:
             setattr(ax.CONF, name, value)
 
 
+def test_empty_variables_count_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that compose or a shell has set to nothing is as one that is not set, as OpenTelemetry has it."""
+    for name in ax.Settings.model_fields:
+        monkeypatch.setenv(f"AGENTEXEC_{name.upper()}", "")
+    assert ax.Settings() == ax.Settings.model_construct()
+
+
+@pytest.mark.parametrize(("chosen", "durability"), [("~/spool", "process"), ("off", "memory"), ("OFF", "memory")])
+def test_the_spool_is_where_the_setting_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str, durability: str
+) -> None:
+    """`~` is the user's home and `off` is off however it is written: neither makes a folder of that name."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(ax.CONF, "spool_dir", chosen)
+    ax.configure(f"sqlite:///{tmp_path}/a.db", create_tables=True)
+    ax.activity.create("task")
+    (exporter,) = ax.health()["exporters"]
+    assert exporter["durability"] == durability
+    assert list(here.iterdir()) == []
+    assert [folder.name for folder in home.iterdir()] == (["spool"] if durability == "process" else [])
+
+
 def test_create_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """`create()` waits as long as the setting says, and no longer."""
     monkeypatch.setattr(ax.CONF, "create_timeout", 0.2)
