@@ -14,6 +14,7 @@ from agentexec_otel._errors import (
     PoisonExportError,
     TransientExportError,
 )
+from agentexec_otel.activity.models import Activity, ActivityLog
 
 # SQLSTATE classes and codes of PostgreSQL, error numbers of MySQL and MariaDB, result names of SQLite.
 _TRANSIENT_SQLSTATES: Final = (
@@ -82,19 +83,42 @@ def classify(exc: BaseException) -> Exception:
     if kind is None and isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError):
         kind = PoisonExportError
     name = type(orig if orig is not None else exc).__name__
-    unopened = code is not None and code.startswith("SQLITE_CANTOPEN")
-    words = _UNOPENED if unopened else _WORDS.get(kind, "the database answered with an error")
+    words = _known(code or "", str(orig)) or _WORDS.get(kind, "the database answered with an error")
     text = f"{words} ({name}{f', {code}' if code else ''})"
     return (kind or ExportError)(text)
 
 
 _UNOPENED: Final = "the database file cannot be opened: check that its folder exists and may be written to"
+_TABLES: Final = f"{Activity.__tablename__} and {ActivityLog.__tablename__}"
+_NO_TABLE: Final = (
+    f"the tables {_TABLES} are not there: create them with create_tables=True or ax.Base.metadata.create_all(engine),"
+    " or check the database's name and AGENTEXEC_TABLE_PREFIX"
+)
+_NO_COLUMN: Final = (
+    f"the tables {_TABLES} lack columns of this version: migrate them, or, if another program has made them, set"
+    " AGENTEXEC_TABLE_PREFIX to another prefix"
+)
 _WORDS: Final[dict[type[ExportError] | None, str]] = {
     TransientExportError: "the database is away or busy",
     MisconfiguredExportError: "the database refuses us: check its name, that the tables are as"
     " ax.Base.metadata.create_all(engine) makes them, the user's rights and the password",
     PoisonExportError: "the database refuses a value",
 }
+
+
+def _known(code: str, text: str) -> str | None:
+    """What to do, where the code, or the text of an SQLite that has one code for all, says exactly what is wrong."""
+    if code.startswith("SQLITE_CANTOPEN"):
+        return _UNOPENED
+    if code in ("42P01", "1146") or (code == "SQLITE_ERROR" and text.startswith("no such table")):
+        return _NO_TABLE
+    if code in ("42703", "1054") or (code == "SQLITE_ERROR" and _lacks_column(text)):
+        return _NO_COLUMN
+    return None
+
+
+def _lacks_column(text: str) -> bool:
+    return text.startswith("no such column") or "has no column" in text
 
 
 def is_unique_violation(exc: sa_exc.IntegrityError) -> bool:
@@ -135,7 +159,7 @@ def _kind(orig: Any) -> type[ExportError] | None:
 def _sqlite_kind(code: str, text: str) -> type[ExportError] | None:
     if code.startswith(_TRANSIENT_SQLITE):
         return TransientExportError
-    if text.startswith(("no such table", "no such column")) or "has no column" in text:
+    if text.startswith("no such table") or _lacks_column(text):
         return MisconfiguredExportError
     return PoisonExportError if code.startswith(_POISON_SQLITE) else None
 
