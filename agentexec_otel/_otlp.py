@@ -7,6 +7,7 @@ from typing import Any
 from opentelemetry import trace
 
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
+from agentexec_otel._text import describe_url
 
 _set_up: dict[str, trace.TracerProvider] = {}
 
@@ -15,8 +16,13 @@ def set_up_otlp(endpoint: str, tracer_provider: trace.TracerProvider | None, *, 
     """Make the global TracerProvider (and LoggerProvider, with `logs`) send to an OTLP/HTTP endpoint.
 
     Raises:
-        ConfigurationError: the application has a provider already; it is never replaced.
+        ConfigurationError: no such URL; or the application has a provider already, which is never replaced.
     """
+    base = endpoint.rstrip("/")
+    if not base.startswith(("http://", "https://")) or base.endswith(("/v1/traces", "/v1/logs")):
+        raise ConfigurationError(
+            f"otlp_endpoint is {describe_url(endpoint)}: write it like http://localhost:4318, the path is added to it"
+        )
     if tracer_provider is None and (ours := _set_up.get(endpoint)) is not None:
         return ours
     if tracer_provider is not None or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
@@ -31,7 +37,6 @@ def set_up_otlp(endpoint: str, tracer_provider: trace.TracerProvider | None, *, 
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    base = endpoint.rstrip("/")
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{base}/v1/traces")))
     trace.set_tracer_provider(provider)

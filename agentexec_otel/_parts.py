@@ -7,10 +7,10 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("agentexec_otel")
 _EXPORTER_GROUP = "agentexec_otel_exporter"
 _DEFAULT_FILE = "agentexec.db"
+_MAKES: Final = {"tracer_provider": "get_tracer", "logger_provider": "get_logger", "meter_provider": "get_meter"}
 
 
 class Worker:
@@ -51,8 +52,26 @@ class Worker:
         return self._id
 
 
-def checked(exporter: ActivityExporter) -> ActivityExporter:
-    """The exporter. Raises `ConfigurationError` for what is none, such as a class in place of its instance."""
+def checked_exporters(exporters: Sequence[ActivityExporter] | None) -> list[ActivityExporter]:
+    """The exporters. Raises `ConfigurationError` for one that is not in a list, and for what is none."""
+    if exporters is not None and not hasattr(exporters, "__iter__"):
+        raise ConfigurationError(f"exporters is {describe(exporters)}: hand in a list, such as exporters=[exporter]")
+    return [_checked(exporter) for exporter in exporters or ()]
+
+
+def check_hooks(redact: object, **providers: object) -> None:
+    """Raise `ConfigurationError` for a hook that cannot be called, and for a provider that is none."""
+    if not (redact is None or callable(redact)):
+        raise ConfigurationError(f"redact is {describe(redact)}: hand in a function that takes a text and returns one")
+    for argument, provider in providers.items():
+        if not (provider is None or callable(getattr(provider, _MAKES[argument], None))):
+            raise ConfigurationError(
+                f"{argument} is {describe(provider)}: hand in a provider of OpenTelemetry, or leave it out"
+            )
+
+
+def _checked(exporter: ActivityExporter) -> ActivityExporter:
+    # Such as a class in place of its instance.
     if isinstance(exporter, type) or not callable(getattr(exporter, "export", None)):
         raise ConfigurationError(
             f"{describe(exporter)} is no exporter: hand in an object that has ActivityExporter's methods"

@@ -25,7 +25,14 @@ from agentexec_otel._liveness import Liveness
 from agentexec_otel._log_records import log_record_sink
 from agentexec_otel._lookups import Lookups
 from agentexec_otel._metrics import register
-from agentexec_otel._parts import Worker, checked, flush_at_exit_of_child, spool_for, sql_exporter
+from agentexec_otel._parts import (
+    Worker,
+    check_hooks,
+    checked_exporters,
+    flush_at_exit_of_child,
+    spool_for,
+    sql_exporter,
+)
 from agentexec_otel._spans import ActivitySpans
 from agentexec_otel._text import clean_percentage, prepare_message
 from agentexec_otel.export import Ack, ActivityExporter, ActivityProcessor, ActivityStore, Ending
@@ -315,7 +322,8 @@ def configure(
         MissingExtraError: a driver or exporter package is not installed.
     """
     global _runtime
-    sinks = [checked(exporter) for exporter in exporters or ()]
+    check_hooks(redact, tracer_provider=tracer_provider, logger_provider=logger_provider, meter_provider=meter_provider)
+    sinks = checked_exporters(exporters)
     if database is not None or exporters is None:
         sinks.insert(0, sql_exporter(database, create_tables))
     if otlp_endpoint is not None:

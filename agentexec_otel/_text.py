@@ -140,6 +140,15 @@ def describe(value: object) -> str:
     return shown if len(shown) <= 80 else f"{shown[:79]}…"
 
 
+def describe_url(text: str) -> str:
+    """What is to be a URL, for an error message: its scheme, and of one that has none what cannot be a password."""
+    scheme, found, _ = text.partition("://")
+    if found:
+        return repr(f"{scheme[:40]}://…")
+    _, at, place = text.rpartition("@")
+    return repr(("…@" if at else "") + place[:80])
+
+
 def clean_percentage(value: object) -> tuple[int | None, str | None]:
     """The percentage as stored, and what to warn about: a sentence, or None where it is taken as it is.
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker
 
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
+from agentexec_otel._text import describe_url
 
 _MOST_RESULTS: Final = 10_000
 
@@ -82,9 +83,10 @@ def _module_for(url: str, argument: str, kinds: Mapping[str, _Kind]) -> Any:
     scheme = _scheme_of(url)
     kind = kinds.get(scheme)
     if kind is None:
-        shown = f"{scheme}://…" if scheme else "no URL"
         known = ", ".join(f"{name}://" for name in sorted(kinds))
-        raise ConfigurationError(f"{argument}={shown!r} is not supported: use one of {known}, or a taskiq object")
+        raise ConfigurationError(
+            f"{argument}={describe_url(url)} is not supported: use one of {known}, or a taskiq object"
+        )
     try:
         return import_module(f"agentexec_otel.tasks.{kind.module}")
     except ModuleNotFoundError as exc:

@@ -800,7 +800,8 @@ async def test_name_that_is_taken(works: Works) -> None:
     ("arguments", "said"),
     [
         ({"broker": "kafka://x"}, "broker='kafka://…' is not supported: use one of amqp://"),
-        ({"broker": "localhost"}, "broker='no URL' is not supported"),
+        ({"broker": "localhost"}, "broker='localhost' is not supported"),
+        ({"broker": "user:secret@localhost"}, "broker='…@localhost' is not supported"),
         ({"results": "amqp://x"}, "results='amqp://…' is not supported: use one of nats://"),
         ({"concurrency": 0}, "at least one task at once"),
     ],

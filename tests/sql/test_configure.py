@@ -1,6 +1,7 @@
 """`ax.configure()`: whatever names a database, and one sentence for what does not."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -212,6 +213,28 @@ def test_refused_exporters(exporter: Any) -> None:
     with pytest.raises(ax.ConfigurationError, match=r"is no exporter: hand in an object"):
         ax.configure(exporters=[exporter])
     assert not ax.health()["configured"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"exporters": InMemoryActivityExporter()}, "exporters is <InMemoryActivityExporter>: hand in a list"),
+        ({"tracer_provider": 3}, "tracer_provider is 3: hand in a provider of OpenTelemetry"),
+        ({"logger_provider": "x"}, "logger_provider is 'x': hand in a provider"),
+        ({"meter_provider": 3}, "meter_provider is 3: hand in a provider"),
+        ({"redact": "password"}, "redact is 'password': hand in a function"),
+        ({"otlp_endpoint": "localhost:4318"}, "otlp_endpoint is 'localhost:4318': write it like http://localhost:4318"),
+        ({"otlp_endpoint": "http://user:canary@x:4318/v1/traces"}, "otlp_endpoint is 'http://…': write it like"),
+        ({"otlp_endpoint": ""}, "otlp_endpoint is '': write it like"),
+    ],
+)
+def test_refused_arguments(tmp_path: Path, arguments: dict[str, Any], expected: str) -> None:
+    """What cannot work is refused when it is configured, in one sentence, and leaves what was set up before."""
+    ax.configure(exporters=[InMemoryActivityExporter()])
+    before = ax.health()["worker_id"], [one["exporter"] for one in ax.health()["exporters"]]
+    with pytest.raises(ax.ConfigurationError, match=re.escape(expected)):
+        ax.configure(f"sqlite:///{tmp_path}/a.db", **arguments)
+    assert (ax.health()["worker_id"], [one["exporter"] for one in ax.health()["exporters"]]) == before
 
 
 def test_tables_that_cannot_be_created(tmp_path: Path) -> None:

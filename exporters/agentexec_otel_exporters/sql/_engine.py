@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
-from agentexec_otel._text import describe
+from agentexec_otel._text import describe, describe_url
 from agentexec_otel_exporters.sql._session import prepare_connections
 from agentexec_otel_exporters.sql._watchdog import DEADLINE, BoundedConnect
 
@@ -65,7 +65,7 @@ def parse_url(database: str | URL) -> URL:
         url = make_url(database)
     except (ArgumentError, ValueError):
         raise ConfigurationError(
-            f"{_shown(database)} is no database URL: write it like postgresql+psycopg://user@host/name or sqlite:///file.db"
+            f"{describe_url(str(database))} is no database URL: write it like postgresql+psycopg://user@host/name or sqlite:///file.db"
         ) from None
     if url.drivername == "postgresql+asyncpg":
         url = url.set(query=_for_psycopg(url.query))
@@ -167,11 +167,3 @@ def _lent(engine: Engine) -> Pool:
 
 def _in_memory(url: URL) -> bool:
     return not url.database or ":memory:" in url.database or "mode=memory" in url.render_as_string()
-
-
-def _shown(database: str | URL) -> str:
-    text = str(database)
-    if "://" in text:
-        return repr(text.partition("://")[0] + "://…")
-    _, at, place = text.rpartition("@")  # before it may be a password
-    return repr(("…@" if at else "") + place[:80])
