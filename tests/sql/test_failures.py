@@ -113,6 +113,17 @@ def test_tables_of_another_program(empty: Engine) -> None:
         ax.activity.create("task")
 
 
+def test_file_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SQLite file that may not be written to is not called away or busy."""
+    engine = create_engine(f"sqlite:///{tmp_path}/a.db")
+    ax.Base.metadata.create_all(engine)
+    engine.dispose()
+    monkeypatch.setattr(ax.CONF, "create_timeout", 0.3)
+    ax.configure(f"sqlite:///file:{tmp_path}/a.db?mode=ro&uri=true")
+    with pytest.raises(ax.ActivityNotStoredError, match="cannot be written to: check its rights"):
+        ax.activity.create("task")
+
+
 def test_create_tables_makes_what_is_missing(empty: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """With `create_tables` the tables are made when the SDK is configured, as often as it is."""
     ax.configure(empty, create_tables=True)

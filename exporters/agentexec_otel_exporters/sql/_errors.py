@@ -89,6 +89,7 @@ def classify(exc: BaseException) -> Exception:
 
 
 _UNOPENED: Final = "the database file cannot be opened: check that its folder exists and may be written to"
+_READ_ONLY: Final = "the database file cannot be written to: check its rights, and those of its folder"
 _TABLES: Final = f"{Activity.__tablename__} and {ActivityLog.__tablename__}"
 _NO_TABLE: Final = (
     f"the tables {_TABLES} are not there: create them with create_tables=True or ax.Base.metadata.create_all(engine),"
@@ -110,6 +111,8 @@ def _known(code: str, text: str) -> str | None:
     """What to do, where the code, or the text of an SQLite that has one code for all, says exactly what is wrong."""
     if code.startswith("SQLITE_CANTOPEN"):
         return _UNOPENED
+    if code.startswith("SQLITE_READONLY"):
+        return _READ_ONLY
     if code in ("42P01", "1146") or (code == "SQLITE_ERROR" and text.startswith("no such table")):
         return _NO_TABLE
     if code in ("42703", "1054") or (code == "SQLITE_ERROR" and _lacks_column(text)):
