@@ -94,4 +94,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # Completion, help() and inspect look at all that is named here: without what would raise for want of its extra.
+    missing = {name for name, (_, needs, _) in _LAZY.items() if find_spec(needs) is None}
+    if find_spec("opentelemetry.instrumentation") is None:
+        missing.add("AgentExecInstrumentor")
+    return sorted({*globals(), *__all__} - missing)

@@ -160,6 +160,20 @@ def test_missing_extra_is_one_sentence(
     assert len(printed.splitlines()) == 1
 
 
+def test_a_module_without_its_extras_can_be_looked_at(clean_python: Path, tmp_path: Path) -> None:
+    """Completion, `help()` and `inspect` work where an extra is absent, and name only what is there."""
+    script = """
+import inspect, pydoc, rlcompleter
+import agentexec_otel as ax, agentexec_otel.tasks
+for module, there in (ax, "configure"), (agentexec_otel.tasks, "TYPE_CHECKING"):
+    names = dict(inspect.getmembers(module))
+    assert there in names and not {"Pool", "OpenAIRunner", "AgentExecInstrumentor"} & set(names), sorted(names)
+    assert module.__name__ in pydoc.render_doc(module)
+print(rlcompleter.Completer({"ax": ax}).complete("ax.configu", 0))
+"""
+    assert run(str(clean_python), "-I", "-W", "error", "-c", script, cwd=tmp_path).strip().startswith("ax.configure(")
+
+
 def test_command_without_its_extra_is_one_sentence(clean_python: Path) -> None:
     """The command is always there; where it cannot work it names the pip command, in one line."""
     command = [str(clean_python.with_name("agentexec-otel")), "worker", "app:pool"]
