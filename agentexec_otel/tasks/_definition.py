@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Final, get_type_hints
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import InitErrorDetails
 
 from agentexec_otel._errors import TaskResultError
 
@@ -22,8 +24,14 @@ _AS_DUMPED: Final[dict[str, Any]] = {"strict": False, "by_alias": False, "by_nam
 """How to validate what a model was dumped to: fields by their names, and JSON has no times, sets or tuples."""
 
 
-def _not_a_number(constant: str) -> None:
-    """JSON has neither infinity nor NaN; null is what they become on their way."""
+def _lost_numbers(dumped: Any, arriving: Any, at: tuple[str | int, ...] = ()) -> Iterator[InitErrorDetails]:
+    """Each infinity or NaN that would become null on its way: JSON has neither, but a model may write them as text."""
+    value: Any = dumped
+    if isinstance(dumped, dict | list):
+        for step in value if isinstance(dumped, dict) else range(len(value)):
+            yield from _lost_numbers(value[step], arriving[step], (*at, step))
+    elif isinstance(dumped, float) and not isfinite(dumped) and not isinstance(arriving, str):
+        yield InitErrorDetails(type="finite_number", loc=at, input=dumped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,13 @@ class Definition:
         """
         checked = self.context.validate_python(context)
         dumped = self.context.dump_python(checked, mode="json", by_alias=False, round_trip=True, warnings="none")
-        plain = json.loads(json.dumps(dumped), parse_constant=_not_a_number)  # as it will arrive
+        try:
+            plain = json.loads(json.dumps(dumped, allow_nan=False))  # as it will arrive
+        except ValueError:
+            plain = json.loads(self.context.dump_json(checked, by_alias=False, round_trip=True, warnings="none"))
+            lost = list(_lost_numbers(dumped, plain))
+            if lost:
+                raise ValidationError.from_exception_data(self.name, lost) from None
         self.context.validate_python(plain, **_AS_DUMPED)  # A model that was built or changed without validation.
         return plain
 

@@ -548,6 +548,42 @@ async def test_bad_context(works: Works, database: Database, context: object) ->
     assert works.ran == []
 
 
+class Measured(BaseModel):
+    """Numbers that need not be there."""
+
+    score: float | None = None
+    others: list[float | None] = Field(default_factory=list[float | None])
+
+
+class Spelled(Measured):
+    """The same, for JSON as text."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+@on_sqlite
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+async def test_number_that_json_does_not_have(works: Works, database: Database, number: float) -> None:
+    """NaN and infinity never arrive as None: they are refused, or carried where the model writes them as text."""
+
+    async def echo(agent_id: UUID, context: Measured) -> None:
+        works.ran.append(str(context.score))
+
+    async def spelled(agent_id: UUID, context: Spelled) -> None:
+        works.ran.append(str(context.score))
+
+    works.pool.task("echo")(echo)
+    works.pool.task("spelled")(spelled)
+    for context, place in ((Measured(score=number), ("score",)), (Measured(others=[1.0, number]), ("others", 1))):
+        with pytest.raises(ValidationError, match="should be a finite number") as refused:
+            await ax.enqueue("echo", context)
+        assert [error["loc"] for error in refused.value.errors()] == [place]
+    assert ax.flush()
+    assert count_rows(database.engine) == (0, 0)
+    await (await ax.enqueue("spelled", Spelled(score=number))).result(10)
+    assert works.ran == [str(number)]
+
+
 @on_sqlite
 async def test_context_of_another_version(works: Works, database: Database) -> None:
     """What arrives is checked again: a message that does not fit fails its activity, and says why."""
