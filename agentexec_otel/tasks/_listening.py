@@ -1,15 +1,22 @@
-"""What the brokers' listeners have in common."""
+"""What the brokers have in common."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from taskiq.utils import maybe_awaitable
 
 _logger = logging.getLogger("agentexec_otel.tasks")
+
+
+def check_queue(queue: str, server: str, allowed: re.Pattern[str], said: str) -> None:
+    """Raise ValueError for a name that the server refuses; workers would take it for away, and try for ever."""
+    if not allowed.fullmatch(queue):
+        raise ValueError(f"queue={queue!r} is no name for {server}: use {said}")
 
 
 def heed_cancellation() -> None:

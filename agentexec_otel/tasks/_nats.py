@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
@@ -17,13 +18,15 @@ from taskiq.serializers import JSONSerializer
 from taskiq_nats import NATSObjectStoreResultBackend, PullBasedJetStreamBroker
 
 from agentexec_otel._config import CONF
-from agentexec_otel.tasks._listening import forgiving, heed_cancellation
+from agentexec_otel.tasks._listening import check_queue, forgiving, heed_cancellation
 
 _connect: Any = nats.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
+_NAMES: Final = re.compile(r"[a-zA-Z0-9_-]{1,243}")
+"""What the client and the server take for a stream, a consumer, a subject and, with our ending, a bucket."""
 _STARTUP_SECONDS: Final = 5.0
 _PING_SECONDS: Final = 10
 
@@ -80,7 +83,8 @@ class ExpiringResults(NATSObjectStoreResultBackend[Any]):
 
 
 def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
-    """A stream and subject of that name."""
+    """A stream and subject of that name. Raises ValueError: they cannot have it."""
+    _check(queue)
     return JetStreamBroker(
         url,
         subject=queue,
@@ -94,5 +98,10 @@ def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
 
 
 def results(url: str, queue: str) -> AsyncResultBackend[Any]:
-    """A bucket of the object store."""
+    """A bucket of the object store. Raises ValueError: it cannot be named after that queue."""
+    _check(queue)
     return ExpiringResults(url, bucket_name=f"{queue}_results", serializer=JSONSerializer(), error_cb=_note)
+
+
+def _check(queue: str) -> None:
+    check_queue(queue, "NATS", _NAMES, "1 to 243 of a-z, A-Z, 0-9, - and _")

@@ -57,6 +57,7 @@ class Pool:
 
     Raises:
         ConfigurationError, MissingExtraError: a URL that is not supported, or whose package is not installed.
+        ValueError: the broker does not take a queue of that name; fewer tasks at once than one.
     """
 
     def __init__(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Final
 
 from taskiq import AckableMessage, AsyncBroker
 from taskiq_aio_pika import AioPikaBroker, Exchange, Queue
 
-from agentexec_otel.tasks._listening import forgiving
+from agentexec_otel.tasks._listening import check_queue, forgiving
+
+_NAMES: Final = re.compile(r"(?!amq\.)[a-zA-Z0-9_.:@#,/+ -]{1,127}")
+"""What the client and the server take for an exchange and a queue."""
 
 
 class QueueBroker(AioPikaBroker):
@@ -22,7 +27,9 @@ class QueueBroker(AioPikaBroker):
 
 
 def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
-    """A durable quorum queue of that name, with an exchange of its own."""
+    """A durable quorum queue of that name, with an exchange of its own. Raises ValueError: it cannot have that name."""
+    said = "1 to 127 of a-z, A-Z, 0-9, space and -_.:@#,/+ that do not begin with 'amq.'"
+    check_queue(queue, "RabbitMQ", _NAMES, said)
     return QueueBroker(
         url,
         qos=concurrency,

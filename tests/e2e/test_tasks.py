@@ -840,6 +840,12 @@ async def test_name_that_is_taken(works: Works) -> None:
         ({"broker": "user:secret@localhost"}, "broker='…@localhost' is not supported"),
         ({"results": "amqp://x"}, "results='amqp://…' is not supported: use one of nats://"),
         ({"concurrency": 0}, "at least one task at once"),
+        ({"broker": "nats://x", "queue": "a b"}, "queue='a b' is no name for NATS: use 1 to 243 of a-z"),
+        ({"broker": "nats://x", "queue": "app.jobs"}, "queue='app.jobs' is no name for NATS"),
+        ({"results": "nats://x", "queue": "app.jobs"}, "queue='app.jobs' is no name for NATS"),
+        ({"broker": "nats://x", "queue": ""}, "queue='' is no name for NATS"),
+        ({"broker": "amqp://x", "queue": "jobs*"}, r"queue='jobs\*' is no name for RabbitMQ: use 1 to 127 of a-z"),
+        ({"broker": "amqp://x", "queue": "amq.jobs"}, "queue='amq.jobs' is no name for RabbitMQ"),
     ],
 )
 async def test_bad_pool(works: Works, arguments: dict[str, Any], said: str) -> None:
