@@ -33,7 +33,7 @@ from agentexec_otel.activity._filter import metadata_criteria, named, without_ne
 from agentexec_otel.activity._in_session import create_in, end_many, raise_rejected, record_in
 from agentexec_otel.activity._joined import synchronous
 from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import Ack, Ending, ExportResult, Reject
+from agentexec_otel.export import Ack, Ending, ExportResult, Reject, StoredActivity
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -208,22 +208,27 @@ def retry(agent_id: UUID | str, message: str | None = None) -> int:
     """
     runtime = _runtime.active()
     parsed = parse_agent_id(agent_id)
-    stored = runtime.ask(lambda: runtime.needed_store.lookup(parsed))
-    if stored is None:
-        raise ActivityNotFoundError(parsed)
+    stored = _stored(runtime, parsed)
     if not stored.status.terminal:
         raise ActivityStateError(f"activity {parsed} is {stored.status}: only an activity that has ended is retried")
     text = CONF.activity_message_create if message is None else message
     event = runtime.event(parsed, Status.QUEUED, text, reopens=True)._replace(expects_row=True)
     result = runtime.primary.store(event, CONF.create_timeout)
-    if isinstance(result, Reject) and runtime.primary.closed:
-        raise ActivityNotStoredError(f"the activity {parsed} could not be retried: {result.reason}")
     if isinstance(result, Reject):
-        raise ActivityNotFoundError(parsed)  # deleted meanwhile
+        if not runtime.primary.closed:
+            _stored(runtime, parsed)  # It may have been deleted meanwhile.
+        raise ActivityNotStoredError(f"the activity {parsed} could not be retried: {result.reason}")
     attempt = result.attempt if isinstance(result, Ack) else stored.attempt
     runtime.emit_to_others(event)
     runtime.spans.reopened(event, attempt)
     return attempt
+
+
+def _stored(runtime: Runtime, agent_id: UUID) -> StoredActivity:
+    stored = runtime.ask(lambda: runtime.needed_store.lookup(agent_id))
+    if stored is None:
+        raise ActivityNotFoundError(agent_id)
+    return stored
 
 
 def cancel_pending(
@@ -383,10 +388,7 @@ def _status(value: Status | str) -> Status:
 def _has_ended(runtime: Runtime, agent_id: UUID) -> bool:
     if runtime.store is None:
         return runtime.find(agent_id).status.terminal
-    stored = runtime.ask(lambda: runtime.needed_store.lookup(agent_id))
-    if stored is None:
-        raise ActivityNotFoundError(agent_id)
-    return stored.status.terminal
+    return _stored(runtime, agent_id).status.terminal
 
 
 def _pending_criteria(

@@ -217,6 +217,22 @@ def test_retry_is_the_next_attempt(database: Database) -> None:
     assert not any(log.late for log in logs)
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_retry_that_the_database_refuses(database: Database) -> None:
+    """An activity whose next attempt cannot be stored is not said to be missing, and stays as it was."""
+    agent_id = ax.activity.create("task")
+    ax.activity.complete(agent_id)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER strict BEFORE INSERT ON agentexec_activity_log WHEN NEW.message = 'poison'"
+            " BEGIN SELECT RAISE(ABORT, 'not this'); END"
+        )
+    with pytest.raises(ax.ActivityNotStoredError, match=f"{agent_id} could not be retried: the database refuses"):
+        ax.activity.retry(agent_id, "poison")
+    assert row(database.engine, agent_id).status is Status.COMPLETE
+    assert ax.activity.retry(agent_id) == 2
+
+
 def test_retried_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None:
     """The worker that ran attempt 1 runs attempt 2 as well, which another process has opened."""
     web, worker = peers
