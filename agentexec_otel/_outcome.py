@@ -21,6 +21,7 @@ _REASONS: Final[dict[str, str]] = {
     "agents.exceptions.ToolTimeoutError": "tool",
     "agents.exceptions.UserError": "user_error",
     "agentexec_otel._errors.TaskResultError": "result",
+    "billiard.exceptions.SoftTimeLimitExceeded": "timeout",
     "builtins.TimeoutError": "timeout",
 }
 _CANCELLATIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, ActivityCanceledError)

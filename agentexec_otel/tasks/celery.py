@@ -28,7 +28,7 @@ from agentexec_otel._errors import MissingExtraError
 from agentexec_otel._event import Outcome, Status
 from agentexec_otel._guard import guarded
 from agentexec_otel._ids import parse_agent_id
-from agentexec_otel._outcome import qualified_name
+from agentexec_otel._outcome import keep_to_yourself, qualified_name
 from agentexec_otel.activity._lifecycle import error_message
 from agentexec_otel.tasks import _watched
 from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, TaskRun, agent_id_of
@@ -186,10 +186,14 @@ def _postrun(task: Any, task_id: str, retval: Any, state: str | None, **_: Any) 
 
 
 def _end_rejected(run: TaskRun, rejected: Any) -> None:
+    reason = rejected.reason
+    raised: BaseException = reason if isinstance(reason, BaseException) else rejected
+    if raised is rejected:
+        keep_to_yourself(rejected, str(reason or "it has rejected its message"))  # Its own text is that of a tuple.
     if rejected.requeue:
-        run.end_attempt(rejected)
+        run.end_attempt(raised)
     else:
-        run.end(rejected.reason if isinstance(rejected.reason, BaseException) else rejected)
+        run.end(raised)
 
 
 def _find(task_id: str) -> _Delivery | None:

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import pytest
 from celery import Celery  # pyright: ignore[reportMissingTypeStubs]
 from celery import signals as signals_of_celery  # pyright: ignore[reportMissingTypeStubs]
+from celery.exceptions import Reject  # pyright: ignore[reportMissingTypeStubs]
 from opentelemetry import context, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -216,6 +217,14 @@ def test_failure(shared: Database, worker: Worker) -> None:
     assert (failed.status, failed.error_type, failed.reason) == ("ERROR", "LookupError", "other")
     assert told(shared, agent_id)[-1] == ("ERROR", "Task failed: no such company")
     assert eventually(lambda: [span["status"] for span in worker.spans(agent_id)] == ["ERROR"])
+
+
+def test_soft_time_limit(shared: Database, worker: Worker) -> None:
+    """A task that meets its soft time limit has taken too long: the reason is that of any other timeout."""
+    agent_id = worker.send("long", soft_time_limit=1)
+    failed = ended(shared, agent_id)
+    assert (failed.status, failed.reason) == ("ERROR", "timeout")
+    assert failed.error_type == "billiard.exceptions.SoftTimeLimitExceeded"
 
 
 def test_retry_then_success(shared: Database, worker: Worker, publisher: TracerProvider) -> None:
@@ -460,6 +469,23 @@ def test_eager(database: Database, eager: Any, span_exporter: InMemorySpanExport
         assert parent is not None
         assert above is not None
         assert parent.span_id == above.span_id
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("no such order", "no such order"), (None, "it has rejected its message"), (LookupError("no row"), "no row")],
+)
+def test_rejected(database: Database, eager: Any, reason: object, said: str) -> None:
+    """A task that rejects its message has failed, and its activity says why in the words that it gave."""
+
+    @eager.task(name="picky")  # type: ignore[untyped-decorator]
+    def picky() -> None:
+        raise Reject(reason, requeue=False)
+
+    agent_id = UUID(picky.delay().id)
+    assert ended(database, agent_id).status is Status.ERROR
+    assert told(database, agent_id)[-1] == ("ERROR", f"Task failed: {said}")
 
 
 @ON_SQLITE
