@@ -82,8 +82,9 @@ class TaskFailedError(AgentExecError):
     """The task has ended as ERROR. ``error_type`` and ``reason`` are those of its activity."""
 
     def __init__(self, task_name: str, agent_id: UUID, error_type: str | None, reason: str | None) -> None:
-        what = ", ".join(part for part in (error_type, reason) if part)
-        super().__init__(f"the task {task_name!r} has failed ({what}): see the lines of its activity {agent_id}")
+        known = ", ".join(part for part in (error_type, reason) if part)
+        what = f" ({known})" if known else ""
+        super().__init__(f"the task {task_name!r} has failed{what}: see the lines of its activity {agent_id}")
         self.agent_id = agent_id
         self.error_type = error_type
         self.reason = reason

@@ -140,4 +140,12 @@ class Definition:
         """Call the function; one that is not asynchronous in a thread."""
         if self.is_async:
             return await self.function(agent_id=agent_id, context=context)
-        return await asyncio.to_thread(self.function, agent_id=agent_id, context=context)
+        return await asyncio.to_thread(call_in_thread, self.function, agent_id=agent_id, context=context)
+
+
+def call_in_thread(function: TaskFunction, *args: Any, **kwargs: Any) -> Any:
+    """Call it. asyncio has no way for a StopIteration out of a thread: the task would never end."""
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as exc:
+        raise RuntimeError("the task has raised StopIteration") from exc

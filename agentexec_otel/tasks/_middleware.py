@@ -24,6 +24,7 @@ from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._outcome import qualified_name
 from agentexec_otel.activity._lifecycle import create_async, create_later, error_message, submit_end
 from agentexec_otel.export._codec import decode, encode
+from agentexec_otel.tasks._definition import call_in_thread
 from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, PATIENCE, TaskRun, agent_id_of, claim, stored_within
 
 _logger = logging.getLogger("agentexec_otel.tasks")
@@ -283,7 +284,7 @@ def _tracked_sync(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         with _run_of(delivery):
             try:
-                return function(*args, **kwargs)
+                return call_in_thread(function, *args, **kwargs)
             except BaseException as exc:
                 delivery.left_by = exc
                 raise

@@ -96,9 +96,13 @@ class Pool:
             labels: taskiq's, such as ``timeout=60`` or, with one of its retry middlewares, ``retry_on_error=True``.
 
         Raises:
-            TypeError: another signature.
-            ValueError: the name is taken.
+            TypeError: another signature, or no name.
+            ValueError: the name is taken, or empty.
         """
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError("a task is registered by its name: write @pool.task('name') above the function")
+        if not name.strip():
+            raise ValueError(f"{name!r} is no name for a task: use a non-empty string")
 
         def register(function: _Function) -> _Function:
             definition = Definition.of(name, function)

@@ -708,6 +708,36 @@ async def test_result_that_does_not_fit(works: Works, database: Database, return
 
 
 @on_sqlite
+async def test_stop_iteration_in_a_thread(works: Works, database: Database) -> None:
+    """`next()` of nothing, in a task that is not asynchronous: it fails, and does not hang."""
+
+    @works.pool.task("first")
+    def first(agent_id: UUID, context: Order) -> str:
+        return next(iter(list[str]()))
+
+    task = await ax.enqueue("first", Order(company="Acme"))
+    with pytest.raises(ax.TaskFailedError, match=r"'first' has failed \(RuntimeError, other\)"):
+        await task.result(10)
+    assert told(database, task.agent_id)[-1] == ("ERROR", "Task failed: the task has raised StopIteration")
+    here = Definition.of("first", first).call(task.agent_id, Order(company="Acme"))
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(here, 10)
+
+
+@on_sqlite
+async def test_failure_without_a_reason(works: Works) -> None:
+    """A task that is failed by `error()`, with nothing raised, is told in a whole sentence."""
+
+    @works.pool.task("told")
+    async def tell(agent_id: UUID, context: Order) -> None:
+        ax.activity.error(agent_id, "Nothing found.")
+
+    task = await ax.enqueue("told", Order(company="Acme"))
+    with pytest.raises(ax.TaskFailedError, match="the task 'told' has failed: see the lines"):
+        await task.result(10)
+
+
+@on_sqlite
 async def test_exit_of_one_task(works: Works, database: Database) -> None:
     """`sys.exit()` in a task, such as an agent's tool may call, ends that task and no other one."""
 
@@ -821,6 +851,16 @@ async def test_signature(works: Works, function: Callable[..., Any]) -> None:
     """A function that is no task is refused where it is registered, with the signature it should have."""
     with pytest.raises(TypeError, match=r"\(agent_id(: UUID)?, context: YourModel\)"):
         works.pool.task("wrong")(function)
+
+
+@on_sqlite
+async def test_name_that_is_none(works: Works) -> None:
+    """A decorator without its parentheses, or with an empty name, is a mistake that is told at once."""
+    wrong: Any = works.research
+    with pytest.raises(TypeError, match=r"write @pool\.task\('name'\)"):
+        works.pool.task(wrong)
+    with pytest.raises(ValueError, match="' ' is no name for a task"):
+        works.pool.task(" ")(works.research)
 
 
 @on_sqlite
