@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import UUID, uuid4
 
 from taskiq import AsyncBroker, BrokerMessage, NoResultError, TaskiqMessage, TaskiqMiddleware, TaskiqResult
@@ -25,7 +25,16 @@ from agentexec_otel._outcome import qualified_name
 from agentexec_otel.activity._lifecycle import create_async, create_later, error_message, submit_end
 from agentexec_otel.export._codec import decode, encode
 from agentexec_otel.tasks._definition import call_in_thread
-from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, PATIENCE, TaskRun, agent_id_of, claim, stored_within
+from agentexec_otel.tasks._run import (
+    AGENT_ID,
+    ATTEMPT,
+    HANDED_BACK,
+    PATIENCE,
+    TaskRun,
+    agent_id_of,
+    claim,
+    stored_within,
+)
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
@@ -124,7 +133,8 @@ class ActivityMiddleware(TaskiqMiddleware):
     async def _start(self, message: TaskiqMessage, task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
         agent_id = parse_agent_id(message.labels[AGENT_ID])
         patience = None if self._strict else PATIENCE
-        run = await claim(agent_id, _attempt_of(message), patience, _opened_by(message, agent_id))
+        with _waiting():
+            run = await claim(agent_id, _attempt_of(message), patience, _opened_by(message, agent_id))
         if run is None:
             text = "task %s is not run here: its activity %s was canceled, or another worker has it"
             _logger.info(text, message.task_name, agent_id)
@@ -159,6 +169,28 @@ class ActivityMiddleware(TaskiqMiddleware):
                 run.end_attempt(left_by)  # It will be sent by a scheduler.
             else:
                 run.end(None if isinstance(left_by, NoResultError) else left_by)
+
+
+_waits: Final[set[asyncio.Task[Any]]] = set()
+
+
+@contextmanager
+def _waiting() -> Generator[None]:
+    """What happens in here may be handed back."""
+    receiving = asyncio.current_task()
+    if receiving is not None:
+        _waits.add(receiving)
+    try:
+        yield
+    finally:
+        _waits.discard(cast("asyncio.Task[Any]", receiving))
+
+
+def hand_back() -> None:
+    """Where the database is away, let go of the tasks that wait for it. Unacknowledged, their messages come again."""
+    if _runtime.active().primary.last_error is not None:
+        for receiving in _waits:
+            receiving.cancel(HANDED_BACK)
 
 
 async def _create(message: TaskiqMessage) -> None:

@@ -32,6 +32,9 @@ ATTEMPT: Final = "agentexec_attempt"
 PATIENCE: Final = 2.0
 """Seconds that a task which is only watched waits for the database."""
 
+HANDED_BACK: Final = "handed back"
+"""The message of a cancellation by which a worker that stops lets go of a task that has not started."""
+
 _LONGEST_WAIT: Final = 1.0
 
 
@@ -166,8 +169,9 @@ async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None)
             result = await asyncio.wrap_future(answer)  # Nobody can cancel the answer itself.
     except TimeoutError:
         return run  # Started, as far as we are concerned; the claim stays in the queue.
-    except asyncio.CancelledError:
-        answer.add_done_callback(lambda done: _let_go(run, done.result()))
+    except asyncio.CancelledError as exc:
+        handed_back = HANDED_BACK in exc.args
+        answer.add_done_callback(lambda done: _let_go(run, done.result(), handed_back))
         raise
     if isinstance(result, Ack):
         runtime.emit_to_others(started)
@@ -177,9 +181,13 @@ async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None)
     return None
 
 
-def _let_go(run: TaskRun, result: ExportResult) -> None:
+def _let_go(run: TaskRun, result: ExportResult, handed_back: bool) -> None:
     """Whoever waited for the claim is gone."""
-    if isinstance(result, Ack):
+    if not isinstance(result, Ack):
+        return
+    if handed_back:
+        run.end_attempt(TimeoutError("its worker has stopped"))  # Another one gets its message.
+    else:
         run.end(asyncio.CancelledError())
 
 

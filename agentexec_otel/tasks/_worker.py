@@ -24,6 +24,7 @@ from taskiq.cli.worker.run import start_listen
 
 from agentexec_otel import _runtime
 from agentexec_otel._errors import AgentExecError, ConfigurationError
+from agentexec_otel.tasks._middleware import hand_back
 
 if TYPE_CHECKING:
     from agentexec_otel.tasks._pool import Pool
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("agentexec_otel.tasks")
 
 _PAUSE: Final = 3.0
+_LOOK: Final = 0.5
+_STOPS: Final = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 _FORMAT: Final = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 
 
@@ -126,12 +129,24 @@ def _work(place: str, args: WorkerArgs) -> None:
 
 async def _wake_on_signals(state: TaskiqState) -> None:
     """taskiq's signal handlers set an event, but an event loop that sleeps would not notice."""
+    loop = asyncio.get_running_loop()
     woken, waker = socket.socketpair()
     for end in (woken, waker):
         end.setblocking(False)
-    asyncio.get_running_loop().add_reader(woken, woken.recv, 64)
+
+    def wake() -> None:
+        if _STOPS.intersection(woken.recv(64)):
+            _stop_waiting(loop)
+
+    loop.add_reader(woken, wake)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     state.waker = waker  # Kept as long as the process.
+
+
+def _stop_waiting(loop: asyncio.AbstractEventLoop) -> None:
+    """taskiq lets all tasks end that it has taken; those that wait for a database that is away would not."""
+    hand_back()
+    loop.call_later(_LOOK, _stop_waiting, loop)
 
 
 def _place_of(pool: Pool) -> str:

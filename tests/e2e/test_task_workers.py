@@ -200,6 +200,28 @@ def test_workers_stop_in_good_order(start: Start, database: Database, broker: st
     assert "Traceback" not in system.log()
 
 
+@on_postgres
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_workers_stop_while_the_database_is_away(start: Start, database: Database, broker: str) -> None:
+    """A task that waits for the database does not hold up a worker that is to stop; the next worker runs it, once."""
+    with Proxy(database.url) as proxy:
+        system = start(broker, AGENTEXEC_LEASE_SECONDS="2", AGENTEXEC_SHUTDOWN_TIMEOUT="1")
+        direct = dict(system.environment)
+        system.environment["TASKS_DATABASE"] = proxy.url
+        manager = system.workers(1)
+        system.environment.update(direct)
+        assert system.client("print((await (await ax.enqueue('job', Job(number=1))).result(60)).number)") == ["1"]
+        proxy.refuse()
+        (waits,) = system.client("print((await ax.enqueue('job', Job(number=2))).agent_id)")
+        assert eventually(lambda: "failing and will be retried" in system.log(), 30)
+        manager.send_signal(signal.SIGTERM)
+        assert manager.wait(30) == 0
+    assert row(database.engine, UUID(waits)).status is Status.QUEUED
+    system.workers(1)
+    assert eventually(lambda: row(database.engine, UUID(waits)).status is Status.COMPLETE, 60)
+    assert system.starts()[UUID(waits)] == 1
+
+
 @pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)
 def test_canceled_from_elsewhere(start: Start, database: Database) -> None:
     """A task that runs in a worker is stopped within seconds by whoever cancels it; a queued one never starts."""
