@@ -225,17 +225,28 @@ async def _retry(message: TaskiqMessage) -> None:
     delivery = _delivery.get()
     if delivery is not None and delivery.message.task_id == message.task_id:
         # Inside of taskiq's retry middleware: the attempt that has just failed is still open.
-        if delivery.run is not None:
-            delivery.retried = True
-            delivery.run.end_attempt(delivery.left_by)
-        return
-    # From a scheduler. The worker could not always know that a retry would follow.
+        if delivery.run is None:
+            return
+        delivery.retried = True
+        if not delivery.run.failed:
+            delivery.run.end_attempt(_why(delivery))
+            return
+        delivery.run.end(delivery.left_by)
+    # From a scheduler, whose worker could not always know that a retry would follow; or ended by `error()`.
     agent_id = parse_agent_id(message.labels[AGENT_ID])
     runtime = _runtime.active()
     if runtime.lookups is not None:
         stored = await asyncio.wrap_future(runtime.lookups.soon(agent_id))
         if stored is not None and stored.status is Status.ERROR and stored.attempt < _attempt_of(message):
             await activity.aio.retry(agent_id)
+
+
+def _why(delivery: _Delivery) -> BaseException | None:
+    """What to say of a task that is tried again; of one that has taken too long, taskiq tells us only later."""
+    left_by = delivery.left_by
+    if "timeout" in delivery.message.labels and (left_by is None or isinstance(left_by, asyncio.CancelledError)):
+        return TimeoutError()
+    return left_by
 
 
 def _telling(kick: _Kick) -> _Kick:

@@ -61,6 +61,11 @@ class TaskRun(ActivityRun):
         """Which attempt of the activity this is: 1, 2, …"""
         return self._entered()[0].attempt or 1
 
+    @property
+    def failed(self) -> bool:
+        """Whether the activity has ended as ERROR already, such as by `error()`."""
+        return self._entered()[0].status is Status.ERROR
+
     def __enter__(self) -> Self:
         self._attach(self._entered()[0])
         return self

@@ -368,6 +368,42 @@ async def test_retries_are_attempts(works: Works, database: Database, spans: InM
 
 
 @on_sqlite
+@pytest.mark.parametrize("first", ["error", "timeout", "timeout in a thread"])
+async def test_retry_of_what_has_said_or_met_its_end(works: Works, database: Database, first: str) -> None:
+    """Tried again: a task that called `error()` before it raised, and one that took too long, which is said so."""
+    works.pool.broker.add_middlewares(SimpleRetryMiddleware())
+
+    @works.pool.task("error", retry_on_error=True)
+    async def error(agent_id: UUID, context: Order) -> int:
+        works.ran.append(context.company)
+        if len(works.ran) == 1:
+            ax.activity.error(agent_id, "The archive is away.")
+            raise ConnectionError
+        return len(works.ran)
+
+    @works.pool.task("timeout", retry_on_error=True, timeout=0.3)
+    async def timeout(agent_id: UUID, context: Order) -> int:
+        works.ran.append(context.company)
+        await asyncio.sleep(60 if len(works.ran) == 1 else 0)
+        return len(works.ran)
+
+    @works.pool.task("timeout in a thread", retry_on_error=True, timeout=0.3)
+    def in_a_thread(agent_id: UUID, context: Order) -> int:
+        works.ran.append(context.company)
+        time.sleep(1 if len(works.ran) == 1 else 0)
+        return len(works.ran)
+
+    task = await ax.enqueue(first, Order(company="Acme"))
+    await works.pool.shutdown()  # Who waits for the result is told by the first end.
+    assert ax.flush()
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.attempt) == (Status.COMPLETE, 2)
+    said = ("ERROR", "The archive is away.")
+    again = ("RUNNING", "Task failed and will be tried again: TimeoutError")
+    assert told(database, task.agent_id)[2] == (said if first == "error" else again)
+
+
+@on_sqlite
 async def test_last_failure_is_the_end(works: Works, database: Database) -> None:
     """Retries that are used up end the activity as ERROR, with what the last attempt met."""
     works.pool.broker.add_middlewares(SimpleRetryMiddleware())
