@@ -29,6 +29,7 @@ _NAMES: Final = re.compile(r"[a-zA-Z0-9_-]{1,243}")
 """What the client and the server take for a stream, a consumer, a subject and, with our ending, a bucket."""
 _STARTUP_SECONDS: Final = 5.0
 _PING_SECONDS: Final = 10
+"""A connection that is dead without a word is noticed after three of them."""
 
 
 async def _note(exc: Exception) -> None:
@@ -93,14 +94,20 @@ def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
         stream_config=StreamConfig(retention=RetentionPolicy.WORK_QUEUE),
         consumer_config=ConsumerConfig(durable_name=queue, ack_wait=CONF.lease_seconds),
         error_cb=_note,
-        ping_interval=_PING_SECONDS,  # A connection that is dead without a word is noticed after three of them.
+        ping_interval=_PING_SECONDS,
     )
 
 
 def results(url: str, queue: str) -> AsyncResultBackend[Any]:
     """A bucket of the object store. Raises ValueError: it cannot be named after that queue."""
     _check(queue)
-    return ExpiringResults(url, bucket_name=f"{queue}_results", serializer=JSONSerializer(), error_cb=_note)
+    return ExpiringResults(
+        url,
+        bucket_name=f"{queue}_results",
+        serializer=JSONSerializer(),
+        error_cb=_note,
+        ping_interval=_PING_SECONDS,
+    )
 
 
 def _check(queue: str) -> None:

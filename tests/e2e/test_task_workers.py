@@ -1,5 +1,6 @@
 """Tasks with real worker processes, on real Redis, RabbitMQ and NATS."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,12 +13,16 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import nats
 import pytest
+from nats.errors import Error as NatsError
 from redis import Redis
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from taskiq import AckableMessage, AsyncBroker, BrokerMessage, TaskiqResult
 
 from agentexec_otel.activity.models import Activity, Status
+from agentexec_otel.tasks import _nats
 from tests.brokers import URLS, need, results_for
 from tests.chaos.processes import environment_with
 from tests.chaos.proxy import Proxy
@@ -354,6 +359,53 @@ def test_redis_comes_back(start: Start, database: Database, away: str) -> None:
         assert system.client("print((await (await ax.enqueue('job', Job(number=2))).result(60)).number)") == ["2"]
         assert eventually(lambda: row(database.engine, UUID(running)).status is Status.COMPLETE, 30)
         assert len(system.pids()) == 1
+
+
+async def test_nats_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is dead without a word is given up: the next message comes, and the next result is kept."""
+    need("nats")
+    monkeypatch.setattr(_nats, "_PING_SECONDS", 1)
+    queue = f"test_{uuid4().hex}"
+    with Proxy(URLS["nats"]) as proxy:
+        worker = _nats.broker(proxy.url, queue, 1).with_result_backend(_nats.results(proxy.url, queue))
+        client = _nats.broker(URLS["nats"], queue, 1)
+        try:
+            await worker.startup()
+            await client.startup()
+            messages = worker.listen()
+            proxy.blackhole()
+            await client.kick(BrokerMessage(task_id="1", task_name="x", message=b"{}", labels={}))
+            taken = asyncio.ensure_future(anext(messages))
+            kept: TaskiqResult[Any] = TaskiqResult(is_err=False, return_value=5, execution_time=0.0)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(_set_result(worker, kept), 2)
+            proxy.let_pass()
+            message = await asyncio.wait_for(taken, 30)
+            assert isinstance(message, AckableMessage)
+            assert message.data == b"{}"
+            await asyncio.wait_for(_set_result(worker, kept), 30)
+            assert (await worker.result_backend.get_result("1")).return_value == 5
+        finally:
+            await _delete(queue)
+            await worker.shutdown()
+            await client.shutdown()
+
+
+async def _set_result(broker: AsyncBroker, result: TaskiqResult[Any]) -> None:
+    """As soon as the connection for results works again."""
+    while True:
+        with suppress(TimeoutError, NatsError):
+            async with asyncio.timeout(1):
+                return await broker.result_backend.set_result("1", result)
+
+
+async def _delete(queue: str) -> None:
+    connect: Any = nats.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    client = await connect(URLS["nats"])
+    for name in (queue, f"OBJ_{queue}_results"):
+        with suppress(NatsError):
+            await client.jetstream().delete_stream(name)
+    await client.close()
 
 
 @on_postgres
