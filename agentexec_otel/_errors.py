@@ -73,7 +73,7 @@ class TaskNotSentError(AgentExecError):
     def __init__(self, task_name: str, agent_id: UUID, why: str) -> None:
         super().__init__(
             f"the task {task_name!r} could not be sent ({why}), and its activity {agent_id} has ended as ERROR: check"
-            " that the broker runs, and enqueue it again"
+            " that the broker runs and takes messages of that size, and enqueue it again"
         )
         self.agent_id = agent_id
 

@@ -72,6 +72,12 @@ async def job(agent_id: UUID, context: Job) -> Done:
     return Done(number=context.number, pid=os.getpid())
 
 
+@pool.task("text")
+async def text(agent_id: UUID, context: str) -> int:
+    """Say how long it is."""
+    return len(context)
+
+
 @pool.task("in a thread")
 def in_a_thread(agent_id: UUID, context: Job) -> None:
     """Leave a trace of the start, and hold a thread."""

@@ -361,6 +361,22 @@ def test_redis_comes_back(start: Start, database: Database, away: str) -> None:
         assert len(system.pids()) == 1
 
 
+@on_postgres
+def test_message_too_large_for_nats(start: Start, database: Database) -> None:
+    """What the broker does not take for its size ends its activity, and the error says to look at the size, too."""
+    (said,) = start("nats").client(
+        """
+try:
+    await ax.enqueue("text", "x" * 2_000_000)
+except ax.TaskNotSentError as exc:
+    print(exc)
+"""
+    )
+    assert "could not be sent (MaxPayloadError)" in said
+    assert "takes messages of that size" in said
+    assert statuses(database) == {"ERROR": 1}
+
+
 async def test_nats_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is dead without a word is given up: the next message comes, and the next result is kept."""
     need("nats")
