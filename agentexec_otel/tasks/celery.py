@@ -260,6 +260,16 @@ def _revoked(sender: Any, request: Any, expired: bool = False, **_: Any) -> None
             _watched.end(agent_id, Status.CANCELED, CONF.activity_message_cancel, outcome)
 
 
+def _unknown(message: Any, name: str, **_: Any) -> None:
+    with guarded("ending the activity of an unknown Celery task"):
+        agent_id = message.headers.get(AGENT_ID)
+        if agent_id is not None:
+            missing = _errors.NotRegistered(name)
+            keep_to_yourself(missing, f"the worker has no task {name!r}: have it import the module that defines it")
+            outcome = Outcome(qualified_name(type(missing)), "other")
+            _watched.end(parse_agent_id(agent_id), Status.ERROR, error_message(missing), outcome)
+
+
 def _failed(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
     """A task fails in its own process, which ends the activity; except where that process is gone."""
     reason = _LOST.get(type(exception).__name__)
@@ -285,6 +295,7 @@ _RECEIVERS: Final[dict[str, Callable[..., None]]] = {
     "task_prerun": _prerun,
     "task_postrun": _postrun,
     "task_revoked": _revoked,
+    "task_unknown": _unknown,
     "task_failure": _failed,
     "worker_init": _worker_init,
     "worker_process_shutdown": _process_shutdown,

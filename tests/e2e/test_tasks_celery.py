@@ -227,6 +227,14 @@ def test_soft_time_limit(shared: Database, worker: Worker) -> None:
     assert failed.error_type == "billiard.exceptions.SoftTimeLimitExceeded"
 
 
+def test_unknown_task(shared: Database, worker: Worker) -> None:
+    """A worker that does not have the task drops its message; the activity fails, and says so."""
+    agent_id = worker.send("nothing.of.that.name")
+    failed = ended(shared, agent_id)
+    assert (failed.status, failed.error_type) == ("ERROR", "celery.exceptions.NotRegistered")
+    assert "the worker has no task 'nothing.of.that.name': have it import" in told(shared, agent_id)[-1][1]
+
+
 def test_retry_then_success(shared: Database, worker: Worker, publisher: TracerProvider) -> None:
     """`self.retry()` is the next attempt of the same activity: a second span, linked to the first, which is ERROR."""
     with publisher.get_tracer("web").start_as_current_span("request"):
