@@ -71,6 +71,9 @@ def ending_of(result: RunResultStreaming, task: asyncio.Task[Any]) -> BaseExcept
     The background task alone does not tell: the SDK finds a parallel guardrail's verdict and the turn
     limit only when the stream is read, and a cancellation after the turn leaves no exception at all.
     """
+    guardrails: asyncio.Task[Any] | None = getattr(result, "_input_guardrails_task", None)
+    if failure := _guardrail_failure(result, guardrails):
+        return failure  # It cancels the run.
     if task.cancelled():
         return asyncio.CancelledError()
     if failure := task.exception():
@@ -78,8 +81,8 @@ def ending_of(result: RunResultStreaming, task: asyncio.Task[Any]) -> BaseExcept
     tripped = next((each for each in result.input_guardrail_results if each.output.tripwire_triggered), None)
     if tripped is not None:
         return InputGuardrailTripwireTriggered(tripped)
-    if failure := _guardrail_failure(result):
-        return failure
+    if guardrails is not None and guardrails.cancelled():
+        return asyncio.CancelledError()  # With the consumer, who was waiting for their verdict.
     if getattr(result, "_cancel_mode", "none") != "none" and result.final_output is None and not result.interruptions:
         return asyncio.CancelledError()
     if result.max_turns is not None and result.current_turn > result.max_turns:
@@ -87,11 +90,12 @@ def ending_of(result: RunResultStreaming, task: asyncio.Task[Any]) -> BaseExcept
     return cast("BaseException | None", getattr(result, "_stored_exception", None))
 
 
-def _guardrail_failure(result: RunResultStreaming) -> BaseException | None:
-    guardrails: asyncio.Task[Any] | None = getattr(result, "_input_guardrails_task", None)
+def _guardrail_failure(result: RunResultStreaming, guardrails: asyncio.Task[Any] | None) -> Exception | None:
     if guardrails is None or not guardrails.done() or guardrails.cancelled():
         return None
-    return guardrails.exception()
+    failure = guardrails.exception()
+    told = isinstance(failure, Exception) and not getattr(result, "_tool_error_selected", False)
+    return failure if told else None
 
 
 _OWN: Final = frozenset({"_activity_stream", "_first", "__class__", "stream_events"})

@@ -144,17 +144,19 @@ async def test_a_guardrail_that_trips_beside_the_model_is_an_error(
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["read", "never read"])
+@pytest.mark.parametrize("seconds", [0.0, 0.5], ids=["behind the model", "before the model"])
 async def test_a_guardrail_that_breaks_beside_the_model_is_an_error(
-    database: Database, agent_id: UUID, reads: bool
+    database: Database, agent_id: UUID, reads: bool, seconds: float
 ) -> None:
-    """The guardrail's own exception is how the run ends."""
+    """The guardrail's own exception is how the run ends, also where the SDK tears the model's call for it."""
 
     @input_guardrail
     async def broken(context: RunContextWrapper[Any], by: Agent[Any], given: object) -> GuardrailFunctionOutput:
         await asyncio.sleep(0.05)
         raise ConnectionError("no moderation")
 
-    result = ax.OpenAIRunner(agent_id).run_streamed(agent(say("too fast"), input_guardrails=[broken]), "go")
+    at_work = agent(say("done"), seconds=seconds, input_guardrails=[broken])
+    result = ax.OpenAIRunner(agent_id).run_streamed(at_work, "go")
     if reads:
         with pytest.raises(ConnectionError):
             await read(result)
@@ -220,6 +222,27 @@ async def test_a_canceled_consumer_cancels_the_run(database: Database, agent_id:
     """As the SDK does it: a task that is canceled while it waits for an event takes the run with it."""
     result = ax.OpenAIRunner(agent_id, max_turns_recovery=recovery).run_streamed(agent(*look_ups(9), seconds=0.1), "go")
     consumer = asyncio.create_task(read(result))
+    await asyncio.sleep(0.05)
+    consumer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await consumer
+    assert (await ended(database, agent_id)).status == "CANCELED"
+
+
+async def test_a_consumer_that_is_canceled_before_the_guardrails_verdict_cancels_the_run(
+    database: Database, agent_id: UUID
+) -> None:
+    """The model had answered, but nobody was given its answer: nobody could say that it was allowed."""
+
+    @input_guardrail
+    async def thorough(context: RunContextWrapper[Any], by: Agent[Any], given: object) -> GuardrailFunctionOutput:
+        await asyncio.sleep(10)
+        return GuardrailFunctionOutput(output_info=None, tripwire_triggered=True)
+
+    result = ax.OpenAIRunner(agent_id).run_streamed(agent(say("done"), input_guardrails=[thorough]), "go")
+    consumer = asyncio.create_task(read(result))
+    while result.final_output is None:  # noqa: ASYNC110  # nobody tells when the answer is there
+        await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     consumer.cancel()
     with pytest.raises(asyncio.CancelledError):
