@@ -17,6 +17,7 @@ from agents import RunConfig, RunState
 from agentexec_otel import _runtime, activity
 from agentexec_otel._errors import ConfigurationError, ExportError
 from agentexec_otel._event import Status
+from agentexec_otel._text import type_name
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.export import StoredActivity
 from agentexec_otel.openai_agents._waiting import waiting_of
@@ -35,13 +36,14 @@ class Description:
 
     Attributes:
         trace_id: The SDK's, where it is decided already.
+        metadata: Whatever the application has given: a mapping, one hopes.
         waiting: The activity that was left open for this run to go on in it.
     """
 
     agent_type: str
     trace_id: str | None = None
     group_id: str | None = None
-    metadata: Mapping[str, Any] | None = None
+    metadata: object = None
     waiting: UUID | None = None
 
     @property
@@ -172,21 +174,30 @@ def metadata_of(about: Description, *, with_trace_id: bool) -> dict[str, Any] | 
     ids = {"group_id": about.group_id, "trace_id": about.trace_id if with_trace_id else None}
     kept: dict[str, Any] = {key: value for key, value in ids.items() if value is not None}
     room = _MOST_BYTES
-    for key, value in (about.metadata or {}).items():
-        plain = _plain(value)
-        room -= len(str(key)) + len(json.dumps(plain))
+    for key, value in _mapping(about.metadata).items():
+        name, plain = _text(key), _plain(value)
+        room -= len(name) + len(json.dumps(plain))
         if len(kept) >= _MOST_KEYS or room < 0:
             _complain("the metadata of a trace is too large for an activity: the rest of it was left out")
             break
-        kept[str(key)] = plain
+        kept[name] = plain
     return kept or None
 
 
-def _plain(value: Any) -> Any:
-    try:
+def _mapping(value: object) -> Mapping[object, object]:
+    return cast("Mapping[object, object]", value) if isinstance(value, Mapping) else {}
+
+
+def _plain(value: object) -> Any:
+    with suppress(Exception):
         return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
+    return _text(value)
+
+
+def _text(value: object) -> str:
+    with suppress(Exception):
         return str(value)
+    return f"<{type_name(value)}>"
 
 
 def stored_activity(about: Description, seconds: float) -> tuple[Description, StoredActivity | None]:
@@ -250,10 +261,13 @@ def _complain(text: str) -> None:
 def with_trace_id(config: RunConfig | Mapping[str, Any] | None, trace_id: str) -> RunConfig | dict[str, Any]:
     """The run's configuration with a trace id.
 
-    None and mappings stay mappings: the SDK closes the model provider where it makes one itself.
+    None and mappings stay mappings: the SDK closes the model provider where it makes one itself. What is neither, it
+    refuses.
     """
     if isinstance(config, RunConfig):
         changed = copy.copy(config)
         changed.trace_id = trace_id
         return changed
+    if config is not None and not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return config
     return {**(config or {}), "trace_id": trace_id}

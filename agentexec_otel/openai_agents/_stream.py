@@ -72,8 +72,8 @@ def ending_of(result: RunResultStreaming, task: asyncio.Task[Any]) -> BaseExcept
     limit only when the stream is read, and a cancellation after the turn leaves no exception at all.
     """
     guardrails: asyncio.Task[Any] | None = getattr(result, "_input_guardrails_task", None)
-    if failure := _guardrail_failure(result, guardrails):
-        return failure  # It cancels the run.
+    if broken := _guardrail_failure(result, guardrails):
+        return broken  # It cancels the run.
     if task.cancelled():
         return asyncio.CancelledError()
     if failure := task.exception():
@@ -94,8 +94,8 @@ def _guardrail_failure(result: RunResultStreaming, guardrails: asyncio.Task[Any]
     if guardrails is None or not guardrails.done() or guardrails.cancelled():
         return None
     failure = guardrails.exception()
-    told = isinstance(failure, Exception) and not getattr(result, "_tool_error_selected", False)
-    return failure if told else None
+    selected = getattr(result, "_tool_error_selected", False)  # that of a tool, which the SDK prefers
+    return failure if isinstance(failure, Exception) and not selected else None
 
 
 _OWN: Final = frozenset({"_activity_stream", "_first", "__class__", "stream_events"})

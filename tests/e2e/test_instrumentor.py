@@ -78,6 +78,36 @@ async def test_what_the_run_config_says_is_on_the_activity(database: Database) -
     assert config.trace_id is None
 
 
+class Unspeakable:
+    """What has no text."""
+
+    def __str__(self) -> str:
+        raise LookupError("no words")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kept"),
+    [("text", None), ({"it": Unspeakable()}, {"it": "<Unspeakable>"}), ({Unspeakable(): 1}, {"<Unspeakable>": 1})],
+    ids=["no mapping", "value", "key"],
+)
+async def test_no_metadata_keeps_a_run_from_being_tracked(database: Database, metadata: Any, kept: object) -> None:
+    """What has no text is told by its type, and what is no mapping is left out."""
+    await Runner.run(agent(say("done")), "go", run_config=RunConfig(trace_metadata=metadata))
+    with agents.trace("Chat", metadata=metadata):
+        pass
+    assert [(one.status, one.metadata) for one in activities(database)] == [("COMPLETE", kept)] * 2
+
+
+@pytest.mark.parametrize("config", [5, {"unknown": 1}], ids=["no configuration", "unknown setting"])
+async def test_what_is_no_configuration_is_refused_by_the_sdk(database: Database, config: Any) -> None:
+    """The application sees the SDK's own error, and its activity ends with that."""
+    with pytest.raises(TypeError, match="run_config"):
+        await Runner.run(agent(say("done")), "go", run_config=config)
+    assert (only(database).status, only(database).error_type) == ("ERROR", "TypeError")
+
+
 async def test_the_sdks_trace_has_the_activitys_id(database: Database) -> None:
     """Both dashboards show the same id."""
     seen: list[str] = []
