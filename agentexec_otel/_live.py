@@ -10,7 +10,7 @@ from opentelemetry import trace
 
 from agentexec_otel._event import ActivityEvent, Opening, SpanRef, Status
 from agentexec_otel._guard import guarded
-from agentexec_otel.export import StoredActivity
+from agentexec_otel.export import ExportResult, StoredActivity
 
 Usage = tuple[int | None, int | None, int | None]
 
@@ -59,12 +59,13 @@ class LiveActivity:
     stops: bool = False
     on_cancel: Callable[[], object] | None = None
 
-    def settled(self, event: ActivityEvent) -> None:
+    def settled(self, event: ActivityEvent, result: ExportResult) -> None:
         """A line of it waits no longer."""
         if self.queued == event.event_id:
             self.queued = None
         if event.opening is not None:
             self.opening_pending = False
+            self.attempt = self.attempt or getattr(result, "attempt", None)
 
     @property
     def waits(self) -> bool:

@@ -222,7 +222,7 @@ class ActivitySpans:
         live = self._live.get(event.agent_id)
         if live is None:
             return
-        live.settled(event)
+        live.settled(event, result)
         if isinstance(result, Reject):
             self._rejected(live, event)
         elif isinstance(result, Ack):
@@ -250,6 +250,8 @@ class ActivitySpans:
                 self.offer(live)
 
     def _rejected(self, live: LiveActivity, event: ActivityEvent) -> None:
+        if event.opening is not None and live.attempt is None:
+            self._resolve(live)  # It was there already, as had been expected.
         if not event.claims:
             live.unknown = event.expects_row
         elif event.status is Status.RUNNING:

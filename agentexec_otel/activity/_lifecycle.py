@@ -98,26 +98,34 @@ def create_soon(
     message: str | None = None,
     agent_id: UUID | str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    *,
+    may_exist: bool = False,
 ) -> UUID:
     """As `create`, without waiting: the row is committed when the database answers, and nothing is raised where not.
 
     For instrumentation, which must not hold a run up, or make it fail.
+
+    Args:
+        may_exist: An activity with this ``agent_id`` may be there already; lines then belong to its current attempt.
     """
     new_id = uuid4() if agent_id is None else parse_agent_id(agent_id)
-    create_later(task_name, message, new_id, metadata)
+    create_later(task_name, message, new_id, metadata, may_exist=may_exist)
     return new_id
 
 
 def create_later(
     task_name: str, message: str | None = None, agent_id: UUID | str | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None, *, may_exist: bool = False,
 ) -> Future[ExportResult]:  # fmt: skip
     """As `create_soon`; the future tells when the row is committed."""
     runtime = _runtime.active()
     event = _opening_event(runtime, task_name, message, agent_id, metadata)
-    runtime.spans.opened(event).opening_pending = True
+    live = runtime.spans.opened(event)
+    live.opening_pending = True
+    if may_exist:
+        live.attempt = None
     runtime.emit_to_others(event)
-    return runtime.primary.submit(event)
+    return runtime.primary.submit(event, refusable=may_exist)
 
 
 def update(

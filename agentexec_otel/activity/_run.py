@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar, Token
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -64,7 +65,8 @@ def current() -> ActivityRun | None:
 class ActivityRun:
     """A running activity, as `run()` gives it. Re-entrant use is an error: call `run()` again instead.
 
-    With ``waits=False`` entering a new one does not wait for its row, and leaving does not wait for its end.
+    With ``waits=False`` entering a new one does not wait for its row, and leaving does not wait for its end. Where that
+    row ``may_exist`` already, nothing is amiss: the activity is gone on with.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class ActivityRun:
         metadata: Mapping[str, Any] | None,
         *,
         waits: bool = True,
+        may_exist: bool = False,
     ) -> None:
         self._waits = waits
+        self._may_exist = may_exist
         self._task_name = task_name
         self._id = existing
         self._wanted_id = agent_id
@@ -157,7 +161,7 @@ class ActivityRun:
     def _find(self) -> None:
         self._refuse_a_second_time()
         if self._id is None:
-            create = _lifecycle.create if self._waits else _lifecycle.create_soon
+            create = _lifecycle.create if self._waits else partial(_lifecycle.create_soon, may_exist=self._may_exist)
             self._id = create(self._task_name or "", agent_id=self._wanted_id, metadata=self._metadata)
         self._runtime = _runtime.active()
         self._live = self._runtime.find(self._id)

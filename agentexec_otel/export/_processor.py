@@ -93,14 +93,14 @@ class ActivityProcessor:
             self.start()
         return not self._closed and self._backlog.put(Entry(event))
 
-    def submit(self, event: ActivityEvent) -> Future[ExportResult]:
-        """Take an event; the future tells how it was settled. It cannot be canceled."""
+    def submit(self, event: ActivityEvent, *, refusable: bool = False) -> Future[ExportResult]:
+        """Take an event; the future tells how it was settled. It cannot be canceled; a `refusable` one fails quietly."""
         future: Future[ExportResult] = Future()
         future.set_running_or_notify_cancel()
         if self._closed:
             future.set_result(Reject("the writer has been shut down"))
         else:
-            self._ready().put(Entry(event, future.set_result))
+            self._ready().put(Entry(event, future.set_result, (lambda exc: None) if refusable else None))
         return future
 
     def offer(self, event: ActivityEvent) -> Future[ExportResult]:

@@ -38,6 +38,7 @@ class Description:
         trace_id: The SDK's, where it is decided already.
         metadata: Whatever the application has given: a mapping, one hopes.
         waiting: The activity that was left open for this run to go on in it.
+        unread: Whether there is such an activity already was to be looked up, but the database did not answer in time.
     """
 
     agent_type: str
@@ -45,6 +46,7 @@ class Description:
     group_id: str | None = None
     metadata: object = None
     waiting: UUID | None = None
+    unread: bool = False
 
     @property
     def wanted(self) -> UUID | None:
@@ -143,7 +145,8 @@ def prepare(about: Description, stored: StoredActivity | None = None) -> Activit
     taken = known is not None or stored is not None
     agent_id = uuid4() if wanted is None or taken else wanted
     metadata = metadata_of(about, with_trace_id=about.trace_id is not None and agent_id != wanted)
-    return ActivityRun(about.agent_type, None, agent_id, None, metadata, waits=False)
+    unread = about.unread and agent_id == wanted
+    return ActivityRun(about.agent_type, None, agent_id, None, metadata, waits=False, may_exist=unread)
 
 
 def waiting_block(
@@ -201,42 +204,45 @@ def _text(value: object) -> str:
 
 
 def stored_activity(about: Description, seconds: float) -> tuple[Description, StoredActivity | None]:
-    """The row of the activity that the trace id names, if there is one and the database answers in time. Blocks.
-
-    Only a trace id that somebody has chosen can name one, or the state of a run that waits.
-    """
+    """The row of the activity that a run goes on in, if there is one and the database answers in time. Blocks."""
     wanted, runtime = _to_look_up(about), _runtime.active()
     store = runtime.store
     if wanted is None or store is None:
         return about, None
-    with suppress(TimeoutError, ExportError):
-        return _as_stored(about, runtime.primary.call(lambda: store.lookup(wanted), seconds))
-    return about, None
+    if runtime.primary.last_error is None:
+        with suppress(TimeoutError, ExportError):
+            return _as_stored(about, runtime.primary.call(lambda: store.lookup(wanted), seconds))
+    return replace(about, unread=True), None
 
 
 async def stored_activity_async(about: Description, seconds: float) -> tuple[Description, StoredActivity | None]:
     """As `stored_activity`, on an event loop: without a thread, which the application may have none to spare of."""
-    wanted, lookups = _to_look_up(about), _runtime.active().lookups
-    if wanted is None or lookups is None:
+    wanted, runtime = _to_look_up(about), _runtime.active()
+    if wanted is None or runtime.lookups is None:
         return about, None
-    with suppress(TimeoutError, ExportError):
-        return _as_stored(about, await asyncio.wait_for(asyncio.wrap_future(lookups.soon(wanted)), seconds))
-    return about, None
+    if runtime.primary.last_error is None:
+        with suppress(TimeoutError, ExportError):
+            return _as_stored(about, await asyncio.wait_for(asyncio.wrap_future(runtime.lookups.soon(wanted)), seconds))
+    return replace(about, unread=True), None
+
+
+def _to_look_up(about: Description) -> UUID | None:
+    """The activity whose row is read before the run begins.
+
+    Only a trace id that somebody has chosen can name one, or the state of a run that waits.
+    """
+    if about.waiting is not None:
+        return about.waiting  # It may have been canceled meanwhile.
+    wanted = about.wanted
+    if wanted is None or enclosing() is not None or _runtime.active().spans.known(wanted) is not None:
+        return None
+    return wanted
 
 
 def _as_stored(about: Description, stored: StoredActivity | None) -> tuple[Description, StoredActivity | None]:
     if stored is None and about.waiting is not None and _runtime.active().spans.known(about.waiting) is None:
         about = replace(about, waiting=None)  # Of another database, or deleted: it cannot go on there.
     return about, stored
-
-
-def _to_look_up(about: Description) -> UUID | None:
-    runtime = _runtime.active()
-    if about.wanted is None or runtime.primary.last_error is not None:
-        return None
-    if about.waiting is None and runtime.spans.known(about.wanted) is not None:
-        return None  # What has waited may have been canceled meanwhile.
-    return about.wanted
 
 
 def configured() -> bool:

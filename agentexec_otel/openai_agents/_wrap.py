@@ -81,7 +81,8 @@ class RunWrapper:
             tracked = None
             with guarded("tracking a run"):
                 if self._tracks(options):
-                    about, stored = await self._stored(describe(starting_agent, input, _config(options)))
+                    about = describe(starting_agent, input, _config(options))
+                    about, stored = await stored_activity_async(about, _LOOK_UP_SECONDS)
                     tracked, options = self._begin(about, input, options, stored)
             if tracked is None:
                 return await original(runner, starting_agent, input, **options)
@@ -156,11 +157,6 @@ class RunWrapper:
         if hooks.progress is None:
             hooks.show(progress_of(hooks.run))
         return False
-
-    async def _stored(self, about: Description) -> tuple[Description, StoredActivity | None]:
-        if about.wanted is None or (about.waiting is None and enclosing() is not None):
-            return about, None
-        return await stored_activity_async(about, _LOOK_UP_SECONDS)
 
     def _begin(
         self, about: Description, given: object, options: dict[str, Any], stored: StoredActivity | None

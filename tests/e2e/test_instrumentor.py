@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
+from agentexec_otel import _runtime
 from agentexec_otel.openai_agents import _stream, _wrap
 from tests.conftest import reset_runtime
 from tests.databases import Database
@@ -45,7 +46,8 @@ def nothing_attached_nothing_logged(sdk: None, caplog: pytest.LogCaptureFixture)
     assert not trace.get_current_span().get_span_context().is_valid
     assert ax.activity.current() is None
     about = ("opentelemetry", "agentexec_otel", "asyncio")
-    assert [record.getMessage() for record in caplog.records if record.name.startswith(about)] == []
+    logged = caplog.get_records("call")
+    assert [record.getMessage() for record in logged if record.name.startswith(about)] == []
 
 
 # -- an activity per top-level run ------------------------------------------------------------------------------
@@ -136,6 +138,37 @@ async def test_an_activity_that_waits_is_run_by_its_id(database: Database) -> No
     agent_id = await ax.activity.aio.create("import", metadata={"tenant": "t1"})
     await Runner.run(agent(say("done")), "go", run_config=RunConfig(trace_id=f"trace_{agent_id.hex}"))
     assert (only(database).agent_id, only(database).status) == (agent_id, "COMPLETE")
+
+
+@pytest.mark.parametrize("how", ["waits", "was retried", "is new"])
+async def test_an_activity_that_could_not_be_read_in_time_is_run_all_the_same(
+    database: Database,
+    spans: InMemorySpanExporter,
+    tracer_provider: TracerProvider,
+    how: str,
+) -> None:
+    """A stream does not wait for a slow database to tell whether its activity exists: it is found out behind that."""
+    agent_id = uuid4() if how == "is new" else await ax.activity.aio.create("import")
+    if how == "was retried":
+        await asyncio.to_thread(ax.activity.error, agent_id, "no luck")
+        await asyncio.to_thread(ax.activity.retry, agent_id)
+    reset_runtime()  # Another process has done that.
+    spans.clear()
+    ax.configure(database.url, tracer_provider=tracer_provider)
+    config = RunConfig(trace_id=f"trace_{agent_id.hex}")
+    begun = threading.Event()
+    _runtime.active().primary.call_soon(lambda: begun.wait(10))  # The writer has other things to do.
+    result = Runner.run_streamed(agent(say("done")), "go", run_config=config)
+    begun.set()
+    async for _ in result.stream_events():
+        pass
+    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
+        await asyncio.sleep(0.01)
+    activity = only(database)
+    assert (activity.agent_id, activity.agent_type) == (agent_id, "Agent" if how == "is new" else "import")
+    assert (activity.status, activity.requests) == ("COMPLETE", 1)
+    assert not any(line.late for line in activity.logs)
+    assert len(spans.get_finished_spans()) == 1
 
 
 async def test_a_trace_id_that_is_used_again_is_another_activity(database: Database) -> None:
