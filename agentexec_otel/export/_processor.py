@@ -94,7 +94,7 @@ class ActivityProcessor:
         return not self._closed and self._backlog.put(Entry(event))
 
     def submit(self, event: ActivityEvent, *, refusable: bool = False) -> Future[ExportResult]:
-        """Take an event; the future tells how it was settled. It cannot be canceled; a `refusable` one fails quietly."""
+        """Take an event; the future tells how it was settled, and cannot be canceled. `refusable`: quietly refused."""
         future: Future[ExportResult] = Future()
         future.set_running_or_notify_cancel()
         if self._closed:

@@ -218,7 +218,7 @@ class OpenAIRunner:
         options: RunOptions[TContext],
     ) -> RunResultStreaming:
         _look_up(self.agent_id)
-        run = activity.run(self.agent_id)
+        run = ActivityRun(None, self.agent_id, None, None, None, waits=False)  # The stream may end on any thread.
         steps = StepHooks(run, options.get("hooks"), given)
         options = watched(options, steps)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from contextvars import Context
 from typing import Any, Final, cast
+from weakref import finalize
 
 from agents import InputGuardrailTripwireTriggered, MaxTurnsExceeded, RunResultStreaming
 from agents.stream_events import StreamEvent
@@ -40,13 +42,25 @@ class ActivityStream:
         """End the activity, or have it wrapped up, as soon as `result` has run to its end."""
         unfinished.add(self)
         task = cast("asyncio.Task[Any]", result.run_loop_task)
-        task.add_done_callback(lambda done: self._settle(result, done), context=self._context)
+        gone = finalize(task, self._vanish, os.getpid())
+        gone.atexit = False
+
+        def settle(done: asyncio.Task[Any]) -> None:
+            gone.detach()
+            self._settle(result, done)
+
+        task.add_done_callback(settle, context=self._context)
 
     def end(self, left_by: BaseException | None, result: RunResultStreaming | None = None) -> None:
         """End the activity like a block that is left by this exception, or by its end (None)."""
         self.ended = True
         unfinished.discard(self)
         self._tracked.leave(left_by, result)
+
+    def _vanish(self, pid: int) -> None:
+        """The task is gone without having been done: its event loop was closed under it."""
+        if pid == os.getpid() and not self.ended:
+            self._context.run(self.end, asyncio.CancelledError())
 
     def _settle(self, result: RunResultStreaming, task: asyncio.Task[Any]) -> None:
         left_by = ending_of(result, task)

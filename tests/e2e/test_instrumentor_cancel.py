@@ -14,7 +14,7 @@ from typing import Any
 
 import agents
 import pytest
-from agents import FunctionTool, Runner, RunResultStreaming, function_tool
+from agents import FunctionTool, RunConfig, Runner, RunResultStreaming, function_tool, trace
 from agents.testing import ModelCall, ModelStep, ScriptedModel
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -455,3 +455,25 @@ def test_a_process_that_cancels_needs_no_sdk(database: Database) -> None:
     """The one that cancels imports no agents."""
     code = "import sys, agentexec_otel as ax; ax.activity.cancel; assert 'agents' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what the SDK leaves half done
+@pytest.mark.parametrize("how", ["Runner", "Runner in a trace", "OpenAIRunner"])
+def test_a_stream_whose_loop_is_closed_under_it_is_canceled(database: Database, how: str) -> None:
+    """Once its task is gone: nobody can go on with it. The trace that it was begun in ends, too."""
+    agent_id = ax.activity.create("Agent")
+    runner: Any = ax.OpenAIRunner(agent_id) if how == "OpenAIRunner" else Runner
+    config = RunConfig(trace_id=f"trace_{agent_id.hex}") if how == "Runner" else None
+    around = trace("Chat", trace_id=f"trace_{agent_id.hex}") if "trace" in how else contextlib.nullcontext()
+
+    async def start() -> None:
+        with around:
+            runner.run_streamed(agent(*look_ups(9), seconds=10), "go", run_config=config)
+        await asyncio.sleep(0.05)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    loop.close()
+    gc.collect()
+    assert only(database).status == "CANCELED"
+    assert not _stream.unfinished
