@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from opentelemetry import trace
 
-from agentexec_otel._event import ActivityEvent, Opening, SpanRef, Status
+from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._guard import guarded
-from agentexec_otel.export import ExportResult, StoredActivity
+from agentexec_otel.export import Ack, ExportResult, StoredActivity
 
 Usage = tuple[int | None, int | None, int | None]
 
@@ -33,7 +33,8 @@ class LiveActivity:
         queued: The last line that was said of it here, until it is settled.
         usage: Input tokens, output tokens and requests by the block that counted them.
         reported: The application or the agent has added a line of its own.
-        stops: Its block leaves soon after it was canceled, and its last line then says what was spent.
+        why: What our own terminal event has said, where that is how the row has ended.
+        counts: The last line of its block says what was spent, also where the activity was ended or canceled before.
         on_cancel: Called, on whichever thread learns of it, when the activity is canceled; perhaps more than once.
     """
 
@@ -56,7 +57,8 @@ class LiveActivity:
     reported: bool = False
     started_here: bool = False
     usage: dict[object, Usage] = field(default_factory=dict[object, Usage])
-    stops: bool = False
+    why: str | None = None
+    counts: bool = False
     on_cancel: Callable[[], object] | None = None
 
     def settled(self, event: ActivityEvent, result: ExportResult) -> None:
@@ -65,7 +67,7 @@ class LiveActivity:
             self.queued = None
         if event.opening is not None:
             self.opening_pending = False
-            self.attempt = self.attempt or getattr(result, "attempt", None)
+            self.attempt = self.attempt or (result.attempt if isinstance(result, Ack) else None)
 
     @property
     def waits(self) -> bool:
@@ -121,6 +123,19 @@ def opens_span(live: LiveActivity, event: ActivityEvent) -> bool:
 
 
 def more_to_come(live: LiveActivity, event: ActivityEvent) -> bool:
-    """Whether a canceled activity's span waits for the last line of the block that runs it, which counts the tokens."""
+    """Whether the span of an activity that was ended inside its block waits for the block's last line, with tokens."""
     counted = event.outcome is not None and event.outcome.requests is not None
-    return live.stops and live.status is Status.CANCELED and not counted
+    return live.counts and (live.status is Status.CANCELED or live.ending is not None) and not counted
+
+
+def with_usage(outcome: Outcome | None, late: Outcome | None) -> Outcome | None:
+    """How the row says that it ended, with what a late line says was spent, which the row has taken, too."""
+    if late is None:
+        return outcome
+    why = outcome or Outcome()
+    return replace(late, error_type=why.error_type, reason=why.reason)
+
+
+def names_another(live: LiveActivity, ack: Ack) -> bool:
+    """Whether the activity's row names another span than the one that is open here."""
+    return live.span is not None and live.ref is not None and ack.span_id not in (None, live.ref.span_id)

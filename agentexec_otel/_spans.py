@@ -24,7 +24,7 @@ from agentexec_otel._errors import ExportError
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._guard import guarded
 from agentexec_otel._ids import uuid7
-from agentexec_otel._live import LiveActivity, fill, more_to_come, opens_span, progress
+from agentexec_otel._live import LiveActivity, fill, more_to_come, names_another, opens_span, progress, with_usage
 from agentexec_otel._log_records import LogSink
 from agentexec_otel._mapping import log_attributes, opening_attributes, outcome_attributes, span_ref_of
 from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, Reject, StoredActivity
@@ -231,7 +231,7 @@ class ActivitySpans:
             self._catch_up()
             if result.status.terminal and result.span_id is None:
                 self.name_on_row(live)  # The line that offered our span came late: is it the one?
-            lost = _names_another(live, result)
+            lost = names_another(live, result)
             with self._lock:
                 if event.attempt in (None, live.attempt):
                     self._follow(live, event, result)
@@ -376,7 +376,7 @@ class ActivitySpans:
                     self._follow(live, event, ack)
 
     def _follow(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
-        if _names_another(live, ack):
+        if names_another(live, ack):
             live.span = None
         if ack.attempt > (live.attempt or 1):
             ack = replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
@@ -386,10 +386,11 @@ class ActivitySpans:
         if ack.status is Status.CANCELED and live.ending is None:
             live.canceled = True
             live.cancel()
+        ours = live.ending is not None and live.ending.event_id == event.event_id and not ack.late
+        live.why = event.message if ours else live.why
         if live.span is not None and not more_to_come(live, event):
-            ours = live.ending is not None and live.ending.event_id == event.event_id and not ack.late
-            outcome = event.outcome if ours else _with_usage(ack.outcome, event.outcome)
-            self.end(live, ack.status, outcome, event, event.message if ours else None)
+            outcome = event.outcome if ours else with_usage(ack.outcome, event.outcome)
+            self.end(live, ack.status, outcome, event, live.why)
 
     def end(
         self, live: LiveActivity, status: Status, outcome: Outcome | None, event: ActivityEvent, why: str | None
@@ -429,19 +430,6 @@ class ActivitySpans:
         self._live = {}
         self._needed = 0
         self._waiting = deque()
-
-
-def _with_usage(outcome: Outcome | None, late: Outcome | None) -> Outcome | None:
-    """How the row says that it ended, with what a late line says was spent, which the row has taken, too."""
-    if late is None:
-        return outcome
-    why = outcome or Outcome()
-    return replace(late, error_type=why.error_type, reason=why.reason)
-
-
-def _names_another(live: LiveActivity, ack: Ack) -> bool:
-    """Whether the activity's row names another span than the one that is open here."""
-    return live.span is not None and live.ref is not None and ack.span_id not in (None, live.ref.span_id)
 
 
 def _span_context(ref: SpanRef) -> trace.SpanContext:

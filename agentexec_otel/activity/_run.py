@@ -210,9 +210,9 @@ class ActivityRun:
             return None
         self._owner = False
         live.owner = None
-        if live.ending is not None and not self.canceled:
-            return None  # Ended inside the block by complete() or error().
-        if self._left_open and exc is None:
+        if live.ending is not None and not self.canceled and not live.usage:
+            return None  # Ended inside the block by complete() or error(); there are no tokens to add.
+        if self._left_open and exc is None and live.ending is None:
             return None
         return self._end(live, runtime, exc)
 

@@ -277,7 +277,7 @@ class TrackedRun:
         self._discreet = not _setting(config, "trace_include_sensitive_data")
         self._around = _at_work.get()
         _at_work.set(steps)
-        leaves_when_canceled(run)
+        counts_in_leaving(run)
 
     def close(self, left_by: BaseException | None, result: RunResult | RunResultStreaming | None = None) -> None:
         """The run is over: it raised this exception, or returned `result`. Never raises."""
@@ -313,7 +313,7 @@ class TrackedRun:
         """Say what an interrupted run waits for; it has not ended, it will be resumed."""
         if waiting := len(result.interruptions):
             if not self._joined and not self.run.canceled:
-                leaves_when_canceled(self.run, False)
+                counts_in_leaving(self.run, False)
                 self.run.leave_open()
                 if self.run.owner:
                     with guarded("noting where a run goes on"):
@@ -332,9 +332,9 @@ def _setting(config: RunConfig | Mapping[str, Any] | None, name: str) -> Any:
     return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
 
 
-def leaves_when_canceled(run: ActivityRun, leaves: bool = True) -> None:
-    """Say that this block, where it ends its activity, counts tokens once it has stopped: the span waits for that."""
+def counts_in_leaving(run: ActivityRun, counts: bool = True) -> None:
+    """Say that this block, where it ends its activity, counts tokens when it is left: the span waits for that."""
     with guarded("following a run"):
         live = _runtime.active().spans.known(run.agent_id) if run.owner else None
         if live is not None:
-            live.stops = leaves
+            live.counts = counts

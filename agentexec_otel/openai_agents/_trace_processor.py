@@ -31,7 +31,7 @@ from agentexec_otel._guard import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._opening import configured, describe_trace, enclosing, prepare
 from agentexec_otel.openai_agents._progress import Progress, progress_of, told_by_hooks
-from agentexec_otel.openai_agents._steps import leaves_when_canceled, record_usage
+from agentexec_otel.openai_agents._steps import counts_in_leaving, record_usage
 
 _MOST_OPEN: Final = 10_000
 _OVER: Final = -1
@@ -88,7 +88,7 @@ class ActivityTraceProcessor(TracingProcessor):
     def _begin(self, trace: Trace, enter: Callable[[ActivityRun], object]) -> ActivityRun:
         run = prepare(describe_trace(trace))
         enter(run)
-        leaves_when_canceled(run)
+        counts_in_leaving(run)
         opened = _OpenTrace(_as_started(trace), run, get_current(), sys.exc_info()[1])
         with self._lock:
             self._open[trace.trace_id] = self._by_activity[run.agent_id] = opened

@@ -328,6 +328,8 @@ async def test_a_resumed_run_that_was_torn_is_resumed_again(database: Database) 
         ("a guardrail", "ERROR"),
         ("task.cancel", "CANCELED"),
         ("activity.cancel", "CANCELED"),
+        ("activity.complete", "COMPLETE"),
+        ("activity.error", "ERROR"),
     ],
 )
 async def test_tokens_are_kept_however_a_run_ends(
@@ -338,9 +340,10 @@ async def test_tokens_are_kept_however_a_run_ends(
 
     async def wait(_: ModelCall) -> Any:
         third_call.set()
-        if ends_by == "activity.cancel":
-            ax.activity.cancel(activities(database)[0].agent_id)
-            return call("look_up", topic="never looked up")
+        if ends_by.startswith("activity."):
+            getattr(ax.activity, ends_by.removeprefix("activity."))(activities(database)[0].agent_id, "Enough.")
+            assert ax.flush(5)  # The end is stored before the run is left.
+            return call("look_up", topic="never looked up") if status == "CANCELED" else say("done")
         return await asyncio.sleep(30)
 
     last: dict[str, Any] = {
@@ -371,7 +374,7 @@ async def test_tokens_are_kept_however_a_run_ends(
             break
         await asyncio.sleep(0.02)
     ended = only(database)
-    answered = 3 if ends_by in ("returning", "a tool", "a guardrail", "activity.cancel") else 2
+    answered = 2 if ends_by in ("the model", "max turns", "task.cancel") else 3
     assert ended.status == status
     assert (ended.input_tokens, ended.output_tokens) == (answered * INPUT_TOKENS, answered * OUTPUT_TOKENS)
     assert ended.requests == answered
@@ -381,6 +384,8 @@ async def test_tokens_are_kept_however_a_run_ends(
     assert told["gen_ai.usage.output_tokens"] == ended.output_tokens
     assert told["agentexec.requests"] == ended.requests
     assert told["agentexec.status"] == status
+    if ends_by == "activity.error":
+        assert span.status.description == "Enough."
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
