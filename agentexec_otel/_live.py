@@ -128,6 +128,16 @@ def more_to_come(live: LiveActivity, event: ActivityEvent) -> bool:
     return live.counts and (live.status is Status.CANCELED or live.ending is not None) and not counted
 
 
+def of_our_attempt(live: LiveActivity, ack: Ack) -> Ack:
+    """What an answer says of the attempt that is known here: where the next one is open it has ended, or was lost."""
+    if ack.attempt <= (live.attempt or 1):
+        return ack
+    if not live.status.terminal:
+        return replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
+    canceled = Outcome(reason="cancelled") if live.status is Status.CANCELED else None
+    return replace(ack, status=live.status, outcome=canceled if live.ending is None else live.ending.outcome)
+
+
 def with_usage(outcome: Outcome | None, late: Outcome | None) -> Outcome | None:
     """How the row says that it ended, with what a late line says was spent, which the row has taken, too."""
     if late is None:

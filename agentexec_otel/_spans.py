@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from uuid import UUID
 
 from opentelemetry import propagate, trace
@@ -24,7 +23,16 @@ from agentexec_otel._errors import ExportError
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._guard import guarded
 from agentexec_otel._ids import uuid7
-from agentexec_otel._live import LiveActivity, fill, more_to_come, names_another, opens_span, progress, with_usage
+from agentexec_otel._live import (
+    LiveActivity,
+    fill,
+    more_to_come,
+    names_another,
+    of_our_attempt,
+    opens_span,
+    progress,
+    with_usage,
+)
 from agentexec_otel._log_records import LogSink
 from agentexec_otel._mapping import log_attributes, opening_attributes, outcome_attributes, span_ref_of
 from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, Reject, StoredActivity
@@ -378,8 +386,7 @@ class ActivitySpans:
     def _follow(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
         if names_another(live, ack):
             live.span = None
-        if ack.attempt > (live.attempt or 1):
-            ack = replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
+        answer, ack = ack, of_our_attempt(live, ack)
         if not ack.status.terminal:
             return
         live.status = ack.status
@@ -388,7 +395,7 @@ class ActivitySpans:
             live.cancel()
         ours = live.ending is not None and live.ending.event_id == event.event_id and not ack.late
         live.why = event.message if ours else live.why
-        if live.span is not None and not more_to_come(live, event):
+        if live.span is not None and (ack is not answer or not more_to_come(live, event)):
             outcome = event.outcome if ours else with_usage(ack.outcome, event.outcome)
             self.end(live, ack.status, outcome, event, live.why)
 

@@ -161,10 +161,21 @@ def update(
     live = runtime.find(parsed, waits=wanted is not RUNNING)
     if wanted.terminal:
         return _end(runtime, live, wanted, message, percentage, None)
+    if wanted is RUNNING:
+        return report(live, message, percentage)
     live.reported = True
     # On an event loop nobody waits to learn whether it has ended: the row knows when this line comes to it.
-    reopens = wanted is QUEUED and _runtime.on_event_loop()
-    event = runtime.event(parsed, wanted, message, percentage, live=live, reopens=reopens)
+    event = runtime.event(parsed, QUEUED, message, percentage, live=live, reopens=_runtime.on_event_loop())
+    if live.ended:
+        event = event._replace(attempt=None)
+    return runtime.emit(runtime.spans.observe(live, event))
+
+
+def report(live: LiveActivity, message: str, percentage: float | None) -> bool:
+    """Add a line to the attempt that is known here; to the current one where that has ended and nobody runs it."""
+    runtime = _runtime.active()
+    live.reported = True
+    event = runtime.event(live.agent_id, RUNNING, message, percentage, live=live)
     if live.ended:
         event = event._replace(attempt=None)
     return runtime.emit(runtime.spans.observe(live, event))

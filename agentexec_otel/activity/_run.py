@@ -111,9 +111,15 @@ class ActivityRun:
         live = self._live
         return live is not None and (live.canceled or live.status is Status.CANCELED)
 
+    @property
+    def ours(self) -> LiveActivity | None:
+        """What this process knows of the attempt that runs here; None until its row has been read."""
+        return self._live if self._live is not None and self._live.attempt is not None else None
+
     def update(self, message: str, percentage: float | None = None) -> bool:
-        """Add a line; see `ax.activity.update`."""
-        return _lifecycle.update(self.agent_id, message, percentage)
+        """Add a line; see `ax.activity.update`. It belongs to the attempt that the block runs, until that is left."""
+        live = self.ours or _runtime.active().find(self.agent_id, waits=False)
+        return _lifecycle.report(live, message, percentage)
 
     def record_usage(
         self, input_tokens: int | None = None, output_tokens: int | None = None, requests: int | None = None

@@ -135,5 +135,5 @@ def remark(run: ActivityRun, message: str) -> None:
     """Add a line of the instrumentation's own, which is not what `ActivityRun.update` is: somebody's report."""
     with guarded("reporting what a run does"):
         runtime = _runtime.active()
-        live = runtime.find(run.agent_id)
+        live = run.ours or runtime.find(run.agent_id)
         runtime.emit(runtime.spans.observe(live, runtime.event(live.agent_id, Status.RUNNING, message, live=live)))

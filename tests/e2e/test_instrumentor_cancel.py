@@ -462,6 +462,35 @@ def test_a_process_that_cancels_needs_no_sdk(database: Database) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("says", ["nothing", "run.update"])
+async def test_a_run_that_is_canceled_and_retried_at_once_is_stopped(
+    database: Database, spans: InMemorySpanExporter, says: str
+) -> None:
+    """It takes nothing of the next attempt, which waits for somebody else; its span says that it was canceled."""
+    retried = asyncio.Event()
+
+    @function_tool
+    async def work() -> str:
+        """Work on while the user changes their mind."""
+        run = ax.activity.current()
+        assert run is not None
+        await asyncio.to_thread(ax.activity.cancel, run.agent_id)
+        assert await asyncio.to_thread(ax.activity.retry, run.agent_id) == 2
+        if says == "run.update":
+            run.update("Still at work.")
+        retried.set()
+        return "worked"
+
+    with pytest.raises(ax.ActivityCanceledError):
+        await Runner.run(agent(call("work"), say("never"), tools=[work]), "go")
+    assert retried.is_set()
+    activity = only(database)
+    assert (activity.status, activity.requests) == ("QUEUED", None)
+    assert [line.message for line in activity.logs if line.attempt == 2] == ["Waiting to start."]
+    (span,) = spans.get_finished_spans()
+    assert (span.attributes or {})["agentexec.status"] == "CANCELED"
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of what the SDK leaves half done
 @pytest.mark.parametrize("how", ["Runner", "Runner in a trace", "OpenAIRunner"])
 def test_a_stream_whose_loop_is_closed_under_it_is_canceled(database: Database, how: str) -> None:
