@@ -312,7 +312,9 @@ class TrackedRun:
     def _say_what_waits(self, result: RunResult | RunResultStreaming) -> None:
         """Say what an interrupted run waits for; it has not ended, it will be resumed."""
         if waiting := len(result.interruptions):
-            if not self._joined and not self.run.canceled:
+            ours = self.run.ours
+            over = self.run.canceled or (ours is not None and ours.status.terminal)
+            if not self._joined and not over:
                 counts_in_leaving(self.run, False)
                 self.run.leave_open()
                 if self.run.owner:

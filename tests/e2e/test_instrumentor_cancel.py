@@ -462,6 +462,30 @@ def test_a_process_that_cancels_needs_no_sdk(database: Database) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+async def test_tokens_are_kept_of_a_run_that_was_ended_and_waits_for_an_approval(
+    database: Database, spans: InMemorySpanExporter
+) -> None:
+    """It is not gone on with, so row and span have all that is ever to come."""
+
+    @function_tool
+    async def finish() -> str:
+        """Think that all is done."""
+        run = ax.activity.current()
+        assert run is not None
+        return str(await ax.activity.aio.complete(run.agent_id))
+
+    @function_tool(needs_approval=True)
+    async def pay() -> str:
+        """Pay."""
+        return "paid"
+
+    result = await Runner.run(agent(call("finish"), call("pay"), tools=[finish, pay]), "go")
+    assert result.interruptions
+    assert (only(database).status, only(database).requests) == ("COMPLETE", 2)
+    (span,) = spans.get_finished_spans()
+    assert (span.attributes or {})["agentexec.requests"] == 2
+
+
 @pytest.mark.parametrize("says", ["nothing", "run.update"])
 async def test_a_run_that_is_canceled_and_retried_at_once_is_stopped(
     database: Database, spans: InMemorySpanExporter, says: str
