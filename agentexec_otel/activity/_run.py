@@ -216,7 +216,7 @@ class ActivityRun:
             return None
         self._owner = False
         live.owner = None
-        if live.ending is not None and not self.canceled and not live.usage:
+        if live.ending is not None and not self.canceled and not (live.usage or live.counts):
             return None  # Ended inside the block by complete() or error(); there are no tokens to add.
         if self._left_open and exc is None and live.ending is None:
             return None
@@ -224,6 +224,7 @@ class ActivityRun:
 
     def _end(self, live: LiveActivity, runtime: Runtime, exc: BaseException | None) -> Future[ExportResult]:
         status, outcome = self._outcome(live, exc)
+        live.counts = outcome is not None and outcome.requests is not None  # A run may be at work still, uncounted.
         messages = {
             Status.COMPLETE: CONF.activity_message_complete,
             Status.CANCELED: CONF.activity_message_cancel,

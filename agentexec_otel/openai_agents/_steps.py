@@ -130,6 +130,7 @@ class StepHooks(RunHooks[Any]):
     def __init__(self, run: ActivityRun, inner: RunHooks[Any] | None, given: object = None) -> None:
         self.run = run
         self.progress: Progress | None = None
+        self.over = False
         self._inner = inner
         self._tally = _tallies.setdefault(run, Tally())
         with guarded("recording the usage of a run"):
@@ -241,6 +242,12 @@ _OWN: Final = frozenset(name for name in vars(StepHooks) if name.startswith("on_
 _at_work: Final[ContextVar[StepHooks | None]] = ContextVar("agentexec_otel.openai_agents.steps", default=None)
 
 
+def at_work() -> bool:
+    """Whether this code is part of a tracked run that is not over; a context may outlive the run it was made in."""
+    steps = _at_work.get()
+    return steps is not None and not steps.over
+
+
 def watched(options: RunOptions[TContext], steps: StepHooks) -> RunOptions[TContext]:
     """The options with `steps` as the hooks, unless what is given are no run hooks: then the SDK shall say so."""
     hooks = cast(object, options.get("hooks"))
@@ -282,6 +289,7 @@ class TrackedRun:
     def close(self, left_by: BaseException | None, result: RunResult | RunResultStreaming | None = None) -> None:
         """The run is over: it raised this exception, or returned `result`. Never raises."""
         _at_work.set(self._around)
+        self.steps.over = True
         with guarded("recording the usage of a run"):
             self.steps.record_usage()
         if isinstance(left_by, StoppedError) and self._within is not None:

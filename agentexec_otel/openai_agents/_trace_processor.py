@@ -31,7 +31,7 @@ from agentexec_otel._guard import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._opening import configured, describe_trace, enclosing, prepare
 from agentexec_otel.openai_agents._progress import Progress, progress_of, told_by_hooks
-from agentexec_otel.openai_agents._steps import counts_in_leaving, record_usage
+from agentexec_otel.openai_agents._steps import at_work, counts_in_leaving, record_usage
 
 _MOST_OPEN: Final = 10_000
 _OVER: Final = -1
@@ -68,7 +68,7 @@ class ActivityTraceProcessor(TracingProcessor):
         with self._lock:
             self._began_in[trace] = os.getpid()
         with guarded("opening an activity for a trace"):
-            if self._active and configured() and enclosing() is None and trace.trace_id not in self._open:
+            if self._active and configured() and not _within_other() and trace.trace_id not in self._open:
                 enter = ActivityRun.__enter__ if self.register() else _enter_detached
                 self._begin(trace, enter)
 
@@ -225,6 +225,11 @@ class _Closing(TracingProcessor):
 
     def force_flush(self) -> None:
         """Nothing."""
+
+
+def _within_other() -> bool:
+    """Whether a trace that begins here has its activity: a block's, or that of a run which has outlived the block."""
+    return at_work() or enclosing() is not None
 
 
 def _as_started(trace: Trace) -> Trace:

@@ -96,7 +96,7 @@ class TaskRun(ActivityRun):
         """End the activity as a block that is left by `exc`, or by its end (None). The second call does nothing."""
         live, _ = self._entered()
         live.on_cancel = None
-        if self.canceled and not live.usage:
+        if self.canceled and not (live.usage or live.counts):
             self._owner = False
             live.owner = None
             return None  # It has ended; there are no tokens to add.

@@ -272,6 +272,29 @@ async def test_runs_in_a_block_belong_to_its_activity(database: Database) -> Non
     assert (activity.agent_type, activity.status, activity.requests) == ("report", "COMPLETE", 3)
 
 
+@pytest.mark.parametrize("how", ["ends", "is ended inside"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["run", "streamed"])
+async def test_a_block_does_not_wait_for_a_run_that_outlives_it(
+    database: Database, spans: InMemorySpanExporter, streamed: bool, how: str
+) -> None:
+    """Its row and its span end with it; the run's later lines are late, and it has no activity of its own."""
+    busy = agent(*look_ups(2), say("done"), seconds=0.05)
+    async with ax.activity.run("block") as run:
+        if streamed:
+            outliving = Runner.run_streamed(busy, "go").run_loop_task
+        else:
+            outliving = asyncio.create_task(Runner.run(busy, "go"))
+            await asyncio.sleep(0.02)
+        if how == "is ended inside":
+            await ax.activity.aio.complete(run.agent_id, "Enough.")
+    assert outliving is not None
+    await asyncio.wait([outliving])
+    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
+        await asyncio.sleep(0.01)
+    assert (only(database).agent_type, only(database).status) == ("block", "COMPLETE")
+    assert [span.name for span in spans.get_finished_spans()] == ["block"]
+
+
 async def test_an_agent_as_a_tool_belongs_to_the_run_around_it(database: Database) -> None:
     """One activity, with the tokens of both, counted once."""
     inner = agent(say("42"), name="Inner")
