@@ -12,7 +12,6 @@ from typing import Any, Final, get_type_hints
 from uuid import UUID
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import InitErrorDetails
 
 from agentexec_otel._errors import TaskResultError
 
@@ -24,14 +23,17 @@ _AS_DUMPED: Final[dict[str, Any]] = {"strict": False, "by_alias": False, "by_nam
 """How to validate what a model was dumped to: fields by their names, and JSON has no times, sets or tuples."""
 
 
-def _lost_numbers(dumped: Any, arriving: Any, at: tuple[str | int, ...] = ()) -> Iterator[InitErrorDetails]:
-    """Each infinity or NaN that would become null on its way: JSON has neither, but a model may write them as text."""
+def _lost_numbers(dumped: Any, arriving: Any, at: tuple[str | int, ...] = ()) -> Iterator[Any]:
+    """Each infinity or NaN that would become null on its way, as pydantic's line errors.
+
+    JSON has neither, but a model may write them as text.
+    """
     value: Any = dumped
     if isinstance(dumped, dict | list):
         for step in value if isinstance(dumped, dict) else range(len(value)):
             yield from _lost_numbers(value[step], arriving[step], (*at, step))
     elif isinstance(dumped, float) and not isfinite(dumped) and not isinstance(arriving, str):
-        yield InitErrorDetails(type="finite_number", loc=at, input=dumped)
+        yield {"type": "finite_number", "loc": at, "input": dumped}
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,7 +264,7 @@ def _unknown(message: Any, name: str, **_: Any) -> None:
     with guarded("ending the activity of an unknown Celery task"):
         agent_id = message.headers.get(AGENT_ID)
         if agent_id is not None:
-            missing = _errors.NotRegistered(name)
+            missing: BaseException = _errors.NotRegistered(name)
             keep_to_yourself(missing, f"the worker has no task {name!r}: have it import the module that defines it")
             outcome = Outcome(qualified_name(type(missing)), "other")
             _watched.end(parse_agent_id(agent_id), Status.ERROR, error_message(missing), outcome)
