@@ -151,10 +151,11 @@ class ActivitySpans:
     def _open(self, live: LiveActivity, event: ActivityEvent) -> ActivityEvent:
         with self._lock:
             if live.span is None and live.ref is None:
+                live.untraced = True  # also where a span processor fails: not every line is to try again
                 live.span, live.ref = self._start(live)
                 if live.span is None:
-                    live.untraced = True
                     return event
+                live.untraced = False
                 started = next((line for line in (*live.history, event) if line.status is Status.RUNNING), None)
                 if started is not None:
                     waited = max(0, started.occurred_at_ns - live.created_at_ns) / 1e9

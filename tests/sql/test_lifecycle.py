@@ -76,7 +76,7 @@ def test_create_returns_after_its_commit(database: Database) -> None:
 
 
 def test_process_that_goes_in_good_order(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it leaves running has no lease, so that nobody takes it for lost; nor where lines waited in the spool."""
+    """What it leaves running is not taken for lost, also where many lines have waited in the spool."""
     monkeypatch.setattr(ax.CONF, "max_queue_size", 16)
     ax.configure(database.url)
     agent_id = ax.activity.create("task")
