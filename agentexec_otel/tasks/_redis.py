@@ -42,7 +42,9 @@ class StreamBroker(RedisStreamBroker):
                         look_at = time.monotonic() + self.idle_timeout / 2_000
                         taken += await self._left(redis)
                 except RedisError as exc:  # Whatever it is: if this ended, so would all tasks that are at work.
-                    _logger.warning("Redis is away, looking for tasks again in a second: %s", type(exc).__name__)
+                    _logger.warning(
+                        "Redis is away, or refuses us (%s): looking for tasks again in a second", type(exc).__name__
+                    )
                     await asyncio.sleep(1)
                     with suppress(RedisError):
                         await self._declare_consumer_group()  # It may be back without its data.

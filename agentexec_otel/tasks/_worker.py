@@ -119,7 +119,9 @@ def _work(place: str, args: WorkerArgs) -> None:
     try:
         work(args)
     except Exception as exc:  # each broker has its own exceptions
-        _logger.error("the broker is away (%s), the worker tries again in %g s", type(exc).__name__, _PAUSE)
+        _logger.error(
+            "the broker is away, or refuses us (%s): the worker tries again in %g s", type(exc).__name__, _PAUSE
+        )
         _logger.debug("how it went away", exc_info=True)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
