@@ -18,19 +18,16 @@ _Pending = list[tuple[SessionTransaction | None, Callable[[], None]]]
 _KEY = "agentexec_otel.after_commit"
 
 
-def synchronous(session: Session | AsyncSession) -> Session:
-    """The session itself; a TypeError where it is none that this thread may use."""
+def synchronous(session: Session | AsyncSession | scoped_session[Session]) -> Session:
+    """The session itself, or that of a registry; a TypeError where it is none that this thread may use."""
+    if isinstance(session, scoped_session):  # such as Flask-SQLAlchemy's db.session
+        return session()
     if not isinstance(session, Session):
         raise TypeError(
             f"session must be a sqlalchemy.orm.Session, got {type(session).__name__}: with an AsyncSession use"
             " ax.activity.aio"
         )
     return session
-
-
-def readable(session: Session | AsyncSession | scoped_session[Session]) -> Session:
-    """The session itself, or that of a registry; a TypeError where it is none that a query can be run in here."""
-    return session() if isinstance(session, scoped_session) else synchronous(session)
 
 
 def connection_of(session: Session) -> Connection:

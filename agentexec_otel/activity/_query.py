@@ -15,7 +15,7 @@ from agentexec_otel._event import ACTIVE, Status
 from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._text import describe
 from agentexec_otel.activity._filter import metadata_criteria, moment, named
-from agentexec_otel.activity._joined import readable
+from agentexec_otel.activity._joined import synchronous
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.activity.schemas import (
     ActivityDetailSchema,
@@ -181,7 +181,7 @@ _PAGE: Final = _page(())
 
 
 def _execute(session: Session, statement: _Select, **parameters: object) -> Result[*tuple[Any, ...]]:
-    return readable(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
+    return synchronous(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
 
 
 def _whole(value: object, least: int, most: int | None = None) -> bool:

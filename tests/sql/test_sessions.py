@@ -193,7 +193,8 @@ def test_other_kinds_of_session(database: Database) -> None:
     scoped = scoped_session(sessionmaker(database.engine))
     with database.engine.connect() as connection:
         on_connection = Session(connection)
-        for session in (made, by_class, on_connection, scoped()):
+        sessions: list[Any] = [made, by_class, on_connection, scoped(), scoped]
+        for session in sessions:
             agent_id = ax.activity.create("task", session=session)
             assert ax.activity.complete(agent_id, session=session)
             found = ax.activity.detail(session, agent_id)
