@@ -21,6 +21,7 @@ from agentexec_otel._ids import parse_agent_id
 from agentexec_otel._live import LiveActivity
 from agentexec_otel._outcome import outcome_of
 from agentexec_otel._runtime import Runtime
+from agentexec_otel._text import describe
 from agentexec_otel.activity import _lifecycle
 from agentexec_otel.export import ExportResult
 
@@ -48,13 +49,17 @@ def run(
         metadata: With a task name: as for `create`.
 
     Raises:
+        ValueError: neither a name nor an id.
         ValueError, ActivityNotFoundError, ActivityNotStoredError: on entering, as `create` and `update`.
     """
     existing = _as_agent_id(task_name_or_agent_id)
     if existing is not None and (agent_id is not None or metadata is not None):
         raise ValueError("agent_id and metadata belong to a new activity: give run() a task name with them")
-    task_name = None if existing is not None else str(task_name_or_agent_id)
-    return ActivityRun(task_name, existing, agent_id, message, metadata)
+    if existing is not None:
+        return ActivityRun(None, existing, agent_id, message, metadata)
+    if not isinstance(task_name_or_agent_id, str):  # such as the None of an id that was never set
+        raise ValueError(f"run() is given {describe(task_name_or_agent_id)}: give it a task name or an agent_id")
+    return ActivityRun(task_name_or_agent_id, existing, agent_id, message, metadata)
 
 
 def current() -> ActivityRun | None:

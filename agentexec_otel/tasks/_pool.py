@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 from uuid import UUID
 
 from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker, SendTaskError, TaskiqEvents, TaskiqState
@@ -16,6 +16,7 @@ from taskiq.decor import AsyncTaskiqDecoratedTask
 from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, TaskNotSentError, UnknownTaskError
+from agentexec_otel._text import describe
 from agentexec_otel.activity._lifecycle import create_async
 from agentexec_otel.tasks._brokers import broker_of
 from agentexec_otel.tasks._definition import Definition, TaskFunction
@@ -99,8 +100,8 @@ class Pool:
             TypeError: another signature, or no name.
             ValueError: the name is taken, or empty.
         """
-        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError("a task is registered by its name: write @pool.task('name') above the function")
+        if not isinstance(cast("object", name), str):
+            raise TypeError(f'the name of a task is {describe(name)}: write @pool.task("research") above the function')
         if not name.strip():
             raise ValueError(f"{name!r} is no name for a task: use a non-empty string")
 

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -876,6 +876,13 @@ def nobody(agent_id: UUID, context: Order) -> None: ...
 def nothing(agent_id: UUID) -> None: ...
 def more(agent_id: UUID, context: Order, priority: int) -> None: ...
 def untyped(agent_id: UUID, context) -> None: ...  # type: ignore[no-untyped-def]  # noqa: ANN001
+
+
+@on_sqlite
+async def test_task_without_a_name(works: Works) -> None:
+    """`@pool.task` without a name is refused where it is written, not when the task is enqueued."""
+    with pytest.raises(TypeError, match=r'is <function>: write @pool\.task\("research"\)'):
+        works.pool.task(cast(Any, nobody))
 
 
 WRONG: list[Any] = [nothing, more, untyped]

@@ -108,6 +108,13 @@ def test_metadata_belongs_to_a_new_activity() -> None:
             ax.activity.run(uuid4(), **more)
 
 
+@pytest.mark.parametrize("given", [None, 5, b"research"], ids=["None", "int", "bytes"])
+def test_neither_a_name_nor_an_id(given: Any) -> None:
+    """What is neither a task name nor an id is refused, where it would have made an activity named `None`."""
+    with pytest.raises(ValueError, match="give it a task name or an agent_id"):
+        ax.activity.run(given)
+
+
 def test_inner_block_leaves_the_end_to_the_outer(database: Database) -> None:
     """A block inside one of the same activity reports only; its failure decides nothing, and `current()` follows."""
     assert ax.activity.current() is None
