@@ -111,6 +111,7 @@ class ActivitySpans:
         with self._lock:
             known = self._live.setdefault(live.agent_id, live)
             if known is not live and (known.attempt or 0) < (live.attempt or 0):
+                live.queued = known.queued
                 known = self._live[live.agent_id] = live
             if len(self._live) > max(_MOST_KNOWN, self._needed):
                 idle = (key for key, one in self._live.items() if one.idle and one is not known)

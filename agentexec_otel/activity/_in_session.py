@@ -85,7 +85,7 @@ def _comes_behind(session: Session, agent_id: UUID) -> bool:
     """Whether lines of this activity are queued, and the session cannot hold a lock that the writer waits for."""
     runtime = active()
     live = runtime.spans.known(agent_id)
-    queued = live is not None and live.waits and runtime.primary.pending > 0
+    queued = live.waits if live is not None else runtime.primary.pending > 0  # It may have been forgotten just now.
     return queued and not may_hold_locks(session)
 
 
