@@ -71,7 +71,7 @@ class LiveActivity:
 
     @property
     def waits(self) -> bool:
-        """Whether something that was said of it here may not be settled yet; as long as its row is unread, who knows."""
+        """Whether something that was said of it here may not be settled yet; while its row is unread, who knows."""
         return self.queued is not None or self.opening_pending or self.opening is None
 
     def cancel(self) -> None:
