@@ -318,7 +318,7 @@ def test_activity_canceled_before_the_start(shared: Database, worker: Worker) ->
 def test_activity_canceled_while_running(shared: Database, worker: Worker) -> None:
     """The task can ask, and the activity stays CANCELED whatever it does."""
     agent_id = worker.send("long")
-    assert eventually(lambda: f"long {agent_id}" in worker.notes)
+    assert eventually(lambda: ("RUNNING", "Working.") in told(shared, agent_id))
     assert ax.activity.cancel(agent_id)
     time.sleep(1.5)  # It says nothing, and learns of it all the same.
     worker.enough(agent_id)
