@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from taskiq import AckableMessage, AsyncBroker, BrokerMessage, TaskiqResult
 
 from agentexec_otel.activity.models import Activity, Status
-from agentexec_otel.tasks import _nats
+from agentexec_otel.tasks import _nats, _rabbitmq
 from tests.brokers import URLS, need, results_for
 from tests.chaos.processes import environment_with
 from tests.chaos.proxy import Proxy
@@ -405,6 +405,47 @@ async def test_nats_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
             await _delete(queue)
             await worker.shutdown()
             await client.shutdown()
+
+
+async def test_rabbitmq_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is dead without a word is given up after some heartbeats, and what was not done comes again."""
+    need("rabbitmq")
+    monkeypatch.setattr(_rabbitmq, "_HEARTBEAT", 1)
+    queue = f"test_{uuid4().hex}"
+    with Proxy(URLS["rabbitmq"]) as proxy:
+        worker = _rabbitmq.broker(proxy.url, queue, 1)
+        worker.is_worker_process = True
+        client = _rabbitmq.broker(URLS["rabbitmq"], queue, 1)
+        try:
+            await worker.startup()
+            await client.startup()
+            messages = worker.listen()
+            await client.kick(BrokerMessage(task_id="1", task_name="x", message=b"{}", labels={}))
+            await asyncio.wait_for(anext(messages), 30)
+            proxy.blackhole()
+            again = asyncio.ensure_future(anext(messages))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(again), 2)
+            proxy.let_pass()
+            message = await asyncio.wait_for(again, 40)
+            assert isinstance(message, AckableMessage)
+            assert message.data == b"{}"
+        finally:
+            await worker.shutdown()
+            await client.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("amqp://ann:s%40@host/v", "amqp://ann:s%40@host/v?heartbeat=10"),
+        ("amqp://host?timeout=3", "amqp://host?timeout=3&heartbeat=10"),
+        ("amqps://host/?heartbeat=60", "amqps://host/?heartbeat=60"),
+    ],
+)
+def test_heartbeat_of_rabbitmq(given: str, used: str) -> None:
+    """The URL may name another one."""
+    assert _rabbitmq.with_heartbeat(given) == used
 
 
 async def _set_result(broker: AsyncBroker, result: TaskiqResult[Any]) -> None:
