@@ -61,7 +61,8 @@ def peers(pytestconfig: pytest.Config) -> tuple[Peer, Peer]:
 
 @pytest.fixture(params=KINDS)
 def empty(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Engine]:
-    """An engine on a database without tables."""
+    """An engine on a database without tables; what a test makes under their names is gone behind it."""
     with open_database(request.param, servers, tmp_path) as opened:
         yield opened.engine
         reset_runtime()
+        ax.Base.metadata.drop_all(opened.engine)

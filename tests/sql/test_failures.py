@@ -419,6 +419,7 @@ def test_column_of_another_type(database: Database, quick_retries: None) -> None
     ax.configure(database.url)
     agent_id = ax.activity.create("task")
     with database.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TYPE IF EXISTS agentexec_status")
         words = ", ".join(f"'{status}'" for status in Status)
         connection.exec_driver_sql(f"CREATE TYPE agentexec_status AS ENUM ({words})")
         connection.exec_driver_sql(f"{log} DROP CONSTRAINT ck_agentexec_activity_log_status")
@@ -428,6 +429,7 @@ def test_column_of_another_type(database: Database, quick_retries: None) -> None
     assert "that the tables are as" in ax.health()["exporters"][0]["last_error"]
     with database.engine.begin() as connection:
         connection.exec_driver_sql(f"{log} ALTER COLUMN status TYPE varchar(16)")
+        connection.exec_driver_sql(f"{log} ADD CONSTRAINT ck_agentexec_activity_log_status CHECK (status IN ({words}))")
     assert ax.flush(10.0)
     assert [log.message for log in lines(database.engine, agent_id)[1:]] == ["Waits."]
 
