@@ -29,7 +29,7 @@ from tests.sql.rows import row
 EXAMPLES = ROOT / "examples"
 STOPPED = "Canceled by the user."
 
-pytestmark = pytest.mark.engines
+pytestmark = pytest.mark.one_python
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.outcome_scenarios import installed
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.one_python, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def test_zero_code(tmp_path: Path, settings: dict[str, str]) -> None:
     assert names.count("invoke_agent Researcher") == 1
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize(
     ("settings", "captured"),
     [

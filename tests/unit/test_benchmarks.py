@@ -20,6 +20,7 @@ def context(folder: Path, found: list[Database]) -> Context:
     return Context(found, Scale.SMOKE, folder, track)
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_it_measures(name: str, tmp_path: Path) -> None:
     """Each benchmark gives every database a table whose rows are compared with a baseline of the same run."""
