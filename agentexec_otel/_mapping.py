@@ -11,14 +11,13 @@ from uuid import UUID
 
 from agentexec_otel import _semconv as semconv
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._text import clean_message, clean_metadata, clean_percentage
+from agentexec_otel._text import NAME_LIMIT, clean_message, clean_metadata, clean_percentage
 
 AttributeValue = str | bool | int | float
 
 # A plain dictionary: `Status.value` is a descriptor in Python, on every caller's path.
 _STATUS_TEXT: Final = {status: status.value for status in Status}
 
-_NAME_LIMIT: Final = 255
 # What comes in a span's attributes is a stranger's word: a wild number would re-open the activity.
 _MOST_ATTEMPTS: Final = 1_000_000
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
@@ -91,7 +90,7 @@ def events_of_span(
     """
     try:
         agent_id = UUID(str(attributes[semconv.AGENT_ID]))
-        opening = Opening(clean_message(str(attributes[semconv.AGENT_TYPE]), _NAME_LIMIT), _metadata_of(attributes))
+        opening = Opening(clean_message(str(attributes[semconv.AGENT_TYPE]), NAME_LIMIT), _metadata_of(attributes))
         attempt = int(attributes.get(semconv.ATTEMPT, 1))
         if not 1 <= attempt <= _MOST_ATTEMPTS:
             return []
@@ -132,7 +131,7 @@ def _outcome_of(attributes: Mapping[str, Any]) -> Outcome:
 
 
 def _text(value: object) -> str | None:
-    return clean_message(value, _NAME_LIMIT) if isinstance(value, str) else None
+    return clean_message(value, NAME_LIMIT) if isinstance(value, str) else None
 
 
 def _count(value: object) -> int | None:

@@ -17,6 +17,7 @@ from uuid import UUID
 from agentexec_otel._redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, redactor, unique_key
 
 MESSAGE_LIMIT: Final = 8_192
+NAME_LIMIT: Final = 255
 METADATA_KEYS: Final = 64
 METADATA_LIMIT: Final = 16_384
 METADATA_DEPTH: Final = 16

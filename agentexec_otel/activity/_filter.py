@@ -26,10 +26,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from agentexec_otel._text import clean_message, describe
+from agentexec_otel._text import NAME_LIMIT, clean_message, describe
 from agentexec_otel.activity.models import Activity
 
-_NAME_LIMIT: Final = 255
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,127}")
 # Exact for 64-bit integers, which a double is not: MySQL wants digits, PostgreSQL overflows with them.
 _EXACT: Final = Numeric().with_variant(DECIMAL(65, 20), "mysql", "mariadb")
@@ -102,7 +101,7 @@ def named(argument: str, stored: SQLColumnExpression[Any], value: str) -> Column
     """Whether a column of names has this one. Raises `ValueError` for what is no string."""
     if not _is_a(value, str):
         raise ValueError(f"{argument} is {describe(value)}: pass one name, as a string")
-    return same_text(stored, value, _NAME_LIMIT)
+    return same_text(stored, value, NAME_LIMIT)
 
 
 def moment(argument: str, value: datetime) -> datetime:

@@ -28,7 +28,7 @@ from agentexec_otel._live import LiveActivity
 from agentexec_otel._liveness import lost_ending
 from agentexec_otel._outcome import outcome_of, text_of
 from agentexec_otel._runtime import Runtime
-from agentexec_otel._text import prepare_message, prepare_metadata
+from agentexec_otel._text import NAME_LIMIT, prepare_message, prepare_metadata
 from agentexec_otel.activity._filter import metadata_criteria, named, without_news_since
 from agentexec_otel.activity._in_session import create_in, end_many, raise_rejected, record_in
 from agentexec_otel.activity._joined import synchronous
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     AnySession: TypeAlias = Session | AsyncSession
 
 _T = TypeVar("_T")
-_NAME_LIMIT = 255
 
 
 def create(
@@ -161,21 +160,17 @@ def update(
     live = runtime.find(parsed, waits=wanted is not RUNNING)
     if wanted.terminal:
         return _end(runtime, live, wanted, message, percentage, None)
-    if wanted is RUNNING:
-        return report(live, message, percentage)
-    live.reported = True
     # On an event loop nobody waits to learn whether it has ended: the row knows when this line comes to it.
-    event = runtime.event(parsed, QUEUED, message, percentage, live=live, reopens=_runtime.on_event_loop())
-    if live.ended:
-        event = event._replace(attempt=None)
-    return runtime.emit(runtime.spans.observe(live, event))
+    return report(live, message, percentage, wanted, reopens=wanted is QUEUED and _runtime.on_event_loop())
 
 
-def report(live: LiveActivity, message: str, percentage: float | None) -> bool:
+def report(
+    live: LiveActivity, message: str, percentage: float | None, status: Status = RUNNING, *, reopens: bool = False
+) -> bool:
     """Add a line to the attempt that is known here; to the current one where that has ended and nobody runs it."""
     runtime = _runtime.active()
     live.reported = True
-    event = runtime.event(live.agent_id, RUNNING, message, percentage, live=live)
+    event = runtime.event(live.agent_id, status, message, percentage, live=live, reopens=reopens)
     if live.ended:
         event = event._replace(attempt=None)
     return runtime.emit(runtime.spans.observe(live, event))
@@ -382,7 +377,7 @@ def _opening_event(
     if not isinstance(task_name, str) or not task_name.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"task_name must be a non-empty string, got {task_name!r:.80}")
     new_id = uuid4() if agent_id is None else parse_agent_id(agent_id)
-    name = prepare_message(task_name, _NAME_LIMIT, runtime.redact)
+    name = prepare_message(task_name, NAME_LIMIT, runtime.redact)
     kept = None if metadata is None else prepare_metadata(metadata, runtime.redact)
     text = CONF.activity_message_create if message is None else message
     return runtime.event(new_id, Status.QUEUED, text, opening=Opening(name, kept, _carrier()))

@@ -35,6 +35,7 @@ from sqlalchemy.types import TypeEngine
 from agentexec_otel._config import CONF
 from agentexec_otel._event import Status
 from agentexec_otel._ids import uuid7
+from agentexec_otel._text import NAME_LIMIT
 
 __all__ = ["Activity", "ActivityLog", "Base", "Status", "StatusText", "UtcDateTime"]
 
@@ -132,7 +133,7 @@ class Activity(Base):
 
     id: Mapped[UUID] = mapped_column(Uuid, primary_key=True, default=uuid7)
     agent_id: Mapped[UUID] = mapped_column(Uuid)
-    agent_type: Mapped[str] = mapped_column(String(255))
+    agent_type: Mapped[str] = mapped_column(String(NAME_LIMIT))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now, onupdate=_now)
 
@@ -146,10 +147,10 @@ class Activity(Base):
     trace_id: Mapped[str | None] = mapped_column(String(32))
     span_id: Mapped[str | None] = mapped_column(String(16))
     sampled: Mapped[bool | None] = mapped_column(Boolean)
-    worker_id: Mapped[str | None] = mapped_column(String(255))
+    worker_id: Mapped[str | None] = mapped_column(String(NAME_LIMIT))
     heartbeat_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    error_type: Mapped[str | None] = mapped_column(String(255))
+    error_type: Mapped[str | None] = mapped_column(String(NAME_LIMIT))
     reason: Mapped[str | None] = mapped_column(String(64))
     input_tokens: Mapped[int | None] = mapped_column(BigInteger)
     output_tokens: Mapped[int | None] = mapped_column(BigInteger)

@@ -177,13 +177,12 @@ _waits: Final[set[asyncio.Task[Any]]] = set()
 @contextmanager
 def _waiting() -> Generator[None]:
     """What happens in here may be handed back."""
-    receiving = asyncio.current_task()
-    if receiving is not None:
-        _waits.add(receiving)
+    receiving = cast("asyncio.Task[Any]", asyncio.current_task())
+    _waits.add(receiving)
     try:
         yield
     finally:
-        _waits.discard(cast("asyncio.Task[Any]", receiving))
+        _waits.discard(receiving)
 
 
 def hand_back() -> None:

@@ -10,12 +10,12 @@ from uuid import UUID
 
 from agentexec_otel._event import ActivityEvent, Opening, Outcome, Status
 from agentexec_otel._semconv import PREVIOUS_SPAN
+from agentexec_otel._text import NAME_LIMIT
 from agentexec_otel.export import Ack, ExportResult, Reject
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
 _RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
-_NAME_LIMIT: Final = 255
 _REASON_LIMIT: Final = 64
 
 STUB_TYPE: Final = ""
@@ -144,7 +144,7 @@ class Row:
 
     def _open(self, opening: Opening, occurred_at_ns: int) -> None:
         self.opened = True
-        self.agent_type = opening.agent_type[:_NAME_LIMIT]
+        self.agent_type = opening.agent_type[:NAME_LIMIT]
         self.created_at = moment(occurred_at_ns)
         self.metadata = opening.metadata
         self.trace_context = opening.trace_context
@@ -171,14 +171,14 @@ class Row:
             self.trace_id, self.span_id = event.span.trace_id, event.span.span_id
             self.sampled = event.span.sampled
         if event.outcome is not None and self.status.terminal:
-            self.error_type = event.outcome.error_type and event.outcome.error_type[:_NAME_LIMIT]
+            self.error_type = event.outcome.error_type and event.outcome.error_type[:NAME_LIMIT]
             self.reason = event.outcome.reason and event.outcome.reason[:_REASON_LIMIT]
 
     def _take_lease(self, event: ActivityEvent, replay: bool) -> None:
         if self.status.terminal:
             self.lease = "clear"
         elif event.worker_id is not None:
-            worker_id = event.worker_id[:_NAME_LIMIT]
+            worker_id = event.worker_id[:NAME_LIMIT]
             # Whoever reports last runs it, but a line that was left behind by the dead takes nothing over.
             if self.worker_id is None or not replay:
                 self.worker_id = worker_id
