@@ -31,8 +31,8 @@ from agentexec_otel._errors import (
     TaskResultError,
     UnknownTaskError,
 )
-from agentexec_otel._runtime import configure, flush, health, recover, shutdown
-from agentexec_otel._signals import install_signal_handlers
+from agentexec_otel._runtime.process import configure, flush, health, recover, shutdown
+from agentexec_otel._runtime.signals import install_signal_handlers
 from agentexec_otel.activity.models import Base
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from agentexec_otel._event import TERMINAL, ActivityEvent, Status
+from agentexec_otel._model.event import TERMINAL, ActivityEvent, Status
 from agentexec_otel.export import Ack, ExportResult, Reject
 
 __all__ = ["InMemoryActivityExporter"]

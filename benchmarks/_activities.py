@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from agentexec_otel._event import ActivityEvent, Opening, Status
-from agentexec_otel._ids import uuid7
+from agentexec_otel._model.event import ActivityEvent, Opening, Status
+from agentexec_otel._model.ids import uuid7
 from benchmarks._databases import ACTIVITY, LOG, Database
 
 ACTIVITY_COLUMNS: Final = (

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 import agentexec_otel as ax
-from agentexec_otel._ids import uuid7
+from agentexec_otel._model.ids import uuid7
 from benchmarks._activities import LOG_COLUMNS, History
 from benchmarks._context import Context, Scale
 from benchmarks._databases import ACTIVITY, LOG, Database

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 import agentexec_otel as ax
-from agentexec_otel._event import ActivityEvent
+from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel.export import ActivityProcessor
 from agentexec_otel_exporters.sql import SQLExporter
 from benchmarks._activities import ACTIVITY_COLUMNS, LOG_COLUMNS, live_events, rows_of

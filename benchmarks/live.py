@@ -15,7 +15,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import agentexec_otel as ax
-from agentexec_otel._ids import uuid7
+from agentexec_otel._model.ids import uuid7
 from benchmarks._activities import ACTIVITY_COLUMNS, LOG_COLUMNS
 from benchmarks._context import Context, Scale
 from benchmarks._databases import ACTIVITY, LOG, Database

@@ -26,7 +26,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from agentexec_otel._text import NAME_LIMIT, clean_message, describe
+from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe
 from agentexec_otel.activity.models import Activity
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,127}")

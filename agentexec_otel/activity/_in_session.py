@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, ExportError
-from agentexec_otel._event import ActivityEvent, Outcome, Status
-from agentexec_otel._ids import parse_agent_id
-from agentexec_otel._runtime import Runtime, active, on_event_loop
+from agentexec_otel._model.event import ActivityEvent, Outcome, Status
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._runtime.process import Runtime, active, on_event_loop
 from agentexec_otel.activity._joined import after_commit, commits_itself, connection_of, may_hold_locks, synchronous
 from agentexec_otel.export import Ack, Ending, ExportResult, Reject, StoredActivity
 

@@ -14,21 +14,21 @@ from opentelemetry import propagate
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
-from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import (
     ActivityNotFoundError,
     ActivityNotStoredError,
     ActivityStateError,
+    guarded,
 )
-from agentexec_otel._event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
-from agentexec_otel._guard import guarded
-from agentexec_otel._ids import parse_agent_id
-from agentexec_otel._live import LiveActivity
-from agentexec_otel._liveness import lost_ending
-from agentexec_otel._outcome import outcome_of, text_of
-from agentexec_otel._runtime import Runtime
-from agentexec_otel._text import NAME_LIMIT, prepare_message, prepare_metadata
+from agentexec_otel._model.event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._model.outcome import outcome_of, text_of
+from agentexec_otel._model.text import NAME_LIMIT, prepare_message, prepare_metadata
+from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime.live import LiveActivity
+from agentexec_otel._runtime.liveness import lost_ending
+from agentexec_otel._runtime.process import Runtime
 from agentexec_otel.activity._filter import metadata_criteria, named, without_news_since
 from agentexec_otel.activity._in_session import create_in, end_many, raise_rejected, record_in
 from agentexec_otel.activity._joined import synchronous

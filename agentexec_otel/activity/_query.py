@@ -11,9 +11,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Result, RowMapping, Select, Table, bindparam, func, select
 from sqlalchemy.orm import Session
 
-from agentexec_otel._event import ACTIVE, Status
-from agentexec_otel._ids import parse_agent_id
-from agentexec_otel._text import describe
+from agentexec_otel._model.event import ACTIVE, Status
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._model.text import describe
 from agentexec_otel.activity._filter import metadata_criteria, moment, named
 from agentexec_otel.activity._joined import synchronous
 from agentexec_otel.activity.models import Activity, ActivityLog

@@ -14,14 +14,14 @@ from uuid import UUID
 
 from opentelemetry import context, trace
 
-from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
-from agentexec_otel._event import Outcome, Status
-from agentexec_otel._ids import parse_agent_id
-from agentexec_otel._live import LiveActivity
-from agentexec_otel._outcome import outcome_of
-from agentexec_otel._runtime import Runtime
-from agentexec_otel._text import describe
+from agentexec_otel._model.event import Outcome, Status
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._model.outcome import outcome_of
+from agentexec_otel._model.text import describe
+from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime.live import LiveActivity
+from agentexec_otel._runtime.process import Runtime
 from agentexec_otel.activity import _lifecycle
 from agentexec_otel.export import ExportResult
 

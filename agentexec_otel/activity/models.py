@@ -33,9 +33,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 from sqlalchemy.types import TypeEngine
 
 from agentexec_otel._config import CONF
-from agentexec_otel._event import Status
-from agentexec_otel._ids import uuid7
-from agentexec_otel._text import NAME_LIMIT
+from agentexec_otel._model.event import Status
+from agentexec_otel._model.ids import uuid7
+from agentexec_otel._model.text import NAME_LIMIT
 
 __all__ = ["Activity", "ActivityLog", "Base", "Status", "StatusText", "UtcDateTime"]
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from agentexec_otel._event import Status
+from agentexec_otel._model.event import Status
 
 __all__ = ["ActivityDetailSchema", "ActivityListItemSchema", "ActivityListSchema", "ActivityLogSchema"]
 

@@ -1,5 +1,5 @@
 """The statuses of an activity."""
 
-from agentexec_otel._event import Status
+from agentexec_otel._model.event import Status
 
 __all__ = ["Status"]

@@ -1,18 +1,19 @@
 """Exporting activity events: the plug-in protocol and the processor that guarantees delivery."""
 
 from agentexec_otel._errors import ExportError, MisconfiguredExportError, PoisonExportError, TransientExportError
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef
-from agentexec_otel.export._processor import ActivityProcessor
-from agentexec_otel.export._protocol import (
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef
+from agentexec_otel._model.results import (
     Ack,
-    ActivityExporter,
-    ActivityStore,
+    EndedActivity,
     Ending,
     ExportResult,
+    Refusal,
     Reject,
     Retry,
     StoredActivity,
 )
+from agentexec_otel.export._processor import ActivityProcessor
+from agentexec_otel.export._protocol import ActivityExporter, ActivityStore
 
 __all__ = [
     "Ack",
@@ -20,6 +21,7 @@ __all__ = [
     "ActivityExporter",
     "ActivityProcessor",
     "ActivityStore",
+    "EndedActivity",
     "Ending",
     "ExportError",
     "ExportResult",
@@ -27,6 +29,7 @@ __all__ = [
     "Opening",
     "Outcome",
     "PoisonExportError",
+    "Refusal",
     "Reject",
     "Retry",
     "SpanRef",

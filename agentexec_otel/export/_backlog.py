@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
-from agentexec_otel._event import RUNNING, ActivityEvent
-from agentexec_otel._ids import uuid7
-from agentexec_otel.export._codec import MalformedEventError, decode, encode
+from agentexec_otel._model.codec import MalformedEventError, decode, encode
+from agentexec_otel._model.event import RUNNING, ActivityEvent
+from agentexec_otel._model.ids import uuid7
 from agentexec_otel.export._delivery import Entry
 from agentexec_otel.export._spool import Position, Spool, SpoolError, SpoolFullError
 

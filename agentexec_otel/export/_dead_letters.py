@@ -8,8 +8,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from agentexec_otel._event import ActivityEvent
-from agentexec_otel.export._codec import MalformedEventError, encode
+from agentexec_otel._model.codec import MalformedEventError, encode
+from agentexec_otel._model.event import ActivityEvent
 
 _logger = logging.getLogger("agentexec_otel.export")
 

@@ -9,11 +9,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from agentexec_otel._errors import ExportError, MisconfiguredExportError, PoisonExportError, TransientExportError
-from agentexec_otel._event import ActivityEvent, Status
-from agentexec_otel._guard import guarded
-from agentexec_otel._ids import uuid7
-from agentexec_otel.export._protocol import Ack, ActivityExporter, ExportResult, Reject, Retry
+from agentexec_otel._errors import (
+    ExportError,
+    MisconfiguredExportError,
+    PoisonExportError,
+    TransientExportError,
+    guarded,
+)
+from agentexec_otel._model.event import ActivityEvent, Status
+from agentexec_otel._model.ids import uuid7
+from agentexec_otel._model.results import Ack, ExportResult, Reject, Retry
+from agentexec_otel.export._protocol import ActivityExporter
 
 _logger = logging.getLogger("agentexec_otel.export")
 

@@ -19,13 +19,13 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
-from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError
-from agentexec_otel._event import ActivityEvent
-from agentexec_otel._guard import guarded, suppressed_instrumentation
+from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError, guarded, suppressed_instrumentation
+from agentexec_otel._model.event import ActivityEvent
+from agentexec_otel._model.results import Ack, ExportResult, Reject
 from agentexec_otel.export._backlog import Backlog, Job
 from agentexec_otel.export._dead_letters import DeadLetters
 from agentexec_otel.export._delivery import ClosingError, Delivery, Entry, Settled
-from agentexec_otel.export._protocol import Ack, ActivityExporter, ExportResult, Reject
+from agentexec_otel.export._protocol import ActivityExporter
 from agentexec_otel.export._replay import Replay
 from agentexec_otel.export._spool import Spool
 from agentexec_otel.export._storing import Storing

@@ -3,49 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """The event is stored.
-
-    Attributes:
-        status: The activity's status after this event: the winner's, where the event came late.
-        attempt: The activity's current attempt.
-        late: The event's attempt had already ended; it is kept in the history and changed nothing.
-        duplicate: The event had been stored before.
-        span_id: The span that the activity's row names, whichever process opened it.
-        outcome: Why the attempt ended, where it has.
-    """
-
-    status: Status
-    attempt: int = 1
-    late: bool = False
-    duplicate: bool = False
-    span_id: str | None = None
-    outcome: Outcome | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """The event is not stored yet; offer it again after that many seconds."""
-
-    after: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """The event can never be stored. `reason` is one sentence without the event's content."""
-
-    reason: str
-
-
-ExportResult = Ack | Retry | Reject
+from agentexec_otel._model.event import ActivityEvent, SpanRef
+from agentexec_otel._model.results import Ack, Ending, ExportResult, StoredActivity
 
 
 class ActivityExporter(Protocol):
@@ -78,33 +40,6 @@ class ActivityExporter(Protocol):
     def shutdown(self, timeout: float) -> None:
         """Release connections. No call follows."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How many activities are ended at once: one terminal status, one line, one reason."""
-
-    status: Status
-    message: str
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class StoredActivity:
-    """An activity as its row has it, and the lines that were written before it had a span.
-
-    Attributes:
-        counted: A run in it has ended, and has said what it spent.
-    """
-
-    agent_id: UUID
-    opening: Opening
-    status: Status
-    attempt: int
-    created_at_ns: int
-    span: SpanRef | None
-    history: tuple[ActivityEvent, ...] = ()
-    counted: bool = False
 
 
 @runtime_checkable

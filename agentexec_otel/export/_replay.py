@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from agentexec_otel.export._codec import MalformedEventError, decode
+from agentexec_otel._model.codec import MalformedEventError, decode
 from agentexec_otel.export._delivery import Entry
 from agentexec_otel.export._spool import Orphan, Spool
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError
-from agentexec_otel._event import ActivityEvent
+from agentexec_otel._model.event import ActivityEvent
+from agentexec_otel._model.results import Ack, ExportResult
 from agentexec_otel.export._delivery import Entry, describe, given_up
-from agentexec_otel.export._protocol import Ack, ExportResult
 
 
 class Storing:

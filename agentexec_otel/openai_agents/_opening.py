@@ -14,10 +14,11 @@ from uuid import UUID, uuid4
 
 from agents import RunConfig, RunState
 
-from agentexec_otel import _runtime, activity
+from agentexec_otel import activity
 from agentexec_otel._errors import ConfigurationError, ExportError
-from agentexec_otel._event import Status
-from agentexec_otel._text import type_name
+from agentexec_otel._model.event import Status
+from agentexec_otel._model.text import type_name
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.export import StoredActivity
 from agentexec_otel.openai_agents._waiting import waiting_of

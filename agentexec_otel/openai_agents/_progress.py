@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakKeyDictionary, ref
 
-from agentexec_otel import _runtime, activity
+from agentexec_otel import activity
 from agentexec_otel._config import CONF
-from agentexec_otel._event import Status
-from agentexec_otel._guard import guarded
+from agentexec_otel._errors import guarded
+from agentexec_otel._model.event import Status
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity import ActivityRun
 
 BURST: Final = 10  # lines of each kind stored at once, refilled by

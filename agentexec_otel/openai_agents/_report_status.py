@@ -11,8 +11,9 @@ from uuid import UUID
 from agents import FunctionTool
 from agents.tool_context import ToolContext
 
-from agentexec_otel import _runtime, activity
-from agentexec_otel._guard import guarded
+from agentexec_otel import activity
+from agentexec_otel._errors import guarded
+from agentexec_otel._runtime import process as _runtime
 
 TOOL_NAME: Final = "report_activity"
 MESSAGE_LIMIT: Final = 1_000  # characters kept of one report

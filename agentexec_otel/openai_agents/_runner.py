@@ -25,9 +25,10 @@ from agents import (
 )
 from agents.run import DEFAULT_MAX_TURNS, RunOptions
 
-from agentexec_otel import _runtime, activity
+from agentexec_otel import activity
 from agentexec_otel._errors import ActivityCanceledError, ActivityNotFoundError, ExportError
-from agentexec_otel._ids import parse_agent_id
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._progress import remark
 from agentexec_otel.openai_agents._recovery import Unfinished, wrap_up_input, wrap_up_options

@@ -25,10 +25,9 @@ from agents.lifecycle import RunHooksBase
 from agents.run import RunOptions
 from agents.usage import Usage
 
-from agentexec_otel import _runtime
-from agentexec_otel._errors import ActivityCanceledError
-from agentexec_otel._guard import guarded
-from agentexec_otel._outcome import keep_to_yourself, text_of
+from agentexec_otel._errors import ActivityCanceledError, guarded
+from agentexec_otel._model.outcome import keep_to_yourself, text_of
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._progress import Progress, remark
 from agentexec_otel.openai_agents._waiting import goes_on_in, waiting_of

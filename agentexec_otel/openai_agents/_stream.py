@@ -13,8 +13,7 @@ from weakref import finalize
 from agents import InputGuardrailTripwireTriggered, MaxTurnsExceeded, RunResultStreaming
 from agents.stream_events import StreamEvent
 
-from agentexec_otel._errors import ActivityCanceledError
-from agentexec_otel._guard import guarded
+from agentexec_otel._errors import ActivityCanceledError, guarded
 from agentexec_otel.openai_agents._steps import TrackedRun
 
 WrapUp = Callable[[RunResultStreaming, MaxTurnsExceeded], RunResultStreaming]

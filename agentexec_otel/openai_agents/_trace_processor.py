@@ -27,7 +27,7 @@ from agents.tracing.traces import ReattachedTrace
 from opentelemetry.context import Context, attach, get_current
 
 from agentexec_otel._config import CONF
-from agentexec_otel._guard import guarded
+from agentexec_otel._errors import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents._opening import configured, describe_trace, enclosing, prepare
 from agentexec_otel.openai_agents._progress import Progress, progress_of, told_by_hooks

@@ -13,8 +13,8 @@ from agents import RunConfig, RunResult, RunResultStreaming
 from agents.run import AgentRunner, RunOptions
 from agents.tracing import get_current_trace
 
-from agentexec_otel import _runtime
-from agentexec_otel._guard import guarded
+from agentexec_otel._errors import guarded
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.export import StoredActivity
 from agentexec_otel.openai_agents._opening import (

@@ -11,7 +11,7 @@ from typing import Any, Final
 from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker
 
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
-from agentexec_otel._text import describe_url
+from agentexec_otel._model.text import describe_url
 
 _MOST_RESULTS: Final = 10_000
 

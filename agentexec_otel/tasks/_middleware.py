@@ -16,14 +16,15 @@ from uuid import UUID, uuid4
 from taskiq import AsyncBroker, BrokerMessage, NoResultError, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
-from agentexec_otel import _runtime, activity
+from agentexec_otel import activity
 from agentexec_otel._config import CONF
-from agentexec_otel._event import ActivityEvent, Outcome, Status
-from agentexec_otel._guard import guarded
-from agentexec_otel._ids import parse_agent_id
-from agentexec_otel._outcome import qualified_name
+from agentexec_otel._errors import guarded
+from agentexec_otel._model.codec import decode, encode
+from agentexec_otel._model.event import ActivityEvent, Outcome, Status
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._model.outcome import qualified_name
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity._lifecycle import create_async, create_later, error_message, submit_end
-from agentexec_otel.export._codec import decode, encode
 from agentexec_otel.tasks._definition import call_in_thread
 from agentexec_otel.tasks._run import (
     AGENT_ID,

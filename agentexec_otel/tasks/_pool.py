@@ -13,10 +13,10 @@ from uuid import UUID
 from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker, SendTaskError, TaskiqEvents, TaskiqState
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
-from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, TaskNotSentError, UnknownTaskError
-from agentexec_otel._text import describe
+from agentexec_otel._model.text import describe
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity._lifecycle import create_async
 from agentexec_otel.tasks._brokers import broker_of
 from agentexec_otel.tasks._definition import Definition, TaskFunction

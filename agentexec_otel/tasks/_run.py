@@ -14,13 +14,13 @@ from uuid import UUID
 
 from opentelemetry import context
 
-from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
-from agentexec_otel._event import ActivityEvent, Status
-from agentexec_otel._ids import parse_agent_id
-from agentexec_otel._live import LiveActivity
-from agentexec_otel._runtime import Runtime
+from agentexec_otel._model.event import ActivityEvent, Status
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime.live import LiveActivity
+from agentexec_otel._runtime.process import Runtime
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.activity._lifecycle import describe_error
 from agentexec_otel.export import Ack, ExportResult, StoredActivity

@@ -12,7 +12,6 @@ from uuid import UUID
 from taskiq import AsyncBroker, TaskiqResult
 from taskiq.result_backends.dummy import DummyResultBackend
 
-from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import (
     ActivityCanceledError,
@@ -21,7 +20,8 @@ from agentexec_otel._errors import (
     TaskFailedError,
     TaskResultError,
 )
-from agentexec_otel._event import Outcome, Status
+from agentexec_otel._model.event import Outcome, Status
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.export import Ack
 from agentexec_otel.tasks._definition import Definition
 from agentexec_otel.tasks._run import TaskRun, claim, stored_within

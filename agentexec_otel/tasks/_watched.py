@@ -14,12 +14,12 @@ from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
-from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
-from agentexec_otel._event import ActivityEvent, Outcome, Status
-from agentexec_otel._live import LiveActivity
-from agentexec_otel._runtime import Runtime
+from agentexec_otel._model.event import ActivityEvent, Outcome, Status
+from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime.live import LiveActivity
+from agentexec_otel._runtime.process import Runtime
 from agentexec_otel.activity._lifecycle import create_later, submit_end
 from agentexec_otel.export import ExportResult, StoredActivity
 from agentexec_otel.tasks._run import PATIENCE, TaskRun, claim, join

@@ -22,8 +22,8 @@ from taskiq.cli.worker.args import WorkerArgs
 from taskiq.cli.worker.process_manager import ProcessManager
 from taskiq.cli.worker.run import start_listen
 
-from agentexec_otel import _runtime
 from agentexec_otel._errors import AgentExecError, ConfigurationError
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.tasks._middleware import hand_back
 
 if TYPE_CHECKING:

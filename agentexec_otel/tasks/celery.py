@@ -22,13 +22,12 @@ from functools import wraps
 from typing import Any, Final, cast
 from uuid import UUID, uuid4
 
-from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import MissingExtraError
-from agentexec_otel._event import Outcome, Status
-from agentexec_otel._guard import guarded
-from agentexec_otel._ids import parse_agent_id
-from agentexec_otel._outcome import keep_to_yourself, qualified_name
+from agentexec_otel._errors import MissingExtraError, guarded
+from agentexec_otel._model.event import Outcome, Status
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._model.outcome import keep_to_yourself, qualified_name
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity._lifecycle import error_message
 from agentexec_otel.tasks import _watched
 from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, TaskRun, agent_id_of

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import agentexec_otel as ax
 from agentexec_otel._errors import TransientExportError
-from agentexec_otel._event import ActivityEvent
+from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel.export import ExportResult
 from agentexec_otel.testing import InMemoryActivityExporter
 from tests.chaos.law import settled

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime
+from agentexec_otel._runtime import process as _runtime
 from tests.chaos.journal import Journal
 from tests.chaos.law import settled
 from tests.chaos.producer import say

@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from agentexec_otel._event import ActivityEvent, Opening, Status
-from agentexec_otel._ids import uuid7
+from agentexec_otel._model.event import ActivityEvent, Opening, Status
+from agentexec_otel._model.ids import uuid7
 from agentexec_otel.export import Ack
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.chaos.conftest import SERVERS

@@ -14,8 +14,8 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._event import ActivityEvent
-from agentexec_otel._ids import uuid7
+from agentexec_otel._model.event import ActivityEvent
+from agentexec_otel._model.ids import uuid7
 from agentexec_otel.activity.models import ActivityLog, Status
 from agentexec_otel.export import Ack, ActivityProcessor
 from agentexec_otel_exporters.sql import SQLExporter

@@ -15,8 +15,8 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._liveness import Liveness, lost_ending
-from agentexec_otel._spans import ActivitySpans
+from agentexec_otel._runtime.liveness import Liveness, lost_ending
+from agentexec_otel._runtime.spans import ActivitySpans
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.chaos.conftest import ONE_FIRST

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel._errors import TransientExportError
-from agentexec_otel._event import ActivityEvent
+from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel.export import ExportResult
 from agentexec_otel_exporters.sql import SQLExporter

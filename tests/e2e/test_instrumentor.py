@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.openai_agents import _stream, _wrap
 from tests.conftest import reset_runtime
 from tests.databases import Database

@@ -19,7 +19,7 @@ from agents.testing import ModelCall, ModelStep, ScriptedModel
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
-from agentexec_otel import _spans
+from agentexec_otel._runtime import spans as _spans
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.openai_agents import _stream
 from agentexec_otel.openai_agents._progress import Progress

@@ -35,8 +35,8 @@ from taskiq.kicker import AsyncKicker
 from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime
-from agentexec_otel._event import Outcome, Status
+from agentexec_otel._model.event import Outcome, Status
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition

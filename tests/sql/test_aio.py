@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime
-from agentexec_otel._event import Status
+from agentexec_otel._model.event import Status
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity import aio
 from tests.databases import Database
 from tests.sql.rows import lines, row

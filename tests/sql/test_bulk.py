@@ -9,7 +9,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import Ack
 from agentexec_otel_exporters.sql import SQLExporter

@@ -20,9 +20,9 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime
 from agentexec_otel._errors import PoisonExportError
-from agentexec_otel._event import Outcome, Status
+from agentexec_otel._model.event import Outcome, Status
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.testing import InMemoryActivityExporter
 from agentexec_otel_exporters.sql import SQLExporter
 from agentexec_otel_exporters.sql._engine import parse_url

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._event import Status
-from agentexec_otel._text import clean_message
+from agentexec_otel._model.event import Status
+from agentexec_otel._model.text import clean_message
 from tests.databases import Database
 from tests.sql.rows import count_rows, lines, row
 
@@ -301,7 +301,7 @@ def test_any_text_comes_back(database: Database, messages: list[str]) -> None:
 ), max_size=6))  # fmt: skip
 def test_any_metadata_is_stored_alike(database: Database, metadata: dict[str, Any]) -> None:
     """Whatever metadata is accepted comes back as it was cleaned, the same from every database."""
-    from agentexec_otel._text import prepare_metadata
+    from agentexec_otel._model.text import prepare_metadata
 
     agent_id = ax.activity.create("task", agent_id=uuid4(), metadata=metadata)
     with Session(database.engine) as session:

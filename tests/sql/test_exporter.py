@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._event import TERMINAL, ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.event import TERMINAL, ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel.export import Ack, Reject
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database

@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 
 import agentexec_otel as ax
 from agentexec_otel._errors import MisconfiguredExportError, PoisonExportError, TransientExportError
-from agentexec_otel._event import Outcome, Status
+from agentexec_otel._model.event import Outcome, Status
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import ActivityProcessor, _delivery
 from agentexec_otel_exporters.sql import SQLExporter

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 import agentexec_otel as ax
-from agentexec_otel._event import Status
+from agentexec_otel._model.event import Status
 from agentexec_otel.activity.models import Activity, ActivityLog
 from tests.databases import Database
 from tests.sql.processes import Peer

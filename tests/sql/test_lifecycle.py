@@ -17,8 +17,8 @@ from sqlalchemy.event import listen
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime
-from agentexec_otel._event import Status
+from agentexec_otel._model.event import Status
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.export import StoredActivity
 from agentexec_otel_exporters.sql import SQLExporter

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime
-from agentexec_otel._event import Status
+from agentexec_otel._model.event import Status
+from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity.models import Activity
 from tests.databases import Database
 from tests.sql.rows import count_rows, eventually, gap_free, lines, row

@@ -17,9 +17,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime
-from agentexec_otel._event import ActivityEvent, SpanRef, Status
-from agentexec_otel._spans import ActivitySpans
+from agentexec_otel._model.event import ActivityEvent, SpanRef, Status
+from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime.spans import ActivitySpans
 from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, StoredActivity
 from tests.databases import Database
 from tests.sql.recorder import Recorder

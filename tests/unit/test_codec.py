@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel.export._codec import SCHEMA, MalformedEventError, decode, encode
+from agentexec_otel._model.codec import SCHEMA, MalformedEventError, decode, encode
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
 
 # Hypothesis leaves surrogates out of text() by default, and they are what breaks encoders.
 texts = st.text(st.characters(codec=None, exclude_categories=()), max_size=60)

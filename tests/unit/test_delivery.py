@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentexec_otel._errors import ExportError, MisconfiguredExportError, PoisonExportError, TransientExportError
-from agentexec_otel._event import ActivityEvent, Status
+from agentexec_otel._model.event import ActivityEvent, Status
 from agentexec_otel.export import Ack, ExportResult, Reject, Retry
 from agentexec_otel.export._delivery import (
     FIRST_BACKOFF,

@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from agentexec_otel._event import ACTIVE, TERMINAL, ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._ids import uuid7
+from agentexec_otel._model.event import ACTIVE, TERMINAL, ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.ids import uuid7
 
 EVENT = ActivityEvent(
     uuid7(), UUID(int=1), Status.QUEUED, "text", None, 5, opening=Opening("task", {"a": [1]}, {"b": "c"})

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._ids import uuid7
-from agentexec_otel._semconv import PREVIOUS_SPAN
+from agentexec_otel._model.attributes import PREVIOUS_SPAN
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.fold import STUB_TYPE, Line, Row, fold, moment, nanoseconds
+from agentexec_otel._model.ids import uuid7
 from agentexec_otel.export import Ack, ExportResult, Reject
-from agentexec_otel_exporters.sql._fold import STUB_TYPE, Line, Row, fold, moment, nanoseconds
 
 AGENT = UUID(int=7)
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

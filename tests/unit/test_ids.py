@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentexec_otel._ids import parse_agent_id, uuid7
+from agentexec_otel._model.ids import parse_agent_id, uuid7
 
 SOME_ID = "0198c7e2-4b1a-7def-8abc-0123456789ab"
 
@@ -77,7 +77,7 @@ def test_uuid7_over_threads() -> None:
 
 FORKS = """
 import ctypes, os, sys, time
-from agentexec_otel._ids import uuid7
+from agentexec_otel._model.ids import uuid7
 
 fork = {"python": os.fork, "c": ctypes.PyDLL(None).fork}[sys.argv[1]]
 now = time.time_ns()

@@ -11,9 +11,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from agentexec_otel import _semconv as semconv
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._mapping import (
+from agentexec_otel._model import attributes as semconv
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.mapping import (
     events_of_span,
     log_attributes,
     opening_attributes,

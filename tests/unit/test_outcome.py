@@ -8,8 +8,8 @@ import pytest
 from agents import UserError
 
 from agentexec_otel._errors import ActivityCanceledError
-from agentexec_otel._event import Outcome, Status
-from agentexec_otel._outcome import _REASONS, outcome_of, qualified_name, reason_of  # pyright: ignore[reportPrivateUsage]
+from agentexec_otel._model.event import Outcome, Status
+from agentexec_otel._model.outcome import _REASONS, outcome_of, qualified_name, reason_of  # pyright: ignore[reportPrivateUsage]
 
 
 class OwnError(Exception):

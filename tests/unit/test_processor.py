@@ -15,7 +15,7 @@ import pytest
 
 import agentexec_otel as ax
 from agentexec_otel._errors import MisconfiguredExportError, TransientExportError
-from agentexec_otel._event import ActivityEvent, Opening, SpanRef, Status
+from agentexec_otel._model.event import ActivityEvent, Opening, SpanRef, Status
 from agentexec_otel.export import Ack, ActivityProcessor, ExportResult, Reject, Retry
 from agentexec_otel.export._backlog import Backlog
 from agentexec_otel.export._delivery import Entry

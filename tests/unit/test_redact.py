@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentexec_otel import _redact
-from agentexec_otel._redact import HOOK_FAILED, REDACTED, Redactor, redact_mapping, redact_secrets
+from agentexec_otel._model import redact as _redact
+from agentexec_otel._model.redact import HOOK_FAILED, REDACTED, Redactor, redact_mapping, redact_secrets
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.dBjftJeZ4CVPmB92K27uhbUJU1p1r_wW1gFWFOEjXk"
 # Nobody's keys; put together here, so that no scanner takes this file for a leak.

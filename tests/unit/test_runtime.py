@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel._errors import TransientExportError
-from agentexec_otel._event import Status
+from agentexec_otel._model.event import Status
 from agentexec_otel.testing import InMemoryActivityExporter
 from tests.sql.recorder import Recorder
 

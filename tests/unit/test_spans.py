@@ -13,9 +13,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import agentexec_otel as ax
-from agentexec_otel import _runtime, _spans
-from agentexec_otel._event import ActivityEvent, Outcome, SpanRef, Status
-from agentexec_otel._live import LiveActivity
+from agentexec_otel._model.event import ActivityEvent, Outcome, SpanRef, Status
+from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime import spans as _spans
+from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import Ending, ExportResult
 from tests.sql.rows import event

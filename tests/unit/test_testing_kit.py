@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 import pytest
 
 import agentexec_otel as ax
-from agentexec_otel._event import Status
+from agentexec_otel._model.event import Status
+from agentexec_otel._model.fold import fold
 from agentexec_otel.export import Ack, Reject
 from agentexec_otel.testing import InMemoryActivityExporter
-from agentexec_otel_exporters.sql._fold import fold
 from tests.sql.rows import event, opening
 from tests.unit.test_fold import stub
 

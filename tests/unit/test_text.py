@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentexec_otel import _redact
-from agentexec_otel._redact import HOOK_FAILED, Redactor
-from agentexec_otel._text import (
+from agentexec_otel._model import redact as _redact
+from agentexec_otel._model.redact import HOOK_FAILED, Redactor
+from agentexec_otel._model.text import (
     MESSAGE_LIMIT,
     METADATA_LIMIT,
     clean_message,

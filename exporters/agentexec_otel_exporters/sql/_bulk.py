@@ -19,10 +19,10 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import JSON, Boolean, Connection, Dialect, String, Text, Uuid, func, select
 
 from agentexec_otel._config import CONF
-from agentexec_otel._event import Status
+from agentexec_otel._model.event import Status
+from agentexec_otel._model.fold import Lease, Line, Row, moment
 from agentexec_otel.activity.models import StatusText, UtcDateTime
 from agentexec_otel_exporters.sql._driver import copy, execute, execute_many, fetch
-from agentexec_otel_exporters.sql._fold import Lease, Line, Row, moment
 from agentexec_otel_exporters.sql._statements import (
     COPY,
     INSERT_LINES,

@@ -28,12 +28,12 @@ from sqlalchemy import (
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.sql.dml import Insert, ReturningUpdate, Update
 
-from agentexec_otel._event import Status
-from agentexec_otel._ids import uuid7
+from agentexec_otel._model.event import Status
+from agentexec_otel._model.fold import TICK
+from agentexec_otel._model.ids import uuid7
 from agentexec_otel.activity.models import UtcDateTime
 from agentexec_otel.export import Ending
 from agentexec_otel_exporters.sql._clock import database_now
-from agentexec_otel_exporters.sql._fold import TICK
 from agentexec_otel_exporters.sql._statements import ACTIVITY, LOG, among, ids_given
 
 CHUNK: Final = 2_000

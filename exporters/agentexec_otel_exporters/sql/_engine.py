@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
 
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
-from agentexec_otel._text import describe, describe_url
+from agentexec_otel._model.text import describe, describe_url
 from agentexec_otel_exporters.sql._session import prepare_connections
 from agentexec_otel_exporters.sql._watchdog import DEADLINE, BoundedConnect
 

@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import Pool
 
-from agentexec_otel._event import ActivityEvent, SpanRef
+from agentexec_otel._model.event import ActivityEvent, SpanRef
 from agentexec_otel.activity.models import Activity, Base
 from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity, TransientExportError
 from agentexec_otel_exporters.sql._ending import CHUNK, REAPED, end_chunk, reap_chunk

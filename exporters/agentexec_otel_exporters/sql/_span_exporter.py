@@ -12,8 +12,8 @@ from sqlalchemy import URL, Engine
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, ExportError, PoisonExportError
-from agentexec_otel._event import ActivityEvent, SpanRef
-from agentexec_otel._mapping import events_of_span
+from agentexec_otel._model.event import ActivityEvent, SpanRef
+from agentexec_otel._model.mapping import events_of_span
 from agentexec_otel.export import Reject
 from agentexec_otel_exporters.sql._exporter import SQLExporter
 

@@ -34,9 +34,9 @@ from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.types import TypeEngine
 
+from agentexec_otel._model.fold import Lease, Line
 from agentexec_otel.activity.models import Activity, ActivityLog, UtcDateTime
 from agentexec_otel_exporters.sql._clock import database_now
-from agentexec_otel_exporters.sql._fold import Lease, Line
 
 ACTIVITY: Final = cast(Table, Activity.__table__)
 LOG: Final = cast(Table, ActivityLog.__table__)

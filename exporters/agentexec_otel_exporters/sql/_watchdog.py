@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from agentexec_otel._guard import guarded
+from agentexec_otel._errors import guarded
 
 _logger = logging.getLogger("agentexec_otel.export")
 

@@ -20,12 +20,12 @@ from sqlalchemy import (
 )
 
 from agentexec_otel._config import CONF
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._ids import uuid7
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.fold import Row, behind_span, fold, nanoseconds, stub
+from agentexec_otel._model.ids import uuid7
 from agentexec_otel.export import Ack, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql._clock import database_now
-from agentexec_otel_exporters.sql._fold import Row, behind_span, fold, nanoseconds, stub
 from agentexec_otel_exporters.sql._statements import ACTIVITY, LOG, ROW_COLUMNS
 
 _HISTORY: Final = 100

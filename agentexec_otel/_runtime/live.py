@@ -8,8 +8,8 @@ from uuid import UUID
 
 from opentelemetry import trace
 
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._guard import guarded
+from agentexec_otel._errors import guarded
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel.export import Ack, ExportResult, StoredActivity
 
 Usage = tuple[int | None, int | None, int | None]

@@ -18,12 +18,12 @@ from uuid import UUID
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context, get_current
 
-from agentexec_otel import _semconv as semconv
-from agentexec_otel._errors import ExportError
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._guard import guarded
-from agentexec_otel._ids import uuid7
-from agentexec_otel._live import (
+from agentexec_otel._errors import ExportError, guarded
+from agentexec_otel._model import attributes as semconv
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.ids import uuid7
+from agentexec_otel._model.mapping import log_attributes, opening_attributes, outcome_attributes, span_ref_of
+from agentexec_otel._runtime.live import (
     LiveActivity,
     fill,
     more_to_come,
@@ -33,8 +33,7 @@ from agentexec_otel._live import (
     progress,
     with_usage,
 )
-from agentexec_otel._log_records import LogSink
-from agentexec_otel._mapping import log_attributes, opening_attributes, outcome_attributes, span_ref_of
+from agentexec_otel._runtime.log_records import LogSink
 from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, Reject, StoredActivity
 
 _MOST_KNOWN = 10_000

@@ -20,7 +20,7 @@ from json.encoder import encode_basestring as quote
 from typing import Any, Final, NoReturn, TypeVar, cast
 from uuid import UUID
 
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
 
 SCHEMA: Final = 1
 
@@ -28,6 +28,7 @@ _NULL: Final = "null"
 _EXPECTS_ROW: Final = 1
 _REOPENS: Final = 2
 _CLAIMS: Final = 4
+_WITHDRAWS: Final = 8
 _INT64: Final = 2**63 - 1
 
 _T = TypeVar("_T")
@@ -54,13 +55,22 @@ def encode(event: ActivityEvent) -> bytes:
         f"{quote(event.status)},{quote(event.message)},"
         f"{_NULL if percentage is None else percentage},{event.occurred_at_ns},"
         f"{_NULL if attempt is None else attempt},{_NULL if worker_id is None else quote(worker_id)},"
-        f"{_EXPECTS_ROW * event.expects_row + _REOPENS * event.reopens + _CLAIMS * event.claims}"
+        f"{_flags(event)}"
         f"{'' if bare else _details(event)}]"
     )
     try:
         return line.encode()
     except UnicodeEncodeError:  # a lone surrogate: the spool keeps what it is given
         return line.encode("utf-8", "surrogatepass")
+
+
+def _flags(event: ActivityEvent) -> int:
+    return (
+        _EXPECTS_ROW * event.expects_row
+        + _REOPENS * event.reopens
+        + _CLAIMS * event.claims
+        + _WITHDRAWS * event.withdraws
+    )
 
 
 def _details(event: ActivityEvent) -> str:
@@ -138,6 +148,7 @@ def _event(fields: list[object]) -> ActivityEvent:
         expects_row=bool(flags & _EXPECTS_ROW),
         reopens=bool(flags & _REOPENS),
         claims=bool(flags & _CLAIMS),
+        withdraws=bool(flags & _WITHDRAWS),
         span=None if span is None else _span(span),
         opening=None if opening is None else _opening(opening),
         outcome=None if outcome is None else _outcome(outcome),

@@ -15,17 +15,18 @@ from uuid import UUID
 
 from opentelemetry import metrics, trace
 
-from agentexec_otel import _semconv as semconv
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, ActivityNotStoredError, ConfigurationError, ExportError
-from agentexec_otel._event import RUNNING, ActivityEvent, Opening, Outcome, Status
-from agentexec_otel._ids import uuid7
-from agentexec_otel._live import LiveActivity
-from agentexec_otel._liveness import Liveness
-from agentexec_otel._log_records import log_record_sink
-from agentexec_otel._lookups import Lookups
-from agentexec_otel._metrics import register
-from agentexec_otel._parts import (
+from agentexec_otel._model import attributes as semconv
+from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._model.ids import uuid7
+from agentexec_otel._model.text import clean_percentage, prepare_message
+from agentexec_otel._runtime.live import LiveActivity
+from agentexec_otel._runtime.liveness import Liveness
+from agentexec_otel._runtime.log_records import log_record_sink
+from agentexec_otel._runtime.lookups import Lookups
+from agentexec_otel._runtime.metrics import register
+from agentexec_otel._runtime.parts import (
     Worker,
     check_hooks,
     checked_exporters,
@@ -33,12 +34,11 @@ from agentexec_otel._parts import (
     spool_for,
     sql_exporter,
 )
-from agentexec_otel._spans import ActivitySpans
-from agentexec_otel._text import clean_percentage, prepare_message
+from agentexec_otel._runtime.spans import ActivitySpans
 from agentexec_otel.export import Ack, ActivityExporter, ActivityProcessor, ActivityStore, Ending
 
 if TYPE_CHECKING:
-    from agentexec_otel._parts import Database
+    from agentexec_otel._runtime.parts import Database
 
 _logger = logging.getLogger("agentexec_otel")
 _T = TypeVar("_T")
@@ -327,7 +327,7 @@ def configure(
     if database is not None or exporters is None:
         sinks.insert(0, sql_exporter(database, create_tables))
     if otlp_endpoint is not None:
-        from agentexec_otel._otlp import set_up_otlp
+        from agentexec_otel._runtime.otlp import set_up_otlp
 
         tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=CONF.event_mode != "span_event")
     with _lock:

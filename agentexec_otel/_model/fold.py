@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, Status
-from agentexec_otel._semconv import PREVIOUS_SPAN
-from agentexec_otel._text import NAME_LIMIT
-from agentexec_otel.export import Ack, ExportResult, Reject
+from agentexec_otel._model.attributes import PREVIOUS_SPAN
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._model.results import Ack, ExportResult, Reject
+from agentexec_otel._model.text import NAME_LIMIT
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)

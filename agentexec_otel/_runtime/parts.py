@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError
-from agentexec_otel._guard import suppressed_instrumentation
-from agentexec_otel._text import describe
+from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError, suppressed_instrumentation
+from agentexec_otel._model.text import describe
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export._spool import Spool, SpoolUnavailableError, default_directory
 

@@ -11,7 +11,7 @@ from time import time_ns
 from typing import Final, cast
 from uuid import UUID, SafeUUID
 
-from agentexec_otel._text import describe
+from agentexec_otel._model.text import describe
 
 _HEX_ID: Final = re.compile(
     r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}"

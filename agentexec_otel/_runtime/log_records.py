@@ -8,9 +8,9 @@ from typing import Any
 
 from opentelemetry.context import Context
 
-from agentexec_otel import _semconv as semconv
-from agentexec_otel._event import ActivityEvent, Status
-from agentexec_otel._mapping import log_attributes
+from agentexec_otel._model import attributes as semconv
+from agentexec_otel._model.event import ActivityEvent, Status
+from agentexec_otel._model.mapping import log_attributes
 
 LogSink = Callable[[ActivityEvent, Context], None]
 

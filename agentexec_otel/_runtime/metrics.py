@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from opentelemetry import metrics
 
-from agentexec_otel import _semconv as semconv
+from agentexec_otel._model import attributes as semconv
 
 Health = Callable[[], dict[str, Any]]
 

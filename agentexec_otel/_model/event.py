@@ -85,7 +85,10 @@ class ActivityEvent(NamedTuple):
             rejected instead of creating it.
         reopens: Opens the next attempt of an activity that has ended.
         claims: Starts (RUNNING) or announces (QUEUED) an attempt, and is rejected where somebody else has started it,
-            or where it, or the attempt before it, has ended.
+            or where it, or the attempt before it, has ended. Together with `reopens`: rejected unless the activity has
+            ended, so that of several callers one opens the next attempt.
+        withdraws: Removes the activity that the event with this ``event_id`` has created, unless something else was
+            reported on it meanwhile: its producer was told that it is not stored.
     """
 
     event_id: UUID
@@ -102,3 +105,4 @@ class ActivityEvent(NamedTuple):
     expects_row: bool = False
     reopens: bool = False
     claims: bool = False
+    withdraws: bool = False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, cast
 
-from agentexec_otel._errors import ActivityCanceledError
-from agentexec_otel._event import Outcome, Status
+from agentexec_otel._model.event import Outcome, Status
 
 _REASONS: Final[dict[str, str]] = {
     "agents.exceptions.MaxTurnsExceeded": "max_turns",
@@ -24,7 +24,8 @@ _REASONS: Final[dict[str, str]] = {
     "billiard.exceptions.SoftTimeLimitExceeded": "timeout",
     "builtins.TimeoutError": "timeout",
 }
-_CANCELLATIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit, ActivityCanceledError)
+_CANCELLATIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
+_CANCELED: Final = "agentexec_otel._errors.ActivityCanceledError"
 
 
 _SAYS: Final = "__agentexec_otel_says__"
@@ -51,15 +52,18 @@ def qualified_name(exc_type: type[BaseException]) -> str:
 
 def reason_of(exc_type: type[BaseException]) -> str:
     """The reason of the nearest known base class, else ``other``."""
-    names = (f"{base.__module__}.{base.__qualname__}" for base in exc_type.__mro__)
-    return next((_REASONS[name] for name in names if name in _REASONS), "other")
+    return next((_REASONS[name] for name in _names(exc_type) if name in _REASONS), "other")
 
 
-def _only_cancellations(exc: BaseException) -> bool:
-    if not isinstance(exc, BaseExceptionGroup):
-        return False
-    group = cast("BaseExceptionGroup[BaseException]", exc)
-    return group.split(_CANCELLATIONS)[1] is None
+def _is_cancellation(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return all(map(_is_cancellation, cast("BaseExceptionGroup[BaseException]", exc).exceptions))
+    return isinstance(exc, _CANCELLATIONS) or _CANCELED in _names(type(exc))
+
+
+def _names(exc_type: type[BaseException]) -> Iterator[str]:
+    """The full names of the type and its bases, the nearest first."""
+    return (f"{base.__module__}.{base.__qualname__}" for base in exc_type.__mro__)
 
 
 def outcome_of(exc: BaseException | None) -> tuple[Status, Outcome | None]:
@@ -68,7 +72,7 @@ def outcome_of(exc: BaseException | None) -> tuple[Status, Outcome | None]:
         return Status.COMPLETE, None
     if isinstance(exc, SystemExit) and not exc.code:
         return Status.CANCELED, Outcome(reason="cancelled")
-    if isinstance(exc, _CANCELLATIONS) or _only_cancellations(exc):
+    if _is_cancellation(exc):
         return Status.CANCELED, Outcome(error_type=None, reason="cancelled")
     reason = reason_of(type(exc))
     if reason == "user_error" and exc.__cause__ is not None and text_of(exc).startswith("Error running tool"):

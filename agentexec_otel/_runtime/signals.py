@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
-from agentexec_otel import _runtime
 from agentexec_otel._config import CONF
+from agentexec_otel._runtime import process as _runtime
 
 
 def install_signal_handlers(signals: Iterable[signal.Signals] = (signal.SIGTERM,)) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from opentelemetry import trace
 
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
-from agentexec_otel._text import describe_url
+from agentexec_otel._model.text import describe_url
 
 _set_up: dict[str, trace.TracerProvider] = {}
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
-from agentexec_otel._event import Outcome, Status
-from agentexec_otel._spans import ActivitySpans
+from agentexec_otel._model.event import Outcome, Status
+from agentexec_otel._runtime.spans import ActivitySpans
 from agentexec_otel.export import ActivityStore, Ending
 
 _CHUNK = 500

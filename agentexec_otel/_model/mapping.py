@@ -9,9 +9,9 @@ from contextlib import suppress
 from typing import Any, Final, Protocol
 from uuid import UUID
 
-from agentexec_otel import _semconv as semconv
-from agentexec_otel._event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._text import NAME_LIMIT, clean_message, clean_metadata, clean_percentage
+from agentexec_otel._model import attributes as semconv
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.text import NAME_LIMIT, clean_message, clean_metadata, clean_percentage
 
 AttributeValue = str | bool | int | float
 

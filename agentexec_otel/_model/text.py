@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Final, cast
 from uuid import UUID
 
-from agentexec_otel._redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, redactor, unique_key
+from agentexec_otel._model.redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, redactor, unique_key
 
 MESSAGE_LIMIT: Final = 8_192
 NAME_LIMIT: Final = 255
