@@ -25,17 +25,9 @@ the application.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from types import TracebackType
 from uuid import UUID
-
-from opentelemetry.context import (
-    _SUPPRESS_INSTRUMENTATION_KEY,  # pyright: ignore[reportPrivateUsage]  # the SDK's exporters use the same key
-    attach,
-    detach,
-    set_value,
-)
 
 
 class AgentExecError(Exception):
@@ -173,13 +165,3 @@ class guarded:  # noqa: N801  # used as a function; a generator would cost four 
             exc_info=exc if first and not isinstance(exc, ExportError) else None,
         )
         return True
-
-
-@contextmanager
-def suppressed_instrumentation() -> Generator[None]:
-    """No instrumentation makes spans of what happens inside, as in the SDK's own exporters."""
-    token = attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
-    try:
-        yield
-    finally:
-        detach(token)

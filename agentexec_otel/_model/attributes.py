@@ -23,6 +23,8 @@ PERCENTAGE: Final = "agentexec.percentage"
 QUEUE_DURATION: Final = "agentexec.queue.duration"
 """Seconds from QUEUED to RUNNING."""
 REASON: Final = "agentexec.reason"
+LOG_COUNT: Final = "agentexec.log.count"
+"""Logs of the attempt; a span keeps only the last of them as events (``SpanLimits``)."""
 METADATA_PREFIX: Final = "agentexec.metadata."
 
 ERROR_TYPE: Final = "error.type"

@@ -1,151 +1,635 @@
-"""What this process knows of an activity that it has seen."""
+"""What this process knows of the activities it has seen: one view per attempt, with its span and its block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from opentelemetry import trace
 
-from agentexec_otel._errors import guarded
-from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel.export import Ack, ExportResult, StoredActivity
+from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.fold import ActivityState
+from agentexec_otel._model.results import Ack, StoredActivity
+from agentexec_otel._sdk import DEFAULT_SPAN_EVENTS
 
-Usage = tuple[int | None, int | None, int | None]
+MAX_KNOWN: Final = 10_000
+"""Activities that are remembered when nothing of them is left to do here."""
+_RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
 
 
-@dataclass(slots=True)
-class LiveActivity:
-    """What this process knows of an activity.
+class Usage(NamedTuple):
+    """Totals of a run: tokens and model requests; None is unknown."""
 
-    Attributes:
-        opening: None until the row has been read.
-        history: Lines that are on no span yet.
-        span: The span this process has open for it.
-        ref: The activity's span, wherever it is open.
-        untraced: There was no provider to open a span when it started.
-        status: The last one seen; a terminal one is the row's once `settled`.
-        owner: The block that will end it.
-        ending: Our own terminal event, until it is settled.
-        canceled: Somebody else canceled it while it ran here.
-        opening_pending: Its row may not be there yet, since nobody has waited for it.
-        queued: The last line that was said of it here, until it is settled.
-        usage: Input tokens, output tokens and requests by the block that counted them.
-        reported: The application or the agent has added a line of its own.
-        why: What our own terminal event has said, where that is how the row has ended.
-        counts: The last line of its block says what was spent, also where the activity was ended or canceled before.
-        on_cancel: Called, on whichever thread learns of it, when the activity is canceled; perhaps more than once.
-    """
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpanStart:
+    """What an activity's span is started with."""
 
     agent_id: UUID
-    opening: Opening | None = None
-    attempt: int | None = None
-    created_at_ns: int = 0
-    status: Status = Status.QUEUED
-    history: list[ActivityEvent] = field(default_factory=list[ActivityEvent])
-    span: trace.Span | None = None
-    ref: SpanRef | None = None
-    untraced: bool = False
-    owner: object | None = None
-    ending: ActivityEvent | None = None
-    percentage: int | None = None
-    canceled: bool = False
-    unknown: bool = False
-    opening_pending: bool = False
-    queued: UUID | None = None
-    reported: bool = False
-    started_here: bool = False
-    usage: dict[object, Usage] = field(default_factory=dict[object, Usage])
-    why: str | None = None
-    counts: bool = False
-    on_cancel: Callable[[], object] | None = None
+    opening: Opening
+    attempt: int
+    start_time_ns: int
+    queue_seconds: float | None
 
-    def settled(self, event: ActivityEvent, result: ExportResult) -> None:
-        """A line of it waits no longer."""
-        if self.queued == event.event_id:
-            self.queued = None
-        if event.opening is not None:
-            self.opening_pending = False
-            self.attempt = self.attempt or (result.attempt if isinstance(result, Ack) else None)
+
+@dataclass(frozen=True, slots=True)
+class SpanEnd:
+    """A span that is over, and what is still to be put on it.
+
+    Attributes:
+        logs: The last logs of the attempt, oldest first.
+        log_count: How many logs there were.
+        description: Describes an error.
+    """
+
+    span: trace.Span
+    logs: tuple[ActivityEvent, ...]
+    log_count: int
+    status: Status
+    outcome: Outcome | None
+    percentage: int | None
+    description: str | None
+    end_time_ns: int
+
+
+class LiveActivity:
+    """This process's view of one attempt of an activity: where it stands, its span, and the block that will end it.
+
+    What is reported through it concerns this attempt, also after another process has opened the next one.
+    `LiveActivities.lock` guards every field. It is held for field accesses only: neither the database nor code of the
+    application is called meanwhile.
+    """
+
+    __slots__ = (
+        "_all",
+        "_attempt",
+        "_canceled",
+        "_creation_pending",
+        "_description",
+        "_ending",
+        "_expects_usage",
+        "_lines",
+        "_log_count",
+        "_missed_end",
+        "_on_cancel",
+        "_opening",
+        "_owner",
+        "_pending",
+        "_ref",
+        "_reported",
+        "_running_at_ns",
+        "_span",
+        "_start_time_ns",
+        "_started_here",
+        "_starting",
+        "_state",
+        "_unknown",
+        "_untraced",
+        "_usage",
+        "agent_id",
+        "older",
+    )  # fmt: skip
+
+    def __init__(self, all_: LiveActivities, agent_id: UUID, attempt: int | None) -> None:
+        self.agent_id = agent_id
+        self.older: LiveActivity | None = None
+        """The view of an earlier attempt that still has a span or a block here."""
+        self._all = all_
+        self._attempt = attempt
+        self._state = ActivityState.unopened(agent_id, 0)
+        self._state.attempt = attempt or 1
+        self._opening: Opening | None = None
+        self._start_time_ns = 0
+        self._running_at_ns: int | None = None
+        self._lines: deque[ActivityEvent] = deque(maxlen=DEFAULT_SPAN_EVENTS)
+        self._log_count = 0
+        self._span: trace.Span | None = None
+        self._ref: SpanRef | None = None
+        self._starting = False
+        self._missed_end: tuple[Status, Outcome | None, int] | None = None
+        self._untraced = False
+        self._owner: object | None = None
+        self._usage: dict[object, Usage] = {}
+        self._expects_usage = False
+        self._on_cancel: Callable[[], object] | None = None
+        self._pending: UUID | None = None
+        self._creation_pending = False
+        self._ending: ActivityEvent | None = None
+        self._description: str | None = None
+        self._canceled = False
+        self._reported = False
+        self._started_here = False
+        self._unknown = False
+
+    # -- what it knows ------------------------------------------------------------------------------------------
 
     @property
-    def waits(self) -> bool:
-        """Whether something that was said of it here may not be settled yet; while its row is unread, who knows."""
-        return self.queued is not None or self.opening_pending or self.opening is None
-
-    def cancel(self) -> None:
-        """It was canceled: tell the block that runs it."""
-        if self.on_cancel is not None:
-            with guarded("stopping a canceled run"):
-                self.on_cancel()
+    def attempt(self) -> int | None:
+        """The attempt this view is of; None until the row was read: then whichever is current."""
+        return self._attempt
 
     @property
-    def over(self) -> bool:
+    def status(self) -> Status:
+        """The last status seen here."""
+        return self._state.status
+
+    @property
+    def owner(self) -> object | None:
+        """The block of this process that will end the attempt."""
+        return self._owner
+
+    @property
+    def span(self) -> trace.Span | None:
+        """The span that this process has open for it."""
+        return self._span
+
+    @property
+    def ref(self) -> SpanRef | None:
+        """The activity's span, wherever it is open."""
+        return self._ref
+
+    @property
+    def ending(self) -> ActivityEvent | None:
+        """The event by which this process has ended it, also if another ending came first."""
+        return self._ending
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether its type, metadata and trace context are known, from its row or since it was created here."""
+        return self._opening is not None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the database has reported that no such activity exists."""
+        return self._unknown
+
+    @property
+    def is_canceled(self) -> bool:
+        """Whether it was canceled, here or elsewhere, as far as this process has heard."""
+        return self._canceled or self._state.status is Status.CANCELED
+
+    @property
+    def is_over(self) -> bool:
         """Whether nothing of this attempt is left to do here."""
-        return self.status.terminal and self.span is None and self.owner is None
+        return self._state.status.terminal and self._span is None and self._owner is None
 
     @property
-    def ended(self) -> bool:
-        """Whether its end was said, so that its row knows better which attempt the next line belongs to."""
-        return self.status.terminal and self.owner is None
+    def is_pending(self) -> bool:
+        """Whether an event reported here may not be stored yet."""
+        return self._pending is not None or self._creation_pending or self._opening is None
 
     @property
-    def idle(self) -> bool:
-        """Whether it may be forgotten: its row tells the rest, and nobody has to show that it is alive."""
-        return self.span is None and self.owner is None and not self.runs_here
+    def may_lack_row(self) -> bool:
+        """Whether its row may not be there yet, because nothing has waited for its commit."""
+        return self._creation_pending
+
+    @property
+    def has_reports(self) -> bool:
+        """Whether the application or the agent has added a log of its own."""
+        return self._reported
+
+    @property
+    def expects_usage(self) -> bool:
+        """Whether the final log of its block reports token usage."""
+        return self._expects_usage
 
     @property
     def runs_here(self) -> bool:
-        """Whether this process is the one that has to show that it is alive."""
-        return self.status is Status.RUNNING and (self.started_here or self.owner is not None)
+        """Whether this process has to extend its lease."""
+        return self._state.status is RUNNING and (self._started_here or self._owner is not None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it may be forgotten: its row has all that is needed to continue."""
+        return self._span is None and self._owner is None and not self._starting and not self.runs_here
+
+    @property
+    def opening_event(self) -> ActivityEvent | None:
+        """The event that has created it, if this process created it and it has not started."""
+        first = next(iter(self._lines), None)
+        return first if first is not None and first.opening is not None else None
+
+    @property
+    def on_cancel(self) -> Callable[[], object] | None:
+        """What stops the block that runs it."""
+        return self._on_cancel
+
+    def usage_total(self) -> Usage | None:
+        """The usage of all blocks within one another; None if none was counted."""
+        counted = list(self._usage.values())
+        return Usage(*map(_sum, zip(*counted, strict=True))) if counted else None
+
+    # -- the block that runs it ---------------------------------------------------------------------------------
+
+    def own(self, block: object) -> bool:
+        """Make `block` the one that ends it. False if there is one already."""
+        with self._all.lock:
+            if self._owner is None:
+                self._owner = block
+            return self._owner is block
+
+    def disown(self, block: object) -> None:
+        """The block is left: it no longer ends the attempt, and is no longer told of a cancellation."""
+        with self._all.lock:
+            if self._owner is block:
+                self._owner = self._on_cancel = None
+
+    def when_canceled(self, callback: Callable[[], object] | None) -> None:
+        """Call this when it is canceled, on any thread, perhaps more than once."""
+        with self._all.lock:
+            self._on_cancel = callback
+
+    def count_usage(self, block: object, usage: Usage) -> None:
+        """Replace what this block has counted so far."""
+        with self._all.lock:
+            self._usage[block] = usage
+
+    def expect_usage(self, expected: bool) -> None:
+        """Say whether the block's final log reports usage, even after the activity has ended: the span waits for it."""
+        with self._all.lock:
+            self._expects_usage = expected
+
+    # -- events of this process ---------------------------------------------------------------------------------
+
+    def record(self, event: ActivityEvent, *, reported: bool = False) -> SpanStart | None:
+        """Fold an event of this process onto the view. If its span is to be started now, what with: see `span_started`.
+
+        Args:
+            reported: The application or the agent has said it, not the instrumentation.
+        """
+        with self._all.lock:
+            self._reported = self._reported or reported
+            self._pending = event.event_id
+            if event.worker_id is not None:
+                self._started_here = True
+            if event.status is RUNNING and self._running_at_ns is None:
+                self._running_at_ns = event.occurred_at_ns
+            if self._state.status.terminal:
+                return None
+            self._state.apply(event)
+            if event.status.terminal:
+                self._ending = event
+            if self._span is None and self._ref is not None:
+                return None  # Another process has its span.
+            self._keep(event)
+            if self._ref is not None or self._opening is None or self._starting or not self._starts_span(event):
+                return None
+            self._starting = True
+            return self._span_start()
+
+    def _starts_span(self, event: ActivityEvent) -> bool:
+        """The first RUNNING or terminal log; if there was no tracer provider then, the last one tries again."""
+        return event.status.terminal if self._untraced else event.status is not Status.QUEUED
+
+    def _keep(self, event: ActivityEvent) -> None:
+        self._lines.append(event)
+        self._log_count += 1
+
+    def created(self, event: ActivityEvent, *, committed: bool) -> None:
+        """It was created with this event."""
+        with self._all.lock:
+            self._creation_pending = not committed
+            self._opening = event.opening
+            self._start_time_ns = event.occurred_at_ns
+            self._state.apply(event)
+            self._keep(event)
+
+    # -- its span -----------------------------------------------------------------------------------------------
+
+    def take_span_start(self) -> SpanStart | None:
+        """What to start its span with, for a caller that is not `record`; None if there is one, or one is started."""
+        with self._all.lock:
+            if self._span is not None or self._ref is not None or self._starting or self._opening is None:
+                return None
+            self._starting = True
+            return self._span_start()
+
+    def _span_start(self) -> SpanStart:
+        waited = None
+        if self._running_at_ns is not None:
+            waited = max(0, self._running_at_ns - self._start_time_ns) / 1e9
+        return SpanStart(self.agent_id, self._opening or Opening(""), self._attempt or 1, self._start_time_ns, waited)
+
+    def span_started(self, span: trace.Span | None, ref: SpanRef | None, max_logs: int | None) -> SpanEnd | None:
+        """Its span is open, or None could be: there is no tracer provider, or a span processor failed.
+
+        Args:
+            max_logs: How many logs the span keeps; None keeps all.
+
+        Returns:
+            The span, if the attempt has ended while it was being started.
+        """
+        with self._all.lock:
+            self._starting = False
+            self._untraced = span is None
+            self._span, self._ref = span, ref
+            if span is not None and max_logs != self._lines.maxlen:
+                self._lines = deque(self._lines, max_logs)
+            missed, self._missed_end = self._missed_end, None
+            return None if missed is None else self._end_span(*missed)
+
+    def give_span_up(self, ref: SpanRef | None = None) -> None:
+        """Another process's span, `ref`, is the one on the row: the one here never ends, so it is never exported."""
+        with self._all.lock:
+            self._span = None
+            self._lines.clear()
+            self._ref = ref if ref is not None else self._ref
+
+    # -- what the row says --------------------------------------------------------------------------------------
+
+    def resolve(self, stored: StoredActivity) -> None:
+        """Take over what the row says; if it is at another attempt, only what all attempts have in common."""
+        with self._all.lock:
+            self._opening = stored.opening
+            if self._attempt not in (None, stored.attempt):
+                return
+            self._attempt = self._state.attempt = stored.attempt
+            if _RANK[stored.status] > _RANK[self._state.status]:
+                self._state.status = stored.status
+            if self._span is not None or self._starting:
+                return
+            self._ref = stored.span
+            known = {event.event_id for event in stored.history}
+            own = [event for event in self._lines if event.event_id not in known]
+            self._lines = deque([*stored.history, *own], self._lines.maxlen)
+            self._log_count = len(stored.history) + len(own)
+            retried = stored.attempt > 1 and stored.history
+            self._start_time_ns = stored.history[0].occurred_at_ns if retried else stored.created_at_ns
+            started = next((event for event in self._lines if event.status is RUNNING), None)
+            self._running_at_ns = None if started is None else started.occurred_at_ns
+
+    def resolve_ended(self, stored: StoredActivity) -> None:
+        """As `resolve`, before a bulk ending is followed: without the log of that ending itself."""
+        self.resolve(stored)
+        with self._all.lock:
+            if self._span is None:
+                kept = [event for event in self._lines if not event.status.terminal]
+                self._log_count -= len(self._lines) - len(kept)
+                self._lines = deque(kept, self._lines.maxlen)
+
+    def acknowledge(self, event: ActivityEvent, ack: Ack) -> bool:
+        """An event of this process is stored. True if that changes anything here: see `follow`."""
+        with self._all.lock:
+            self._settle(event)
+            if self._attempt is None:
+                self._attempt = self._state.attempt = ack.attempt
+            return ack.status.terminal or ack.attempt != self._attempt or self._is_named_otherwise(ack.span_id)
+
+    def refuse(self, event: ActivityEvent) -> None:
+        """An event of this process was refused."""
+        with self._all.lock:
+            self._settle(event)
+            if not event.claims:
+                self._unknown = event.expects_row
+            elif event.status is RUNNING:
+                # Another worker has started it, or it has ended: the span that was opened here is given up.
+                self._span = self._owner = self._on_cancel = None
+
+    def _settle(self, event: ActivityEvent) -> None:
+        if self._pending == event.event_id:
+            self._pending = None
+        if event.opening is not None:
+            self._creation_pending = False
+
+    def _is_named_otherwise(self, span_id: str | None) -> bool:
+        return self._span is not None and self._ref is not None and span_id not in (None, self._ref.span_id)
+
+    def lost_span(self, span_id: str | None) -> bool:
+        """Whether the row names another span than the one that is open here."""
+        with self._all.lock:
+            return self._is_named_otherwise(span_id)
+
+    def follow(self, event: ActivityEvent, ack: Ack) -> tuple[SpanEnd | None, Callable[[], object] | None]:
+        """Follow the row: the span that is over, if any, and the callback of a cancellation that is news here."""
+        with self._all.lock:
+            ours, ack_of_row = self._of_this_attempt(ack), ack
+            if not ours.status.terminal:
+                return None, None
+            self._state.status = ours.status
+            canceled = ours.status is Status.CANCELED and self._ending is None
+            self._canceled = self._canceled or canceled
+            decided_here = self._ending is not None and self._ending.event_id == event.event_id and not ours.late
+            if decided_here:
+                self._description = event.message
+            end = None
+            if ours is not ack_of_row or not self._more_to_come(event):
+                outcome = event.outcome if decided_here else _with_usage(ours.outcome, event.outcome)
+                end = self._end_span(ours.status, outcome, event.occurred_at_ns)
+            return end, self._on_cancel if canceled else None
+
+    def end_together(
+        self, event: ActivityEvent, outcome: Outcome
+    ) -> tuple[SpanEnd | None, Callable[[], object] | None]:
+        """Follow a bulk ending of this attempt, whose log is `event`; answers as `follow`."""
+        with self._all.lock:
+            self._state.status = event.status
+            canceled = event.status is Status.CANCELED
+            self._canceled = self._canceled or canceled
+            if self._ref is None or self._span is not None:
+                self._keep(event)
+            self._description = event.message
+            end = None if self._more_to_come(event) else self._end_span(event.status, outcome, event.occurred_at_ns)
+            return end, self._on_cancel if canceled else None
+
+    def end_attempt(self, event: ActivityEvent, outcome: Outcome | None) -> SpanEnd | None:
+        """The attempt has failed with this log, and the engine tries again: the span is over, not the activity."""
+        with self._all.lock:
+            self._state.status = Status.ERROR
+            self._description = event.message
+            return self._end_span(Status.ERROR, outcome, event.occurred_at_ns)
+
+    def end_as_reported(self) -> SpanEnd | None:
+        """At shutdown: end the span of an attempt whose terminal log is still on its way with what that log says."""
+        with self._all.lock:
+            ending = self._ending
+            if ending is None:
+                return None
+            self._description = ending.message
+            return self._end_span(ending.status, ending.outcome, ending.occurred_at_ns)
+
+    def _more_to_come(self, event: ActivityEvent) -> bool:
+        """Whether the span of an activity that was ended inside its block waits for the usage in the final log."""
+        counted = event.outcome is not None and event.outcome.requests is not None
+        ended_inside = self._state.status is Status.CANCELED or self._ending is not None
+        return self._expects_usage and ended_inside and not counted
+
+    def _of_this_attempt(self, ack: Ack) -> Ack:
+        """What an answer says of this attempt: if the next one is open, this one has ended, or its worker was lost."""
+        if ack.attempt <= (self._attempt or 1):
+            return ack
+        status = self._state.status
+        if not status.terminal:
+            return replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
+        canceled = Outcome(reason="cancelled") if status is Status.CANCELED else None
+        return replace(ack, status=status, outcome=canceled if self._ending is None else self._ending.outcome)
+
+    def _end_span(self, status: Status, outcome: Outcome | None, occurred_at_ns: int) -> SpanEnd | None:
+        span, self._span = self._span, None
+        if span is None:
+            self._missed_end = (status, outcome, occurred_at_ns) if self._starting else None
+            return None
+        logs = tuple(self._lines)
+        self._lines.clear()
+        return SpanEnd(
+            span, logs, self._log_count, status, outcome, self._state.latest_percentage, self._description,
+            max(occurred_at_ns, self._start_time_ns),
+        )  # fmt: skip
 
 
-def fill(live: LiveActivity, stored: StoredActivity) -> None:
-    live.opening = stored.opening
-    live.attempt = stored.attempt
-    live.status = max(live.status, stored.status, key=progress)
-    if live.span is None:
-        live.ref = stored.span
-        seen = {line.event_id for line in stored.history}
-        live.history = [*stored.history, *(line for line in live.history if line.event_id not in seen)]
-        retried = stored.attempt > 1 and stored.history
-        live.created_at_ns = stored.history[0].occurred_at_ns if retried else stored.created_at_ns
+class LiveActivities:
+    """The activities that this process has seen, each at the attempt it has joined.
+
+    `lock` guards the views and this collection; see `LiveActivity`. Reentrant, because a signal handler may report an
+    activity while the same thread holds it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._live: dict[UUID, LiveActivity] = {}
+        self._needed = 0
+
+    def get(self, agent_id: UUID) -> LiveActivity | None:
+        """The view of the attempt that this process has joined."""
+        return self._live.get(agent_id)
+
+    def of(self, event: ActivityEvent) -> LiveActivity | None:
+        """The view of the attempt that an event of this process is about."""
+        live = self._live.get(event.agent_id)
+        while live is not None and event.attempt is not None and live.attempt != event.attempt:
+            live = live.older
+        return live
+
+    def create(self, event: ActivityEvent, *, attempt: int | None = 1, committed: bool = True) -> LiveActivity:
+        """The view of an activity that was created with `event`, here or by the process that has sent it.
+
+        Args:
+            attempt: None if the activity may exist already.
+            committed: Whether its row is there.
+        """
+        live = LiveActivity(self, event.agent_id, attempt)
+        live.created(event, committed=committed)
+        return self._add(live)
+
+    def join(self, agent_id: UUID, attempt: int | None = None) -> LiveActivity:
+        """The view of this attempt; a new one if it is later than the one seen here. None: of whichever is current."""
+        with self.lock:
+            known = self._live.get(agent_id)
+            if known is not None and (attempt is None or (known.attempt or attempt) >= attempt):
+                return known
+            return self._add(LiveActivity(self, agent_id, attempt))
+
+    def adopt(self, stored: StoredActivity) -> LiveActivity:
+        """The view of the attempt that the row is at."""
+        live = self.join(stored.agent_id, stored.attempt)
+        live.resolve(stored)
+        return live
+
+    def join_next(self, agent_id: UUID) -> LiveActivity:
+        """A view of whichever attempt is current by the time its first event is stored, in place of an earlier one."""
+        with self.lock:
+            live = LiveActivity(self, agent_id, None)
+            known = self._live.get(agent_id)
+            live.older = None if known is None or known.is_idle else known
+            self._live[agent_id] = live
+            return live
+
+    def forget(self, agent_id: UUID) -> None:
+        """Read the row again at the next call."""
+        with self.lock:
+            self._live.pop(agent_id, None)
+
+    def _add(self, live: LiveActivity) -> LiveActivity:
+        with self.lock:
+            known = self._live.get(live.agent_id)
+            if known is not None and (known.attempt or 0) >= (live.attempt or 0):
+                return known
+            if known is not None and not known.is_idle:
+                live.older = known
+            self._live[live.agent_id] = live
+            if len(self._live) > max(MAX_KNOWN, self._needed):
+                self._evict(live)
+            return live
+
+    def _evict(self, new: LiveActivity) -> None:
+        idle = (agent_id for agent_id, one in self._live.items() if one.is_idle and one is not new)
+        for agent_id in list(itertools.islice(idle, MAX_KNOWN // 10)):
+            del self._live[agent_id]
+        # If most of them are needed, they are not all looked through again for each new one.
+        self._needed = len(self._live) + MAX_KNOWN // 20
+
+    def forget_idle(self) -> None:
+        """Keep what is open here."""
+        with self.lock:
+            self._live = {agent_id: live for agent_id, live in self._live.items() if live.span or live.owner}
+
+    # -- for liveness -------------------------------------------------------------------------------------------
+
+    def running(self) -> list[UUID]:
+        """The activities that run in this process."""
+        with self.lock:
+            return [live.agent_id for live in self._live.values() if live.runs_here]
+
+    def owned(self) -> set[UUID]:
+        """The activities that a block of this process will end."""
+        with self.lock:
+            return {live.agent_id for live in self._live.values() if live.owner is not None}
+
+    def unowned(self) -> dict[UUID, str | None]:
+        """The activities that run in this process without a block that will end them, each with its span's id."""
+        with self.lock:
+            return {
+                live.agent_id: live.ref.span_id if live.ref is not None and live.span is not None else None
+                for live in self._live.values()
+                if live.runs_here and live.owner is None
+            }
+
+    def views(self, attempts: Iterable[tuple[UUID, int]], stored: Mapping[UUID, StoredActivity]) -> list[LiveActivity]:
+        """The views of attempts that have ended together; of those whose row is unread, the ones that have a span.
+
+        Args:
+            stored: What could be read of their rows.
+        """
+        views: list[LiveActivity] = []
+        for agent_id, attempt in attempts:
+            found, live = stored.get(agent_id), self._live.get(agent_id)
+            if found is not None and found.attempt == attempt:
+                live = self.join(agent_id, attempt)
+                live.resolve_ended(found)
+                views.append(live)
+            elif live is not None and live.attempt == attempt and live.ref is not None:
+                views.append(live)
+        return views
+
+    def span_ends(self) -> list[SpanEnd]:
+        """At shutdown: the spans whose terminal log is still on its way."""
+        with self.lock:
+            ends = [live.end_as_reported() for live in self._live.values()]
+        return [end for end in ends if end is not None]
+
+    def after_fork_in_child(self) -> None:
+        """The activities, their spans and the lock's holder are the parent's."""
+        self.lock = threading.RLock()
+        self._live = {}
+        self._needed = 0
 
 
-def progress(status: Status) -> int:
-    return 2 if status.terminal else int(status is Status.RUNNING)
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
-def opens_span(live: LiveActivity, event: ActivityEvent) -> bool:
-    """The first line that is not QUEUED; where there was no provider then, the last one tries again."""
-    return event.status.terminal if live.untraced else event.status is not Status.QUEUED
-
-
-def more_to_come(live: LiveActivity, event: ActivityEvent) -> bool:
-    """Whether the span of an activity that was ended inside its block waits for the block's last line, with tokens."""
-    counted = event.outcome is not None and event.outcome.requests is not None
-    return live.counts and (live.status is Status.CANCELED or live.ending is not None) and not counted
-
-
-def of_our_attempt(live: LiveActivity, ack: Ack) -> Ack:
-    """What an answer says of the attempt that is known here: where the next one is open it has ended, or was lost."""
-    if ack.attempt <= (live.attempt or 1):
-        return ack
-    if not live.status.terminal:
-        return replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
-    canceled = Outcome(reason="cancelled") if live.status is Status.CANCELED else None
-    return replace(ack, status=live.status, outcome=canceled if live.ending is None else live.ending.outcome)
-
-
-def with_usage(outcome: Outcome | None, late: Outcome | None) -> Outcome | None:
-    """How the row says that it ended, with what a late line says was spent, which the row has taken, too."""
+def _with_usage(outcome: Outcome | None, late: Outcome | None) -> Outcome | None:
+    """The row's outcome, with the usage that a late log reports: the row has taken that, too."""
     if late is None:
         return outcome
     why = outcome or Outcome()
     return replace(late, error_type=why.error_type, reason=why.reason)
-
-
-def names_another(live: LiveActivity, ack: Ack) -> bool:
-    """Whether the activity's row names another span than the one that is open here."""
-    return live.span is not None and live.ref is not None and ack.span_id not in (None, live.ref.span_id)

@@ -1,60 +1,66 @@
-"""Signs of life: this worker's leases are extended, and others' expired ones are swept. On the writer's thread."""
+"""Leases: those of this worker are extended, expired ones of others are swept. On the writer's thread."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import Final, Protocol
+from uuid import UUID
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
 from agentexec_otel._model.event import Outcome, Status
-from agentexec_otel._runtime.spans import ActivitySpans
-from agentexec_otel.export import ActivityStore, Ending
+from agentexec_otel._model.results import EndedActivity, Ending, StoredActivity
+from agentexec_otel._runtime.live import LiveActivities
+from agentexec_otel.export import ActivityStore
 
-_CHUNK = 500
-_LOOK_INTERVAL = 0.5
-_AWAY = 2.5
-"""A tick comes about once a second: behind a longer silence we were stuck, or frozen."""
+_CHUNK: Final = 500
+_POLL_INTERVAL: Final = 0.5
+_STALLED: Final = 2.5
+"""A tick comes about once a second: after a longer silence this process was stuck, or frozen."""
 
 
 def lost_ending() -> Ending:
-    """How an activity ends whose worker is gone."""
+    """How an activity ends whose worker is lost."""
     return Ending(Status.ERROR, CONF.activity_message_lost, Outcome(error_type="WorkerLost", reason="lost"))
+
+
+class Follower(Protocol):
+    """What liveness needs of the runtime."""
+
+    @property
+    def live(self) -> LiveActivities: ...
+    def worker_id(self) -> str: ...
+    def heard(self, stored: StoredActivity) -> None: ...
+    def follow_lost(self, ended: Sequence[EndedActivity], ending: Ending) -> None: ...
 
 
 class Liveness:
     """Called about once a second; does its work when it is due."""
 
-    def __init__(
-        self,
-        store: ActivityStore,
-        spans: ActivitySpans,
-        worker_id: Callable[[], str],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, store: ActivityStore, runtime: Follower, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
-        self._spans = spans
-        self._worker_id = worker_id
+        self._runtime = runtime
         self._clock = clock
         self._heartbeat_due = clock() + _heartbeat_interval()
-        self._look_due = 0.0
+        self._poll_due = 0.0
         self._ticked_at = clock()
         self._sweep_due = 0.0
-        self._wait_a_lease()
+        self._postpone_sweep()
         self.reaped = 0
 
     def tick(self) -> None:
-        """Extend leases and sweep, where it is time. A database that is away is asked again the next time."""
+        """Extend leases and sweep, if due. If the database is away, it is asked again at the next tick."""
         now = self._clock()
-        if now - self._ticked_at > max(CONF.lease_seconds / 3, _AWAY):
-            self._wait_a_lease()
+        if now - self._ticked_at > max(CONF.lease_seconds / 3, _STALLED):
+            self._postpone_sweep()
         self._ticked_at = now
         try:
-            if now >= self._look_due:
-                self._look_due = now + _LOOK_INTERVAL
-                self._look()
+            if now >= self._poll_due:
+                self._poll_due = now + _POLL_INTERVAL
+                self._poll()
             if now >= self._heartbeat_due:
                 self._heartbeat_due = now + _heartbeat_interval()
                 self.heartbeat()
@@ -62,43 +68,47 @@ class Liveness:
                 self._sweep_due = now + CONF.sweep_interval * random.uniform(0.8, 1.2)  # noqa: S311
                 self._sweep()
         except ExportError:
-            self._wait_a_lease()
+            self._postpone_sweep()
         self._ticked_at = self._clock()
 
-    def _wait_a_lease(self) -> None:
-        """Whoever was cut off himself, or has just come, cannot tell whether the others were lost or cut off, too."""
+    def _postpone_sweep(self) -> None:
+        """Wait for a lease: a process that was cut off, or is new, cannot tell lost workers from ones cut off, too."""
         spread = random.uniform(0, min(CONF.sweep_interval, CONF.lease_seconds / 3))  # noqa: S311
         self._sweep_due = self._clock() + CONF.lease_seconds + spread
 
-    def _look(self) -> None:
-        """Learn soon what others have ended of what a block here runs: a canceled run stops at its next step."""
-        owned = sorted(self._spans.owned())
-        for start in range(0, len(owned), _CHUNK):
-            self._spans.seen(self._store.standing(owned[start : start + _CHUNK]))
+    def _poll(self) -> None:
+        """Learn soon what other processes have ended of what blocks here run, so that a canceled run stops."""
+        for chunk in _chunks(sorted(self._runtime.live.owned())):
+            self._hear(self._store.load(chunk, history=False).values())
 
     def heartbeat(self) -> None:
-        """Extend the leases of what runs here, and learn what others have ended."""
-        running, owned = self._spans.running(), self._spans.owned()
-        for start in range(0, len(running), _CHUNK):
-            chunk = running[start : start + _CHUNK]
-            self._spans.seen(self._store.heartbeat(self._worker_id(), chunk, owned=owned.intersection(chunk)))
+        """Extend the leases of what runs here, and learn what other processes have ended."""
+        owned = self._runtime.live.owned()
+        for chunk in _chunks(self._runtime.live.running()):
+            rows = self._store.extend_leases(self._runtime.worker_id(), chunk, owned=owned.intersection(chunk))
+            self._hear(rows.values())
+
+    def _hear(self, rows: Iterable[StoredActivity]) -> None:
+        for stored in rows:
+            self._runtime.heard(stored)
 
     def _sweep(self) -> None:
         ending = lost_ending()
-        ended = self._store.reap(None, ending)
+        ended = self._store.end_lost(ending)
         self.reaped += len(ended)
-        if ended:
-            self._spans.ended(ended, ending, time.time_ns())
+        self._runtime.follow_lost(ended, ending)
 
     def release(self) -> None:
-        """Going in good order: activities without a block that owns them are not lost, others may go on with them."""
+        """Before a clean exit: activities without a block that ends them are not lost, other workers may continue."""
         with suppress(ExportError):
-            spans = self._spans.unowned()
-            unowned = list(spans)
-            for start in range(0, len(unowned), _CHUNK):
-                chunk = unowned[start : start + _CHUNK]
+            spans = self._runtime.live.unowned()
+            for chunk in _chunks(list(spans)):
                 dropped = {span for agent_id in chunk if (span := spans[agent_id]) is not None}
-                self._store.release(self._worker_id(), chunk, spans=dropped)
+                self._store.release(self._runtime.worker_id(), chunk, spans=dropped)
+
+
+def _chunks(agent_ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+    return (agent_ids[start : start + _CHUNK] for start in range(0, len(agent_ids), _CHUNK))
 
 
 def _heartbeat_interval() -> float:

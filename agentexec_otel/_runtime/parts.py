@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError, suppressed_instrumentation
+from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError
 from agentexec_otel._model.text import describe
+from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export._spool import Spool, SpoolUnavailableError, default_directory
 

@@ -1,4 +1,4 @@
-"""Writing: create, update, complete, error, cancel, retry, cancel_pending."""
+"""Writing: create, update, complete, error, cancel, retry, cancel_pending, reap."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID, uuid4
 
 from opentelemetry import propagate
@@ -15,32 +16,35 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import (
-    ActivityNotFoundError,
-    ActivityNotStoredError,
-    ActivityStateError,
-    guarded,
-)
+from agentexec_otel._errors import ActivityNotFoundError, ActivityNotStoredError, ActivityStateError, guarded
 from agentexec_otel._model.event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import outcome_of, text_of
+from agentexec_otel._model.results import Ack, Ending, ExportResult, Refusal, Reject
 from agentexec_otel._model.text import NAME_LIMIT, prepare_message, prepare_metadata
-from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import lost_ending
-from agentexec_otel._runtime.process import Runtime
-from agentexec_otel.activity._filter import metadata_criteria, named, without_news_since
-from agentexec_otel.activity._in_session import create_in, end_many, raise_rejected, record_in
-from agentexec_otel.activity._joined import synchronous
+from agentexec_otel._runtime.runtime import Runtime, on_event_loop
+from agentexec_otel.activity._filters import metadata_criteria, named, without_news_since
+from agentexec_otel.activity._session_writes import create_in, end_many, record_in
+from agentexec_otel.activity._sessions import synchronous
 from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import Ack, Ending, ExportResult, Reject, StoredActivity
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     AnySession: TypeAlias = Session | AsyncSession
 
-_T = TypeVar("_T")
+
+class Block(Protocol):
+    """The block of `run()`, as far as the calls inside of it need it."""
+
+    @property
+    def view(self) -> LiveActivity | None: ...
+
+
+current_block: ContextVar[Block | None] = ContextVar("agentexec_otel.current_activity", default=None)
 
 
 def create(
@@ -67,13 +71,9 @@ def create(
         ValueError: a bad argument, or an ``agent_id`` that exists already.
         ActivityNotStoredError: the row could not be committed within ``AGENTEXEC_CREATE_TIMEOUT`` seconds.
     """
-    runtime = _runtime.active()
+    runtime = process.active()
     event = _opening_event(runtime, task_name, message, agent_id, metadata)
-    if session is not None:
-        return create_in(synchronous(session), runtime, event)
-    raise_rejected(runtime.primary.store(event, CONF.create_timeout))
-    runtime.emit_to_others(event)
-    runtime.spans.opened(event)
+    _raise_refused(runtime.create(event) if session is None else create_in(synchronous(session), event))
     return event.agent_id
 
 
@@ -84,11 +84,9 @@ async def create_async(
     metadata: Mapping[str, Any] | None = None,
 ) -> UUID:
     """As `create`, on an event loop: many that wait at once share a transaction."""
-    runtime = _runtime.active()
+    runtime = process.active()
     event = _opening_event(runtime, task_name, message, agent_id, metadata)
-    raise_rejected(await runtime.primary.store_async(event, CONF.create_timeout))
-    runtime.emit_to_others(event)
-    runtime.spans.opened(event)
+    _raise_refused(await runtime.create_async(event))
     return event.agent_id
 
 
@@ -99,32 +97,17 @@ def create_soon(
     metadata: Mapping[str, Any] | None = None,
     *,
     may_exist: bool = False,
-) -> UUID:
-    """As `create`, without waiting: the row is committed when the database answers, and nothing is raised where not.
+) -> tuple[UUID, Future[ExportResult]]:
+    """As `create`, without waiting: the future resolves when the row is committed, and nothing is raised if it is not.
 
     For instrumentation, which must not hold a run up, or make it fail.
 
     Args:
-        may_exist: An activity with this ``agent_id`` may be there already; lines then belong to its current attempt.
+        may_exist: There may be an activity with this ``agent_id`` already; logs then belong to its current attempt.
     """
-    new_id = uuid4() if agent_id is None else parse_agent_id(agent_id)
-    create_later(task_name, message, new_id, metadata, may_exist=may_exist)
-    return new_id
-
-
-def create_later(
-    task_name: str, message: str | None = None, agent_id: UUID | str | None = None,
-    metadata: Mapping[str, Any] | None = None, *, may_exist: bool = False,
-) -> Future[ExportResult]:  # fmt: skip
-    """As `create_soon`; the future tells when the row is committed."""
-    runtime = _runtime.active()
+    runtime = process.active()
     event = _opening_event(runtime, task_name, message, agent_id, metadata)
-    live = runtime.spans.opened(event)
-    live.opening_pending = True
-    if may_exist:
-        live.attempt = None
-    runtime.emit_to_others(event)
-    return runtime.primary.submit(event, refusable=may_exist)
+    return event.agent_id, runtime.create_soon(event, may_exist=may_exist)
 
 
 def update(
@@ -151,29 +134,23 @@ def update(
         ActivityNotFoundError: no such activity.
     """
     wanted = RUNNING if status is None else _status(status)
-    runtime = _runtime.active()
     parsed = parse_agent_id(agent_id)
     if session is not None:
-        return record_in(synchronous(session), runtime, parsed, wanted, message, percentage, None)
-    if wanted is QUEUED and not _runtime.on_event_loop() and _has_ended(runtime, parsed):
-        return retry(parsed, message) > 0
-    live = runtime.find(parsed, waits=wanted is not RUNNING)
+        return record_in(synchronous(session), parsed, wanted, message, percentage, None)
+    runtime = process.active()
+    live = _view(runtime, parsed)
     if wanted.terminal:
         return _end(runtime, live, wanted, message, percentage, None)
-    # On an event loop nobody waits to learn whether it has ended: the row knows when this line comes to it.
-    return report(live, message, percentage, wanted, reopens=wanted is QUEUED and _runtime.on_event_loop())
+    if wanted is QUEUED:
+        return _requeue(runtime, live, message, percentage)
+    return runtime.record(live, wanted, message, percentage, reported=True)
 
 
-def report(
-    live: LiveActivity, message: str, percentage: float | None, status: Status = RUNNING, *, reopens: bool = False
-) -> bool:
-    """Add a line to the attempt that is known here; to the current one where that has ended and nobody runs it."""
-    runtime = _runtime.active()
-    live.reported = True
-    event = runtime.event(live.agent_id, status, message, percentage, live=live, reopens=reopens)
-    if live.ended:
-        event = event._replace(attempt=None)
-    return runtime.emit(runtime.spans.observe(live, event))
+def _requeue(runtime: Runtime, live: LiveActivity, message: str, percentage: float | None) -> bool:
+    """The row decides whether this is a retry: another process may have ended the activity."""
+    future = runtime.requeue(live.agent_id, message, percentage)
+    result = None if on_event_loop() else _within(future, CONF.terminal_timeout)
+    return not isinstance(result, Reject)
 
 
 def complete(
@@ -220,29 +197,18 @@ def retry(agent_id: UUID | str, message: str | None = None) -> int:
         ActivityStateError: it has not ended.
         ActivityNotFoundError, ActivityNotStoredError, ValueError: as `create` and `update`.
     """
-    runtime = _runtime.active()
+    runtime = process.active()
     parsed = parse_agent_id(agent_id)
-    stored = _stored(runtime, parsed)
-    if not stored.status.terminal:
-        raise ActivityStateError(f"activity {parsed} is {stored.status}: only an activity that has ended is retried")
-    text = CONF.activity_message_create if message is None else message
-    event = runtime.event(parsed, Status.QUEUED, text, reopens=True)._replace(expects_row=True)
-    result = runtime.primary.store(event, CONF.create_timeout)
-    if isinstance(result, Reject):
-        if not runtime.primary.closed:
-            _stored(runtime, parsed)  # It may have been deleted meanwhile.
-        raise ActivityNotStoredError(f"the activity {parsed} could not be retried: {result.reason}")
-    attempt = result.attempt if isinstance(result, Ack) else stored.attempt
-    runtime.emit_to_others(event)
-    runtime.spans.reopened(event, attempt)
-    return attempt
-
-
-def _stored(runtime: Runtime, agent_id: UUID) -> StoredActivity:
-    stored = runtime.ask(lambda: runtime.needed_store.lookup(agent_id))
-    if stored is None:
-        raise ActivityNotFoundError(agent_id)
-    return stored
+    result = runtime.retry(parsed, CONF.activity_message_create if message is None else message)
+    if isinstance(result, Ack):
+        return result.attempt
+    refusal = result.refusal if isinstance(result, Reject) else None
+    reason = result.reason if isinstance(result, Reject) else "the exporter did not take it"
+    if refusal is Refusal.UNKNOWN:
+        raise ActivityNotFoundError(parsed)
+    if refusal is Refusal.NOT_ENDED:
+        raise ActivityStateError(reason)
+    raise ActivityNotStoredError(f"the activity {parsed} could not be retried: {reason}")
 
 
 def cancel_pending(
@@ -266,10 +232,15 @@ def cancel_pending(
     Raises:
         ValueError: a malformed criterion.
     """
-    runtime = _runtime.active()
     criteria = _pending_criteria(agent_type, worker_id, older_than, metadata_filter)
     ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="cancelled"))
-    return end_many(runtime, session, ending, lambda on: runtime.needed_store.end_where(on, criteria, ending))
+    store = process.active().session_store
+    return end_many(
+        session,
+        ending,
+        lambda: store.end_where(None, criteria, ending),
+        lambda connection: store.end_where(connection, criteria, ending),
+    )
 
 
 def reap(session: AnySession | None = None) -> int:
@@ -284,9 +255,12 @@ def reap(session: AnySession | None = None) -> int:
     Returns:
         How many were really changed.
     """
-    runtime = _runtime.active()
+    runtime = process.active()
     ending = lost_ending()
-    return end_many(runtime, session, ending, lambda on: runtime.needed_store.reap(on, ending))
+    if session is None:
+        return runtime.end_lost(ending)
+    store = runtime.session_store
+    return end_many(session, ending, lambda: (), lambda connection: store.end_lost_in(connection, ending))
 
 
 # -- what the runner, tasks and `run()` use ---------------------------------------------------------------------
@@ -302,34 +276,6 @@ def describe_error(exc: BaseException | None) -> str:
     return "unknown error" if exc is None else text_of(exc)
 
 
-def submit_end(
-    runtime: Runtime,
-    live: LiveActivity,
-    status: Status,
-    message: str,
-    percentage: float | None,
-    outcome: Outcome | None,
-    *,
-    of_current: bool = False,
-) -> Future[ExportResult]:
-    """End an activity without waiting; the future tells whether it was the first to.
-
-    Args:
-        of_current: End whichever attempt is the current one, not the one that this process knows.
-    """
-    event = runtime.event(live.agent_id, status, message, percentage, live=live, outcome=outcome)
-    if of_current:
-        event = event._replace(attempt=None)
-    event = runtime.spans.observe(live, event)
-    runtime.emit_to_others(event)
-    future = runtime.primary.submit(event)
-    if status is Status.CANCELED and live.ending is event:
-        live.cancel()  # Not sooner: what the block says in going comes second.
-    if runtime.primary.closed:
-        runtime.spans.close()  # Nobody will tell how the row decided: our word is the last.
-    return future
-
-
 def _terminal(
     agent_id: UUID | str,
     status: Status,
@@ -338,11 +284,11 @@ def _terminal(
     outcome: Outcome | None,
     session: AnySession | None,
 ) -> bool:
-    runtime = _runtime.active()
     parsed = parse_agent_id(agent_id)
     if session is not None:
-        return record_in(synchronous(session), runtime, parsed, status, message, percentage, outcome)
-    return _end(runtime, runtime.find(parsed), status, message, percentage, outcome)
+        return record_in(synchronous(session), parsed, status, message, percentage, outcome)
+    runtime = process.active()
+    return _end(runtime, _view(runtime, parsed), status, message, percentage, outcome)
 
 
 def _end(
@@ -353,18 +299,37 @@ def _end(
     percentage: float | None,
     outcome: Outcome | None,
 ) -> bool:
-    # It may have been tried again meanwhile, by another process or by a line that is on its way.
-    outside = live.ended or (status is Status.CANCELED and not live.runs_here)
-    future = submit_end(runtime, live, status, message, percentage, outcome, of_current=outside)
-    if _runtime.on_event_loop():
-        return True
+    had_ended = live.status.terminal
+    # What a process reports concerns the attempt that it has seen; canceling concerns the current one.
+    canceled = status is Status.CANCELED
+    future = runtime.end(live, status, message, percentage, outcome, of_current=canceled)
+    if on_event_loop():
+        return canceled or not had_ended
+    result = _within(future, CONF.terminal_timeout)
+    return result is None or (isinstance(result, Ack) and not result.late)
+
+
+def _within(future: Future[ExportResult], seconds: float) -> ExportResult | None:
+    """The result; None if it is not there in time."""
     with suppress(TimeoutError):
-        result = future.result(CONF.terminal_timeout)
-        return isinstance(result, Ack) and not result.late
-    return True
+        return future.result(seconds)
+    return None
+
+
+def _view(runtime: Runtime, agent_id: UUID) -> LiveActivity:
+    """The attempt that a call is about: that of the block around it, else the one that this process has seen."""
+    block = current_block.get()
+    view = None if block is None else block.view
+    return view if view is not None and view.agent_id == agent_id else runtime.find(agent_id)
 
 
 # -- small parts ------------------------------------------------------------------------------------------------
+
+
+def _raise_refused(result: ExportResult) -> None:
+    """A ValueError if an opening was refused: its ``agent_id`` exists."""
+    if isinstance(result, Reject):
+        raise ValueError(result.reason)
 
 
 def _opening_event(
@@ -397,12 +362,6 @@ def _status(value: Status | str) -> Status:
         return Status(value)
     except ValueError:
         raise ValueError(f"{value!r:.80} is no status: use one of {', '.join(Status)}") from None
-
-
-def _has_ended(runtime: Runtime, agent_id: UUID) -> bool:
-    if runtime.store is None:
-        return runtime.find(agent_id).status.terminal
-    return _stored(runtime, agent_id).status.terminal
 
 
 def _pending_criteria(

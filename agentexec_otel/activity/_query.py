@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from agentexec_otel._model.event import ACTIVE, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import describe
-from agentexec_otel.activity._filter import metadata_criteria, moment, named
-from agentexec_otel.activity._joined import synchronous
+from agentexec_otel.activity._filters import metadata_criteria, moment, named
+from agentexec_otel.activity._sessions import synchronous
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.activity.schemas import (
     ActivityDetailSchema,

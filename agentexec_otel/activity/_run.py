@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from contextvars import ContextVar, Token
-from functools import partial
+from contextvars import Token
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
@@ -15,17 +14,16 @@ from uuid import UUID
 from opentelemetry import context, trace
 
 from agentexec_otel._config import CONF
-from agentexec_otel._model.event import Outcome, Status
+from agentexec_otel._model.event import ActivityEvent, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import outcome_of
+from agentexec_otel._model.results import ExportResult
 from agentexec_otel._model.text import describe
-from agentexec_otel._runtime import process as _runtime
-from agentexec_otel._runtime.live import LiveActivity
-from agentexec_otel._runtime.process import Runtime
+from agentexec_otel._runtime import process
+from agentexec_otel._runtime.live import LiveActivity, Usage
+from agentexec_otel._runtime.runtime import on_event_loop
 from agentexec_otel.activity import _lifecycle
-from agentexec_otel.export import ExportResult
-
-_current: ContextVar[ActivityRun | None] = ContextVar("agentexec_otel.current_activity", default=None)
+from agentexec_otel.activity._lifecycle import Block, current_block
 
 
 def run(
@@ -56,46 +54,48 @@ def run(
     if existing is not None and (agent_id is not None or metadata is not None):
         raise ValueError("agent_id and metadata belong to a new activity: give run() a task name with them")
     if existing is not None:
-        return ActivityRun(None, existing, agent_id, message, metadata)
+        return ActivityRun(agent_id=existing, message=message)
     if not isinstance(task_name_or_agent_id, str):  # such as the None of an id that was never set
         raise ValueError(f"run() is given {describe(task_name_or_agent_id)}: give it a task name or an agent_id")
-    return ActivityRun(task_name_or_agent_id, existing, agent_id, message, metadata)
+    return ActivityRun(task_name_or_agent_id, agent_id=agent_id, message=message, metadata=metadata)
 
 
 def current() -> ActivityRun | None:
     """The activity whose block encloses this code, across ``await`` and ``asyncio.to_thread``; None outside of any."""
-    return _current.get()
+    block = current_block.get()
+    return block if isinstance(block, ActivityRun) else None
 
 
 class ActivityRun:
     """A running activity, as `run()` gives it. Re-entrant use is an error: call `run()` again instead.
 
-    With ``waits=False`` entering a new one does not wait for its row, and leaving does not wait for its end. Where that
-    row ``may_exist`` already, nothing is amiss: the activity is gone on with.
+    Args:
+        task_name: Creates an activity; None runs the one that `agent_id` names.
+        waits: Entering waits for the row of a new activity, and leaving for the commit of its end.
+        may_exist: There may be an activity with this `agent_id` already, which is then continued.
     """
 
     def __init__(
         self,
-        task_name: str | None,
-        existing: UUID | None,
-        agent_id: UUID | str | None,
-        message: str | None,
-        metadata: Mapping[str, Any] | None,
+        task_name: str | None = None,
         *,
+        agent_id: UUID | str | None = None,
+        message: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
         waits: bool = True,
         may_exist: bool = False,
     ) -> None:
-        self._waits = waits
-        self._may_exist = may_exist
         self._task_name = task_name
-        self._id = existing
         self._wanted_id = agent_id
+        self._id = None if task_name is not None or agent_id is None else parse_agent_id(agent_id)
         self._message = message
         self._metadata = metadata
-        self._live: LiveActivity | None = None
-        self._runtime: Runtime | None = None
+        self._waits = waits
+        self._may_exist = may_exist
+        self._view: LiveActivity | None = None
         self._owner = False
-        self._tokens: tuple[Token[ActivityRun | None], Token[context.Context] | None] | None = None
+        self._ended_before: ActivityEvent | None = None
+        self._tokens: tuple[Token[Block | None], Token[context.Context] | None] | None = None
         self._left_open = False
 
     @property
@@ -112,28 +112,28 @@ class ActivityRun:
 
     @property
     def canceled(self) -> bool:
-        """Whether somebody else has canceled the activity meanwhile: known by the next line that is stored."""
-        live = self._live
-        return live is not None and (live.canceled or live.status is Status.CANCELED)
+        """Whether the activity was canceled elsewhere meanwhile, as far as this process has heard."""
+        return self._view is not None and self._view.is_canceled
 
     @property
-    def ours(self) -> LiveActivity | None:
-        """What this process knows of the attempt that runs here; None until its row has been read."""
-        return self._live if self._live is not None and self._live.attempt is not None else None
+    def view(self) -> LiveActivity | None:
+        """This process's view of the attempt that runs here; None until the block is entered."""
+        return self._view
 
     def update(self, message: str, percentage: float | None = None) -> bool:
-        """Add a line; see `ax.activity.update`. It belongs to the attempt that the block runs, until that is left."""
-        live = self.ours or _runtime.active().find(self.agent_id, waits=False)
-        return _lifecycle.report(live, message, percentage)
+        """Add a log to the attempt that the block runs; see `ax.activity.update`."""
+        runtime = process.active()
+        live = self._view if self._view is not None else runtime.find(self.agent_id)
+        return runtime.record(live, Status.RUNNING, message, percentage, reported=True)
 
     def record_usage(
         self, input_tokens: int | None = None, output_tokens: int | None = None, requests: int | None = None
     ) -> None:
-        """This block's totals so far of tokens and model requests; stored with the activity's end, also when it fails.
+        """This block's totals so far of tokens and model requests; stored with the activity's end, also if it fails.
 
         Blocks within one another add up. What is no count is ignored.
         """
-        self._entered()[0].usage[self] = (_count(input_tokens), _count(output_tokens), _count(requests))
+        self._entered().count_usage(self, Usage(_count(input_tokens), _count(output_tokens), _count(requests)))
 
     def leave_open(self) -> None:
         """Do not end the activity when the block is left without an exception: the work goes on elsewhere, or later."""
@@ -142,55 +142,59 @@ class ActivityRun:
     # -- entering -------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._find()
-        self._start()
+        self._refuse_second_entry()
+        if self._task_name is None:
+            self._view = process.active().join_current(self.agent_id)
+        elif self._waits:
+            self._view = self._created(
+                _lifecycle.create(self._task_name, agent_id=self._wanted_id, metadata=self._metadata)
+            )
+        else:
+            self._view = self._created_soon(self._task_name)
+        self._start(self._view)
         return self
 
     async def __aenter__(self) -> Self:
-        if not _runtime.is_configured():
-            await asyncio.to_thread(_runtime.active)  # Setting up may wait for the database.
-        await self._find_async()
-        self._start()
+        self._refuse_second_entry()
+        if not process.is_configured():
+            await asyncio.to_thread(process.active)  # Setting up may wait for the database.
+        if self._task_name is None:
+            self._view = await process.active().join_current_async(self.agent_id)
+        elif self._waits:
+            self._view = self._created(
+                await _lifecycle.create_async(self._task_name, agent_id=self._wanted_id, metadata=self._metadata)
+            )
+        else:
+            self._view = self._created_soon(self._task_name)
+        self._start(self._view)
         return self
 
-    async def _find_async(self) -> None:
-        self._refuse_a_second_time()
-        if self._id is None and self._waits:
-            self._id = await _lifecycle.create_async(
-                self._task_name or "", agent_id=self._wanted_id, metadata=self._metadata
-            )
-        if self._id is None:
-            self._find()
-            return
-        self._runtime = _runtime.active()
-        self._live = await self._runtime.find_async(self._id)
+    def _created(self, agent_id: UUID) -> LiveActivity:
+        self._id = agent_id
+        return process.active().find(agent_id)
 
-    def _refuse_a_second_time(self) -> None:
-        if self._live is not None:
+    def _created_soon(self, task_name: str) -> LiveActivity:
+        agent_id, _ = _lifecycle.create_soon(
+            task_name, agent_id=self._wanted_id, metadata=self._metadata, may_exist=self._may_exist
+        )
+        return self._created(agent_id)
+
+    def _refuse_second_entry(self) -> None:
+        if self._view is not None:
             raise RuntimeError("this block was entered before: call ax.activity.run() for each run")
 
-    def _find(self) -> None:
-        self._refuse_a_second_time()
-        if self._id is None:
-            create = _lifecycle.create if self._waits else partial(_lifecycle.create_soon, may_exist=self._may_exist)
-            self._id = create(self._task_name or "", agent_id=self._wanted_id, metadata=self._metadata)
-        self._runtime = _runtime.active()
-        self._live = self._runtime.find(self._id)
-
-    def _start(self) -> None:
-        live, runtime = self._entered()
-        if live.owner is None:
-            live.owner = self
-            self._owner = True
+    def _start(self, live: LiveActivity) -> None:
+        self._owner = live.own(self)
+        self._ended_before = live.ending
         if self._owner or self._message is not None:
             text = CONF.activity_message_started if self._message is None else self._message
-            event = runtime.event(live.agent_id, Status.RUNNING, text, live=live)
-            runtime.emit(runtime.spans.observe(live, event))
+            process.active().record(live, Status.RUNNING, text)
         self._attach(live)
 
     def _attach(self, live: LiveActivity) -> None:
-        token = context.attach(trace.set_span_in_context(live.span)) if live.span is not None else None
-        self._tokens = (_current.set(self), token)
+        span = live.span
+        token = context.attach(trace.set_span_in_context(span)) if span is not None else None
+        self._tokens = (current_block.set(self), token)
 
     # -- leaving --------------------------------------------------------------------------------------------
 
@@ -198,7 +202,7 @@ class ActivityRun:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         future = self._leave(exc)
-        if future is not None and self._waits and not _runtime.on_event_loop():
+        if future is not None and self._waits and not on_event_loop():
             with suppress(TimeoutError):
                 future.result(CONF.terminal_timeout)
 
@@ -215,34 +219,36 @@ class ActivityRun:
         return self._finish(exc)
 
     def _finish(self, exc: BaseException | None) -> Future[ExportResult] | None:
-        live, _ = self._entered()
-        runtime = _runtime.active()
+        live = self._entered()
         if not self._owner:
             return None
         self._owner = False
-        live.owner = None
-        if live.ending is not None and not self.canceled and not (live.usage or live.counts):
+        live.disown(self)
+        usage = live.usage_total()
+        ended_inside = live.ending is not self._ended_before
+        if ended_inside and not self.canceled and usage is None and not live.expects_usage:
             return None  # Ended inside the block by complete() or error(); there are no tokens to add.
-        if self._left_open and exc is None and live.ending is None:
+        if self._left_open and exc is None and not ended_inside:
             return None
-        return self._end(live, runtime, exc)
+        return self._end(live, exc)
 
-    def _end(self, live: LiveActivity, runtime: Runtime, exc: BaseException | None) -> Future[ExportResult]:
+    def _end(self, live: LiveActivity, exc: BaseException | None) -> Future[ExportResult]:
         status, outcome = self._outcome(live, exc)
-        live.counts = outcome is not None and outcome.requests is not None  # A run may be at work still, uncounted.
+        # A run may be at work still, uncounted.
+        live.expect_usage(outcome is not None and outcome.requests is not None)
         messages = {
             Status.COMPLETE: CONF.activity_message_complete,
             Status.CANCELED: CONF.activity_message_cancel,
             Status.ERROR: _lifecycle.error_message(exc),
         }
         percentage = 100 if status is Status.COMPLETE else None
-        return _lifecycle.submit_end(runtime, live, status, messages[status], percentage, outcome)
+        return process.active().end(live, status, messages[status], percentage, outcome)
 
     @staticmethod
     def _outcome(live: LiveActivity, exc: BaseException | None) -> tuple[Status, Outcome | None]:
         status, outcome = outcome_of(exc)
-        usage = [_sum(counts) for counts in zip(*live.usage.values(), strict=True)]
-        if usage:
+        usage = live.usage_total()
+        if usage is not None:
             why = outcome or Outcome()
             outcome = Outcome(why.error_type, why.reason, *usage)
         return status, outcome
@@ -254,19 +260,14 @@ class ActivityRun:
             return
         # A generator may be closed in another context than it was started in; there is nothing to undo there.
         with suppress(ValueError):
-            _current.reset(tokens[0])
+            current_block.reset(tokens[0])
             if tokens[1] is not None:
                 context.detach(tokens[1])
 
-    def _entered(self) -> tuple[LiveActivity, Runtime]:
-        if self._live is None or self._runtime is None:
+    def _entered(self) -> LiveActivity:
+        if self._view is None:
             raise RuntimeError("use ax.activity.run() in a with block")
-        return self._live, self._runtime
-
-
-def _sum(counts: Iterable[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+        return self._view
 
 
 def _count(value: object) -> int | None:

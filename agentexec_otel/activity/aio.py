@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from sqlalchemy.orm import Session
 
 from agentexec_otel.activity import _lifecycle, _query
-from agentexec_otel.activity._in_session import after_what_is_queued
+from agentexec_otel.activity._session_writes import store_pending
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -47,11 +47,13 @@ def _asynchronous(session: AsyncSession) -> AsyncSession:
 
 
 def _lifecycle_twin(
-    function: Callable[_P, _R], alone: Callable[..., Coroutine[Any, Any, _R]] | None = None, *, says: bool = False
+    function: Callable[_P, _R], alone: Callable[..., Coroutine[Any, Any, _R]] | None = None, *, reports: bool = False
 ) -> Callable[_P, Coroutine[Any, Any, _R]]:
-    """`alone` does without a session what would otherwise be done in a thread.
+    """The asynchronous twin of a life-cycle call.
 
-    Where the call `says` something of an activity that is there already, it comes behind what was said before.
+    Args:
+        alone: Does without a session what would otherwise be done in a thread.
+        reports: It reports on an existing activity, so events that were reported before are stored first.
     """
 
     @wraps(function)
@@ -60,8 +62,8 @@ def _lifecycle_twin(
         if session is None:
             return await (alone or partial(asyncio.to_thread, function))(*args, **kwargs)
         session = _asynchronous(session)
-        if says:
-            await after_what_is_queued(session, args[0] if args else kwargs.get("agent_id"))
+        if reports:
+            await store_pending(session, args[0] if args else kwargs.get("agent_id"))
         return await session.run_sync(lambda own: cast(Any, function)(*args, session=own, **kwargs))
 
     return twin
@@ -78,10 +80,10 @@ def _query_twin(
 
 
 create = _lifecycle_twin(_lifecycle.create, _lifecycle.create_async)
-update = _lifecycle_twin(_lifecycle.update, says=True)
-complete = _lifecycle_twin(_lifecycle.complete, says=True)
-error = _lifecycle_twin(_lifecycle.error, says=True)
-cancel = _lifecycle_twin(_lifecycle.cancel, says=True)
+update = _lifecycle_twin(_lifecycle.update, reports=True)
+complete = _lifecycle_twin(_lifecycle.complete, reports=True)
+error = _lifecycle_twin(_lifecycle.error, reports=True)
+cancel = _lifecycle_twin(_lifecycle.cancel, reports=True)
 retry = _lifecycle_twin(_lifecycle.retry)
 cancel_pending = _lifecycle_twin(_lifecycle.cancel_pending)
 reap = _lifecycle_twin(_lifecycle.reap)

@@ -7,9 +7,11 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from agentexec_otel._errors import (
+    ActivityNotStoredError,
     ExportError,
     MisconfiguredExportError,
     PoisonExportError,
@@ -168,14 +170,14 @@ class Delivery:
             entry.uncertain = True
 
     def _wanted(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Without those nobody wants any more. One that may have been stored all the same is ended instead."""
+        """Without those that were withdrawn. One that may have been stored all the same is taken back instead."""
         wanted: list[Entry] = []
         for entry in entries:
             if entry.withdrawn and not entry.uncertain:
                 self.withdrawn(entry)
                 continue
             if entry.withdrawn and entry.event.opening is not None:
-                entry.event = given_up(entry.event)
+                entry.event = withdrawal(entry.event)
                 entry.on_settled = entry.on_trouble = None
             wanted.append(entry)
         return wanted
@@ -227,14 +229,77 @@ class Delivery:
             self.refused = False
 
 
-def given_up(event: ActivityEvent) -> ActivityEvent:
-    """Ends an activity whose row may have been committed after its creator had been told that it was not."""
+def withdrawal(event: ActivityEvent, attempt: int | None = None) -> ActivityEvent:
+    """What takes back an event that may have been committed after its producer was told that it was not.
+
+    The activity that it created is removed. A retry cannot be undone: the attempt that it opened is canceled.
+    """
+    if event.opening is not None:
+        return event._replace(opening=None, withdraws=True)
     text = "Given up: stored too late."
+    now_ns = time.time_ns()
     return ActivityEvent(
-        uuid7(), event.agent_id, Status.CANCELED, text, None, time.time_ns(), attempt=event.attempt, expects_row=True
+        uuid7(now_ns), event.agent_id, Status.CANCELED, text, None, now_ns, attempt=attempt, expects_row=True
     )
 
 
 def describe(exc: BaseException) -> str:
     """What may be said of a failure: exporters word theirs safely, anybody else's text may hold data."""
     return str(exc) if isinstance(exc, ExportError) else type(exc).__name__
+
+
+class Storing:
+    """An event whose producer waits until it is stored, and withdraws it after too long.
+
+    Args:
+        emit: Takes the event that takes back one that was committed after its producer had given up.
+
+    Attributes:
+        future: The exporter's answer; a `MisconfiguredExportError` as soon as the destination refuses us.
+        trouble: What the last try met, for the producer's exception.
+    """
+
+    def __init__(self, event: ActivityEvent, emit: Callable[[ActivityEvent], object]) -> None:
+        self.future: Future[ExportResult] = Future()
+        self.entry = Entry(event, self._settled, self._troubled)
+        self.trouble: str | None = None
+        self._emit = emit
+
+    def withdraw(self) -> ExportResult | None:
+        """Stop waiting. The result, if it has come at the last moment; otherwise the event is not to be stored."""
+        if not self.future.cancel() and self.future.exception() is None:
+            return self.future.result()
+        self.entry.withdrawn = True
+        return None
+
+    def abandon(self) -> None:
+        """The producer is gone: take the event back if it is stored already."""
+        self._take_back(self.withdraw())
+
+    def failure(self, timeout: float, outage: str | None) -> ActivityNotStoredError:
+        """The producer's exception.
+
+        Args:
+            outage: Why the exporter cannot store at present, if so.
+        """
+        why = self.trouble or f"no commit within {timeout:g} s"
+        if outage is not None and outage not in why:
+            why = f"{why}: {outage}"
+        return ActivityNotStoredError(f"the activity {self.entry.event.agent_id} could not be stored: {why}")
+
+    def _settled(self, result: ExportResult) -> None:
+        if not self.entry.withdrawn and self.future.set_running_or_notify_cancel():
+            self.future.set_result(result)
+        else:
+            self._take_back(result)
+
+    def _take_back(self, result: ExportResult | None) -> None:
+        if isinstance(result, Ack):
+            self._emit(withdrawal(self.entry.event, result.attempt))
+
+    def _troubled(self, exc: BaseException) -> None:
+        self.trouble = describe(exc)
+        waited_for = not self.entry.withdrawn and isinstance(exc, MisconfiguredExportError)
+        if waited_for and self.future.set_running_or_notify_cancel():
+            self.entry.withdrawn = True
+            self.future.set_exception(exc)

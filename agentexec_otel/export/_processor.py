@@ -19,16 +19,16 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
-from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError, guarded, suppressed_instrumentation
+from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError, guarded
 from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel._model.results import Ack, ExportResult, Reject
+from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export._backlog import Backlog, Job
 from agentexec_otel.export._dead_letters import DeadLetters
-from agentexec_otel.export._delivery import ClosingError, Delivery, Entry, Settled
+from agentexec_otel.export._delivery import ClosingError, Delivery, Entry, Settled, Storing
 from agentexec_otel.export._protocol import ActivityExporter
 from agentexec_otel.export._replay import Replay
 from agentexec_otel.export._spool import Spool
-from agentexec_otel.export._storing import Storing
 
 _logger = logging.getLogger("agentexec_otel.export")
 _T = TypeVar("_T")
@@ -45,7 +45,7 @@ class ActivityProcessor:
         max_queue_size: Events waiting in memory. What comes beyond it waits in the spool; without one, progress lines
             are coalesced and counted, life-cycle events never.
         max_batch_size: Events per `ActivityExporter.export` call.
-        on_settled: Told on the writer thread what became of each event.
+        on_acknowledged: Called on the writer thread with what became of each event.
         on_start: Called when the writer is about to start, once in each process.
         on_idle: Called on the writer thread about once a second while the exporter answers.
     """
@@ -57,7 +57,7 @@ class ActivityProcessor:
         spool: Spool | None = None,
         max_queue_size: int = 10_000,
         max_batch_size: int = 5_000,
-        on_settled: Callable[[ActivityEvent, ExportResult], None] | None = None,
+        on_acknowledged: Callable[[ActivityEvent, ExportResult], None] | None = None,
         on_start: Callable[[], None] | None = None,
         on_idle: Callable[[], None] | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class ActivityProcessor:
         self._spool = spool
         self._max_queue_size = max_queue_size
         self._max_batch_size = max_batch_size
-        self._on_settled = on_settled
+        self._on_acknowledged = on_acknowledged
         self._on_start = on_start
         self._on_idle = on_idle
         self._closed = False
@@ -153,7 +153,7 @@ class ActivityProcessor:
         return storing
 
     def call(self, work: Callable[[], _T], timeout: float) -> _T:
-        """Run `work` on the writer thread, behind the events that wait in memory.
+        """Run `work` on the writer thread, behind the events that wait in memory. Not at all if that lasts too long.
 
         Raises:
             TimeoutError: not done within `timeout` seconds. Exceptions of `work` are passed on.
@@ -161,19 +161,24 @@ class ActivityProcessor:
         future: Future[_T] = Future()
 
         def run() -> None:
-            try:
-                future.set_result(work())
-            except BaseException as exc:  # noqa: BLE001  # passed on to the one who waits
-                future.set_exception(exc)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as exc:  # noqa: BLE001  # passed on to the caller
+                    future.set_exception(exc)
 
         def give_up() -> None:
-            future.set_exception(TimeoutError("the writer has been shut down"))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(TimeoutError("the writer has been shut down"))
 
         if self._closed:
             raise TimeoutError("the writer has been shut down")
         self._ready().put_job(Job(run, give_up))
         self._nudge.set()
-        return future.result(timeout)
+        try:
+            return future.result(timeout)
+        finally:
+            future.cancel()
 
     def call_soon(self, work: Callable[[], object], give_up: Callable[[], object] = lambda: None) -> None:
         """Run `work` on the writer thread, behind the events that wait in memory, and do not wait.
@@ -297,9 +302,10 @@ class ActivityProcessor:
             if self._closed:
                 return True
             self._closed = True
+        deadline = time.monotonic() + timeout
         thread = self._thread
         if thread is not None and self._pid == os.getpid():
-            self._deadline = time.monotonic() + timeout
+            self._deadline = deadline
             self._backlog.put_job(None)
             self._nudge.set()
             thread.join(timeout)
@@ -307,7 +313,7 @@ class ActivityProcessor:
         if left:
             self._report_left(left)
         with guarded("shutting an exporter down"):
-            self.exporter.shutdown(timeout)
+            self.exporter.shutdown(max(0.0, deadline - time.monotonic()))
         if self._spool is not None:
             self._spool.close()
         return left == 0
@@ -416,9 +422,9 @@ class ActivityProcessor:
             self.settled.count(result)
         elif isinstance(result, Reject):
             self._reject(entry, result)
-        if self._on_settled is not None:
+        if self._on_acknowledged is not None:
             with guarded("following up a stored event"):
-                self._on_settled(entry.event, result)
+                self._on_acknowledged(entry.event, result)
         if entry.on_settled is not None:
             with guarded("telling a producer"):
                 entry.on_settled(result)

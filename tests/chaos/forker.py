@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 
 import agentexec_otel as ax
-from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime import process
 from tests.chaos.journal import Journal
 from tests.chaos.law import settled
 from tests.chaos.producer import say
@@ -153,11 +153,8 @@ def statements(journal: Journal, url: str) -> None:
     journal.accepted(mine, "created 0")
 
     def ask(agent_id: Any, name: str) -> None:
-        runtime = _runtime.active()
-        store = runtime.store
-        assert store is not None
         for _ in range(STATEMENTS):
-            found = runtime.primary.call(lambda: store.lookup(agent_id), 10)
+            found = process.active().read(agent_id, 10)
             if found is None or (found.agent_id, found.opening.agent_type) != (agent_id, name):
                 raise SystemExit(f"asked for {name} and was given {found}")
 

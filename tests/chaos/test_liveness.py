@@ -10,13 +10,12 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from opentelemetry import trace
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
+from agentexec_otel._runtime import process
 from agentexec_otel._runtime.liveness import Liveness, lost_ending
-from agentexec_otel._runtime.spans import ActivitySpans
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.chaos.conftest import ONE_FIRST
@@ -124,8 +123,8 @@ def test_a_sweeper_that_was_away_waits_for_the_others(database: Database) -> Non
     expire(database.engine)
     now = [0.0]
     exporter = SQLExporter(database.url)
-    spans = ActivitySpans(trace.get_tracer("test"), exporter)
-    liveness = Liveness(exporter, spans, lambda: "the sweeper", lambda: now[0])
+    ax.configure(exporters=[exporter])
+    liveness = Liveness(exporter, process.active(), lambda: now[0])
 
     def tick_until(end: float) -> None:
         while now[0] < end:
@@ -139,13 +138,12 @@ def test_a_sweeper_that_was_away_waits_for_the_others(database: Database) -> Non
     assert liveness.reaped == 0  # It was stuck for half a minute.
     tick_until(105)
     assert liveness.reaped == 1
-    exporter.shutdown(1)
 
 
 def reap(database: Database) -> int:
     exporter = SQLExporter(database.url)
     try:
-        return len(exporter.reap(None, lost_ending()))
+        return len(exporter.end_lost(lost_ending()))
     finally:
         exporter.shutdown(1)
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from agentexec_otel._model.event import ActivityEvent, Opening, Status
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel.activity.models import Activity, ActivityLog
+from agentexec_otel.export import ExportResult, StoredActivity
 from agentexec_otel_exporters.sql import SQLExporter
 
 
@@ -61,6 +62,27 @@ def store(url: str, *batches: Sequence[ActivityEvent]) -> None:
     for batch in batches:
         exporter.export(batch)
     exporter.shutdown(1.0)
+
+
+class BusyExporter(SQLExporter):
+    """An exporter whose next batch takes `busy` seconds longer."""
+
+    busy = 0.0
+
+    def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
+        """See `ActivityExporter.export`."""
+        pause, self.busy = self.busy, 0.0
+        time.sleep(pause)
+        return super().export(events, replay=replay)
+
+
+def stored_activity(url: str, agent_id: UUID) -> StoredActivity | None:
+    """The activity as a store has it, read beside the runtime of the test."""
+    exporter = SQLExporter(url)
+    try:
+        return exporter.load([agent_id]).get(agent_id)
+    finally:
+        exporter.shutdown(1.0)
 
 
 def gap_free(logs: Sequence[ActivityLog]) -> bool:

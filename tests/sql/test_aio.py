@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from typing import Any, cast
@@ -15,10 +14,9 @@ from sqlalchemy.pool import NullPool
 
 import agentexec_otel as ax
 from agentexec_otel._model.event import Status
-from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity import aio
 from tests.databases import Database
-from tests.sql.rows import lines, row
+from tests.sql.rows import BusyExporter, lines, row
 
 
 @pytest.fixture
@@ -71,9 +69,10 @@ async def test_lines_before_the_session_come_before_it(
     database: Database, async_engine: AsyncEngine, explicit: bool
 ) -> None:
     """What was reported without a session, and waits to be written, is not overtaken by an end in a session."""
-    ax.configure(database.url)
+    exporter = BusyExporter(database.url)
+    ax.configure(exporters=[exporter])
     agent_id = await aio.create("task")
-    _runtime.active().primary.call_soon(lambda: time.sleep(0.1))  # a writer that has other things to do
+    exporter.busy = 0.1
     for number in range(20):
         ax.activity.update(agent_id, f"Line {number}.", number)
     async with AsyncSession(async_engine) as session, session.begin() if explicit else nullcontext():

@@ -120,6 +120,7 @@ def test_naive_times_mean_utc(database: Database) -> None:
         ({"agent_type": ["task"]}, "agent_type is <list>: pass one name"),
         ({"worker_id": 7}, "worker_id is 7: pass one name"),
         ({"metadata_filter": ""}, "metadata_filter is '': pass a dict"),
+        ({"metadata_filter": {}}, "metadata_filter is empty: pass a dict"),
     ],
 )
 def test_bad_criteria_cancel_nothing(database: Database, criterion: dict[str, Any], expected: str) -> None:

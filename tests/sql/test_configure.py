@@ -443,7 +443,7 @@ def test_configured_often(database: Database) -> None:
     assert eventually(lambda: sorted(one.name for one in threads() if one.name.startswith("agentexec")) == OURS)
 
 
-OURS = ["agentexec-watchdog", "agentexec-writer"]
+OURS = ["agentexec-watchdog", "agentexec-writer"]  # and the mirror, which ends spans, where there are any
 
 
 def test_translated_schema_is_refused() -> None:

@@ -18,14 +18,13 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel._model.event import Status
-from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.export import StoredActivity
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import call, configure, create, run_to_the_end, stop
-from tests.sql.rows import count_rows, event, gap_free, lines, opening, row, store
+from tests.sql.rows import count_rows, event, eventually, gap_free, lines, opening, row, store
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +91,7 @@ class InterruptedForTest(BaseException):
 
 
 def test_creator_that_is_interrupted(database: Database) -> None:
-    """Where `create()` is interrupted behind its commit, nobody has the new activity's id: it ends as CANCELED."""
+    """If `create()` is interrupted after its commit, no caller has the new activity's id: its row is removed."""
     exporter = SQLExporter(database.url)
     ax.configure(exporters=[exporter])
 
@@ -110,12 +109,7 @@ def test_creator_that_is_interrupted(database: Database) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert ax.flush()
-    with Session(database.engine) as session:
-        (item,) = ax.activity.list(session, total=1).items
-    assert history(database, item.agent_id) == [
-        ("QUEUED", "Waiting to start.", None),
-        ("CANCELED", "Given up: stored too late.", None),
-    ]
+    assert count_rows(database.engine) == (0, 0)
 
 
 def test_messages_are_settings(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,19 +243,26 @@ def test_retried_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None
     assert not any(log.late for log in lines(database.engine, agent_id))
 
 
-def test_going_on_with_what_was_retried_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None:
-    """A line that follows at once, when another process has retried what failed here, belongs to the next attempt."""
+def test_reporting_on_what_was_retried_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None:
+    """A process that has seen attempt 1 fail reports on attempt 1, until `run(agent_id)` joins the next one."""
     peers[0].call(configure, database.url)
     agent_id = peers[0].call(create, "task")
     assert ax.activity.update(agent_id, "First try.")
     assert ax.activity.error(agent_id, "Failed.")
     assert peers[0].call(call, "retry", agent_id) == 2
     assert peers[0].call(stop)
-    assert ax.activity.update(agent_id, "Second try.")
+    assert ax.activity.update(agent_id, "Of the first try.")
+    assert not ax.activity.complete(agent_id)
     assert ax.flush()
     stored = row(database.engine, agent_id)
-    assert (stored.status, stored.attempt) == (Status.RUNNING, 2)
-    assert not any(log.late for log in lines(database.engine, agent_id))
+    assert (stored.status, stored.attempt) == (Status.QUEUED, 2)
+    with ax.activity.run(agent_id) as run:
+        run.update("Second try.")
+    assert ax.flush()
+    stored = row(database.engine, agent_id)
+    assert (stored.status, stored.attempt) == (Status.COMPLETE, 2)
+    late = [(log.message, log.attempt) for log in lines(database.engine, agent_id) if log.late]
+    assert late == [("Of the first try.", 1), ("Task completed successfully.", 1)]
 
 
 def test_requeued_after_it_ended_elsewhere(database: Database, peers: tuple[Peer, Peer]) -> None:
@@ -462,17 +463,21 @@ async def test_failed_and_tried_again_on_an_event_loop(database: Database, trace
     assert not any(log.late for log in logs)
 
 
-async def test_going_on_elsewhere_on_an_event_loop(database: Database) -> None:
+async def test_going_on_elsewhere_on_an_event_loop(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who reports on what another process has created runs it, and keeps it alive, though nobody waits for its row."""
+    monkeypatch.setattr(ax.CONF, "heartbeat_interval", 0.1)
+    ax.configure(database.url)
     agent_id = uuid4()
     store(database.url, [opening(agent_id)])
     ax.activity.update(agent_id, "Working.")
     assert await asyncio.to_thread(ax.flush)
-    assert _runtime.active().spans.running() == [agent_id]
+    told = row(database.engine, agent_id).heartbeat_at
+    assert row(database.engine, agent_id).worker_id == ax.health()["worker_id"]
+    assert await asyncio.to_thread(eventually, lambda: row(database.engine, agent_id).heartbeat_at != told)
 
 
-def test_going_on_in_a_session_with_what_was_retried_elsewhere(database: Database) -> None:
-    """A session's line that starts an attempt which another process has opened runs here, and is kept alive."""
+def test_reporting_in_a_session_on_what_was_retried_elsewhere(database: Database) -> None:
+    """A session's log concerns the attempt that this process has seen, as one without a session does."""
     agent_id = ax.activity.create("task")
     ax.activity.update(agent_id, "First try.")
     assert ax.activity.error(agent_id, "Failed.")
@@ -480,8 +485,8 @@ def test_going_on_in_a_session_with_what_was_retried_elsewhere(database: Databas
     with Session(database.engine) as session:
         ax.activity.update(agent_id, "Second try.", session=session)
     stored = row(database.engine, agent_id)
-    assert (stored.status, stored.attempt) == (Status.RUNNING, 2)
-    assert _runtime.active().spans.running() == [agent_id]
+    assert (stored.status, stored.attempt) == (Status.QUEUED, 2)
+    assert [log.attempt for log in lines(database.engine, agent_id) if log.late] == [1]
 
 
 @pytest.mark.parametrize("joined", [False, True])
@@ -489,20 +494,17 @@ def test_deleted_while_it_is_retried(database: Database, joined: bool, monkeypat
     """Whoever retries what a clean-up deletes at the same moment is told so; no nameless activity is left behind."""
     agent_id = ax.activity.create("task")
     assert ax.activity.complete(agent_id)
-    store = _runtime.active().needed_store
-    lookup = store.lookup
+    exporter = SQLExporter(database.url)
+    ax.configure(exporters=[exporter])
 
-    def and_deleted(of_agent: UUID) -> StoredActivity | None:
-        found = lookup(of_agent)
+    def and_deleted(_: Connection, of_agent: UUID) -> StoredActivity | None:
+        found = exporter.load([of_agent]).get(of_agent)
         delete_all(database)
         return found
 
-    monkeypatch.setattr(store, "lookup", and_deleted)
-
-    def read_and_deleted(_: Connection, of_agent: UUID) -> StoredActivity | None:
-        return and_deleted(of_agent)
-
-    monkeypatch.setattr(store, "read", read_and_deleted)
+    monkeypatch.setattr(exporter, "load_in", and_deleted)
+    if not joined:
+        delete_all(database)
     with Session(database.engine) as session:
         in_session = partial(ax.activity.update, agent_id, "Once more.", status="QUEUED", session=session)
         again = in_session if joined else partial(ax.activity.retry, agent_id)

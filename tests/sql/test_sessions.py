@@ -13,10 +13,9 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import agentexec_otel as ax
 from agentexec_otel._model.event import Status
-from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity.models import Activity
 from tests.databases import Database
-from tests.sql.rows import count_rows, eventually, gap_free, lines, row
+from tests.sql.rows import BusyExporter, count_rows, eventually, gap_free, lines, row
 
 
 def assert_unknown(agent_id: UUID) -> None:
@@ -302,10 +301,11 @@ def test_life_in_a_session_is_one_span(database: Database, spans: InMemorySpanEx
 @pytest.mark.parametrize("explicit", [False, True], ids=["auto-begun", "explicit"])
 def test_lines_before_the_session_come_before_it(database: Database, explicit: bool) -> None:
     """What was reported without a session, and waits to be written, is not overtaken by an end in a session."""
-    ax.configure(database.url)
+    exporter = BusyExporter(database.url)
+    ax.configure(exporters=[exporter])
     for _ in range(5):
         agent_id = ax.activity.create("task")
-        _runtime.active().primary.call_soon(lambda: time.sleep(0.05))  # a writer that has other things to do
+        exporter.busy = 0.05
         for number in range(20):
             ax.activity.update(agent_id, f"Line {number}.", number)
         with Session(database.engine) as session, session.begin() if explicit else nullcontext():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Event, Thread
@@ -17,13 +18,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import ActivityEvent, SpanRef, Status
-from agentexec_otel._runtime import process as _runtime
-from agentexec_otel._runtime.spans import ActivitySpans
-from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, StoredActivity
+from agentexec_otel._model.event import SpanRef, Status
+from agentexec_otel._runtime.live import MAX_KNOWN, LiveActivities
+from agentexec_otel.export import ActivityStore, EndedActivity, Ending, StoredActivity
 from tests.databases import Database
 from tests.sql.recorder import Recorder
-from tests.sql.rows import event, row
+from tests.sql.rows import row, stored_activity
 
 
 def test_sampler_that_drops(database: Database) -> None:
@@ -154,9 +154,7 @@ def test_span_processor_that_raises(tmp_path: Path, where: str, caplog: pytest.L
     ax.activity.cancel(ax.activity.create("other"))
     ax.activity.create("swept")
     assert ax.activity.cancel_pending() == 1
-    store = _runtime.active().store
-    assert store is not None
-    found = store.lookup(run.agent_id)
+    found = stored_activity(f"sqlite:///{tmp_path}/x.db", run.agent_id)
     assert found is not None
     assert found.status is Status.COMPLETE
     assert ax.health()["exporters"][0]["pending"] == 0
@@ -185,19 +183,19 @@ def broken_propagator() -> Iterator[None]:
     propagate.set_global_textmap(before)
 
 
-def test_propagator_that_raises(spans: InMemorySpanExporter, broken_propagator: None) -> None:
+def test_propagator_that_raises(spans: InMemorySpanExporter, broken_propagator: None, tmp_path: Path) -> None:
     """A global propagator with a bug costs the trace context, not the activity."""
     with ax.activity.run("task") as run:
         run.update("Working.")
     assert ax.flush()
-    store = _runtime.active().store
-    assert store is not None
-    found = store.lookup(run.agent_id)
+    found = stored_activity(f"sqlite:///{tmp_path}/test.db", run.agent_id)
     assert found is not None
     assert found.status is Status.COMPLETE
 
 
-def test_baggage_stays_out_of_the_rows(spans: InMemorySpanExporter, tracer_provider: TracerProvider) -> None:
+def test_baggage_stays_out_of_the_rows(
+    spans: InMemorySpanExporter, tracer_provider: TracerProvider, tmp_path: Path
+) -> None:
     """The row has the creator's traceparent; baggage, which strangers may have sent, is not stored."""
     from opentelemetry import baggage, context
 
@@ -207,9 +205,7 @@ def test_baggage_stays_out_of_the_rows(spans: InMemorySpanExporter, tracer_provi
             agent_id = ax.activity.create("task")
     finally:
         context.detach(token)
-    store = _runtime.active().store
-    assert store is not None
-    found = store.lookup(agent_id)
+    found = stored_activity(f"sqlite:///{tmp_path}/test.db", agent_id)
     assert found is not None
     assert found.opening.trace_context is not None
     assert "canary" not in str(found.opening.trace_context)
@@ -220,36 +216,24 @@ def test_baggage_stays_out_of_the_rows(spans: InMemorySpanExporter, tracer_provi
 
 
 class SlowStore(Recorder):
-    """A store whose look-ups wait for the gate."""
+    """A store that is slow to answer: it waits for the gate."""
 
-    def lookup(self, agent_id: UUID) -> StoredActivity | None:
-        self.entered.set()
-        assert self.gate is not None
-        self.gate.wait(10)
-        return None
-
-    def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:
+    def load(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]:
+        self.reading.set()
+        self.answers.wait(10)
         return {}
 
-    def read(self, connection: Any, agent_id: UUID) -> StoredActivity | None:
-        return None
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading, self.answers = Event(), Event()
 
     def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> set[UUID]:
-        return set()
+        return {agent_id for agent_id, _, _ in spans}
 
-    def write(self, connection: Any, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+    def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
         return []
 
-    def end_where(self, connection: Any, criteria: Sequence[Any], ending: Ending) -> Sequence[tuple[UUID, int]]:
-        return []
-
-    def reap(self, connection: Any, ending: Ending) -> Sequence[tuple[UUID, int]]:
-        return []
-
-    def heartbeat(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> Mapping[UUID, Ack]:
-        return {}
-
-    def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:
+    def extend_leases(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> Mapping[UUID, StoredActivity]:
         return {}
 
     def release(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> None:
@@ -257,39 +241,27 @@ class SlowStore(Recorder):
 
 
 def test_nobody_waits_for_a_look_up(tracer_provider: TracerProvider) -> None:
-    """While the writer asks a database that hangs, other activities are met, opened and reported without a wait."""
-    store = SlowStore(gate=Event())
+    """While a row is read from a database that hangs, other activities are reported, and their spans open."""
+    store = SlowStore()
     assert isinstance(store, ActivityStore)
-    known = ActivitySpans(tracer_provider.get_tracer("test"), store)
-    agent_id = uuid4()
-    known.unresolved(agent_id)
-    line = event(agent_id)
-    writer = Thread(target=known.settled, args=(line, Ack(Status.RUNNING)))
-    writer.start()
-    assert store.entered.wait(5)
-    done = Event()
-
-    def produce() -> None:
-        live = known.unresolved(uuid4())
-        known.observe(live, event(live.agent_id))
-        known.forget(live.agent_id)
-        done.set()
-
-    producer = Thread(target=produce)
-    producer.start()
-    waited = done.wait(2)
-    assert store.gate is not None
-    store.gate.set()
-    writer.join()
-    producer.join()
-    assert waited
+    ax.configure(exporters=[store], tracer_provider=tracer_provider)
+    known = ax.activity.create("task")
+    asking = Thread(target=ax.activity.update, args=(uuid4(), "Is there such a row?"))
+    asking.start()
+    assert store.reading.wait(5)
+    began = time.monotonic()
+    assert ax.activity.update(known, "Not held up.")
+    took = time.monotonic() - began
+    store.answers.set()
+    asking.join()
+    assert took < 0.5
 
 
-def test_abandoned_activities_are_forgotten(tracer_provider: TracerProvider) -> None:
-    """What this process keeps of activities that nobody ends here is bounded."""
-    known = ActivitySpans(tracer_provider.get_tracer("test"), None)
-    ids = [uuid4() for _ in range(25_000)]
+def test_abandoned_activities_are_forgotten() -> None:
+    """What a process keeps of activities that it does not end is bounded."""
+    known = LiveActivities()
+    ids = [uuid4() for _ in range(2 * MAX_KNOWN + 5_000)]
     for agent_id in ids:
-        known.unresolved(agent_id)
-    assert sum(known.known(agent_id) is not None for agent_id in ids) <= 10_001
-    assert known.known(ids[-1]) is not None
+        known.join(agent_id)
+    assert sum(known.get(agent_id) is not None for agent_id in ids) <= MAX_KNOWN + 1
+    assert known.get(ids[-1]) is not None

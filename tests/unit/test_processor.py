@@ -281,7 +281,7 @@ def test_follow_up_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> 
         raise ZeroDivisionError
 
     exporter = Recorder()
-    processor = processor_of(exporter, on_settled=fail, on_idle=fail)
+    processor = processor_of(exporter, on_acknowledged=fail, on_idle=fail)
     for _ in range(2):
         assert processor.submit(event(uuid4())).result(5) == Ack(Status.RUNNING)
     assert processor.shutdown(1.0)
@@ -362,8 +362,8 @@ def test_store_that_times_out_is_withdrawn() -> None:
     assert processor.shutdown(1.0)
 
 
-def test_commit_that_comes_late_is_canceled() -> None:
-    """Where the commit comes after the creator was told of the time-out, the activity is ended as CANCELED."""
+def test_commit_that_comes_late_is_taken_back() -> None:
+    """If the commit comes after `create()` has raised, the activity is removed."""
     exporter = Recorder(gate=Event())
     processor = processor_of(exporter)
     created = opening()
@@ -373,9 +373,9 @@ def test_commit_that_comes_late_is_canceled() -> None:
     exporter.gate.set()
     assert eventually(lambda: len(exporter.events) == 2)
     assert processor.force_flush(5.0)
-    assert [(one.agent_id, one.status) for one in exporter.events] == [
-        (created.agent_id, Status.QUEUED),
-        (created.agent_id, Status.CANCELED),
+    assert [(one.event_id, one.withdraws) for one in exporter.events] == [
+        (created.event_id, False),
+        (created.event_id, True),
     ]
     assert adds_up(processor.health()), processor.health()
     assert processor.shutdown(1.0)
@@ -393,6 +393,10 @@ class LosesReplies:
     def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
         answers: list[ExportResult] = []
         for one in events:
+            if one.withdraws:
+                self.stored.pop(one.event_id, None)
+                answers.append(Ack(one.status))
+                continue
             duplicate = one.event_id in self.stored
             known = any(other.agent_id == one.agent_id for other in self.stored.values())
             if one.expects_row and not known:
@@ -412,16 +416,15 @@ class LosesReplies:
 
 
 def test_withdrawn_though_it_was_stored() -> None:
-    """A row that was stored though its creator was told that it failed does not stay QUEUED."""
+    """A row that was stored although `create()` has raised is removed."""
     exporter = LosesReplies()
     processor = processor_of(exporter)
     created = opening()
     with pytest.raises(ax.ActivityNotStoredError, match="the reply was lost"):
         processor.store(created, 0.3)
     exporter.away = False
-    assert eventually(lambda: list(exporter.stored.values())[-1].status is Status.CANCELED)
+    assert eventually(lambda: not exporter.stored)
     assert processor.force_flush(5.0)
-    assert [one.status for one in exporter.stored.values()] == [Status.QUEUED, Status.CANCELED]
     assert adds_up(processor.health()), processor.health()
     assert processor.shutdown(1.0)
 

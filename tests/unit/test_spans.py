@@ -1,6 +1,6 @@
 """One span per activity, in the application's own tracing. What the row says of it is tested in tests/sql."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -13,13 +13,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import ActivityEvent, Outcome, SpanRef, Status
-from agentexec_otel._runtime import process as _runtime
-from agentexec_otel._runtime import spans as _spans
+from agentexec_otel._model.event import Outcome, SpanRef, Status
+from agentexec_otel._runtime import live as live_module
+from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import Ending, ExportResult
-from tests.sql.rows import event
+from agentexec_otel.export import Ending
+from agentexec_otel_exporters.sql import SQLExporter
+from tests.sql.rows import event, opening
 
 
 def the_span(exporter: InMemorySpanExporter, name: str = "task") -> ReadableSpan:
@@ -49,11 +50,18 @@ def lines_of(span: ReadableSpan) -> list[tuple[Any, Any]]:
     return [(one["agentexec.log.status"], one["agentexec.log.message"]) for one in told]
 
 
-def store_elsewhere(*events: ActivityEvent) -> list[ExportResult]:
-    """Store events as another process would: beside this runtime's spans."""
-    store = _runtime.active().store
-    assert store is not None
-    return list(_runtime.active().primary.exporter.export(events))
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Where `spans` stores activities."""
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture
+def elsewhere(url: str) -> Iterator[SQLExporter]:
+    """The store as another process uses it, beside this one's spans."""
+    exporter = SQLExporter(url)
+    yield exporter
+    exporter.shutdown(1.0)
 
 
 def test_a_life_is_one_span(spans: InMemorySpanExporter) -> None:
@@ -85,6 +93,7 @@ def test_a_life_is_one_span(spans: InMemorySpanExporter) -> None:
         "agentexec.metadata.tenant": "acme",
         "agentexec.status": "COMPLETE",
         "agentexec.percentage": 100,
+        "agentexec.log.count": 4,
         "gen_ai.usage.input_tokens": 10,
         "gen_ai.usage.output_tokens": 20,
     }
@@ -170,11 +179,15 @@ def test_queue_wait_is_visible(spans: InMemorySpanExporter) -> None:
 
 @pytest.mark.parametrize("option", [False, True])
 def test_status_of_the_span(
-    spans: InMemorySpanExporter, tracer_provider: TracerProvider, monkeypatch: pytest.MonkeyPatch, option: bool
+    spans: InMemorySpanExporter,
+    tracer_provider: TracerProvider,
+    monkeypatch: pytest.MonkeyPatch,
+    option: bool,
+    url: str,
 ) -> None:
     """ERROR is an error with a description and a type; COMPLETE is unset, and so is CANCELED unless told otherwise."""
     monkeypatch.setattr(ax.CONF, "canceled_is_error", option)
-    ax.configure(exporters=[_runtime.active().primary.exporter], tracer_provider=tracer_provider)
+    ax.configure(url, tracer_provider=tracer_provider)
     with pytest.raises(TimeoutError), ax.activity.run("failed"):
         raise TimeoutError("too slow")
     ax.activity.cancel(ax.activity.create("canceled"), "Not needed.")
@@ -203,15 +216,14 @@ def test_ended_without_running(spans: InMemorySpanExporter) -> None:
     assert attributes(swept)["agentexec.status"] == "CANCELED"
 
 
-def test_retried_before_the_span_of_its_end(spans: InMemorySpanExporter) -> None:
+def test_retried_before_the_span_of_its_end(spans: InMemorySpanExporter, elsewhere: SQLExporter) -> None:
     """Ended in bulk, and retried before the writer came to its span: the new attempt is left alone, and has its own."""
     agent_id = ax.activity.create("task")
-    runtime = _runtime.active()
     ending = Ending(Status.CANCELED, "Task canceled.", Outcome(reason="cancelled"))
-    ended = runtime.needed_store.end_where(None, [Activity.agent_id == agent_id], ending)
-    assert list(ended) == [(agent_id, 1)]
+    ended = elsewhere.end_where(None, [Activity.agent_id == agent_id], ending)
+    assert [(one.agent_id, one.attempt) for one in ended] == [(agent_id, 1)]
     assert ax.activity.retry(agent_id) == 2
-    runtime.ended(ended, ending)
+    process.active().ended_together(ended, ending)
     assert ax.flush()
     assert spans.get_finished_spans() == ()
     with ax.activity.run(agent_id):
@@ -252,7 +264,7 @@ def test_span_keeps_what_the_sdk_keeps(spans: InMemorySpanExporter) -> None:
             run.update(f"Line {number}.")
     span = the_span(spans)
     assert len(span.events) == 128
-    assert span.dropped_events == 303 - 128
+    assert attributes(span)["agentexec.log.count"] == 303
     assert lines_of(span)[-2:] == [("RUNNING", "Line 299."), ("COMPLETE", "Task completed successfully.")]
 
 
@@ -260,12 +272,12 @@ def test_span_keeps_what_the_sdk_keeps(spans: InMemorySpanExporter) -> None:
 
 
 @pytest.mark.parametrize("status", [Status.CANCELED, Status.ERROR, Status.COMPLETE])
-def test_end_elsewhere_closes_the_span(spans: InMemorySpanExporter, status: Status) -> None:
+def test_end_elsewhere_closes_the_span(spans: InMemorySpanExporter, status: Status, elsewhere: SQLExporter) -> None:
     """Ended by somebody else, the span here ends as soon as the writer sees it, with the winner's status and reason."""
     with ax.activity.run("task") as run:
         run.update("Working.", 30)
         assert ax.flush()
-        store_elsewhere(event(run.agent_id, status, "By another.", outcome=Outcome("x.Error", "guardrail_input")))
+        elsewhere.export([event(run.agent_id, status, "By another.", outcome=Outcome("x.Error", "guardrail_input"))])
         assert not spans.get_finished_spans()
         run.update("Did not hear of it.", 40)
         span = the_span(spans)
@@ -277,10 +289,10 @@ def test_end_elsewhere_closes_the_span(spans: InMemorySpanExporter, status: Stat
     assert len([one for one in spans.get_finished_spans() if one.name == "task"]) == 1
 
 
-def test_span_that_lost_is_never_exported(spans: InMemorySpanExporter) -> None:
+def test_span_that_lost_is_never_exported(spans: InMemorySpanExporter, elsewhere: SQLExporter) -> None:
     """Where the row names another process's span by the time ours is offered, ours is dropped, at its end too."""
     agent_id = ax.activity.create("task")
-    store_elsewhere(event(agent_id, span=SpanRef("1" * 32, "2" * 16, sampled=True)))
+    elsewhere.export([event(agent_id, span=SpanRef("1" * 32, "2" * 16, sampled=True))])
     ax.activity.update(agent_id, "Also here.")
     assert ax.flush()
     ax.activity.complete(agent_id)
@@ -288,36 +300,36 @@ def test_span_that_lost_is_never_exported(spans: InMemorySpanExporter) -> None:
     assert spans.get_finished_spans() == ()
 
 
-def test_span_of_another_process_is_not_opened_again(spans: InMemorySpanExporter) -> None:
+def test_span_of_another_process_is_not_opened_again(spans: InMemorySpanExporter, elsewhere: SQLExporter) -> None:
     """A process that meets an activity whose row names a span opens none for it."""
-    agent_id = ax.activity.create("task")
-    store_elsewhere(event(agent_id, span=SpanRef("1" * 32, "2" * 16, sampled=True)))
-    _runtime.active().spans.forget(agent_id)
+    created = opening()
+    agent_id = created.agent_id
+    elsewhere.export([created, event(agent_id, span=SpanRef("1" * 32, "2" * 16, sampled=True))])
     with ax.activity.run(agent_id):
         assert not trace.get_current_span().is_recording()
     assert ax.flush()
     assert spans.get_finished_spans() == ()
 
 
-def test_start_that_came_late_has_one_span(spans: InMemorySpanExporter) -> None:
+def test_start_that_came_late_has_one_span(spans: InMemorySpanExporter, elsewhere: SQLExporter) -> None:
     """Canceled in bulk by another process while our start was on its way: either our span is the one, or theirs."""
     agent_id = ax.activity.create("task")
-    store = _runtime.active().store
-    assert store is not None
     ending = Ending(Status.CANCELED, "Task canceled.", Outcome(reason="cancelled"))
-    assert len(store.end_where(None, [Activity.agent_id == agent_id], ending)) == 1
+    assert len(elsewhere.end_where(None, [Activity.agent_id == agent_id], ending)) == 1
     ax.activity.update(agent_id, "Did not hear of it.")
     assert ax.flush()
     theirs = SpanRef("1" * 32, "2" * 16, sampled=True)
-    named_theirs = agent_id in store.attach_spans([(agent_id, 1, theirs)])
+    named_theirs = agent_id in elsewhere.attach_spans([(agent_id, 1, theirs)])
     assert len(spans.get_finished_spans()) == (0 if named_theirs else 1)
     ax.activity.complete(agent_id)
     assert ax.flush()
     assert len(spans.get_finished_spans()) == (0 if named_theirs else 1)
 
 
-def test_second_retry_takes_no_span_away(spans: InMemorySpanExporter, tracer_provider: TracerProvider) -> None:
-    """A double click: the retry that comes second, while the attempt of the first runs already, loses nothing of it."""
+def test_second_retry_takes_no_span_away(
+    spans: InMemorySpanExporter, tracer_provider: TracerProvider, url: str
+) -> None:
+    """A double click: the retry that comes second is refused, and the attempt of the first loses nothing."""
     entered, gate = Event(), Event()
 
     def slow(text: str) -> str:
@@ -326,18 +338,27 @@ def test_second_retry_takes_no_span_away(spans: InMemorySpanExporter, tracer_pro
             gate.wait(10)
         return text
 
-    ax.configure(exporters=[_runtime.active().primary.exporter], tracer_provider=tracer_provider, redact=slow)
+    ax.configure(url, tracer_provider=tracer_provider, redact=slow)
     agent_id = ax.activity.create("task")
     ax.activity.error(agent_id)
     the_span(spans)
     spans.clear()
-    second = Thread(target=ax.activity.retry, args=(agent_id, "Second click."))
+    refused: list[ax.ActivityStateError] = []
+
+    def click() -> None:
+        try:
+            ax.activity.retry(agent_id, "Second click.")
+        except ax.ActivityStateError as exc:
+            refused.append(exc)
+
+    second = Thread(target=click)
     second.start()
     assert entered.wait(5)
     assert ax.activity.retry(agent_id, "First click.") == 2
     with ax.activity.run(agent_id) as run:
         gate.set()
         second.join()
+        assert len(refused) == 1
         run.update("Working.")
     span = the_span(spans)
     assert ("RUNNING", "Working.") in lines_of(span)
@@ -346,15 +367,16 @@ def test_second_retry_takes_no_span_away(spans: InMemorySpanExporter, tracer_pro
 
 def test_what_runs_is_not_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """However many activities a process has seen since, and without tracing, its lease is extended while one runs."""
-    monkeypatch.setattr(_spans, "_MOST_KNOWN", 20)
+    monkeypatch.setattr(live_module, "MAX_KNOWN", 20)
     ax.configure(f"sqlite:///{tmp_path / 'test.db'}", create_tables=True)
     silent = ax.activity.create("silent")
     ax.activity.update(silent, "Thinking.")
-    for _ in range(50):
-        ax.activity.complete(ax.activity.create("short"))
-    known = _runtime.active().spans
+    short = [ax.activity.create("short") for _ in range(50)]
+    for agent_id in short:
+        ax.activity.complete(agent_id)
+    known = process.active().live
     assert known.running() == [silent]
-    assert len(known._live) < 25  # pyright: ignore[reportPrivateUsage]
+    assert sum(known.get(agent_id) is not None for agent_id in short) < 25
     assert ax.activity.complete(silent)
 
 
@@ -366,9 +388,9 @@ def test_looking_for_what_to_forget_is_rare(monkeypatch: pytest.MonkeyPatch, spa
         looks.append(live)
         return False
 
-    monkeypatch.setattr(LiveActivity, "idle", property(look))
-    monkeypatch.setattr(_spans, "_MOST_KNOWN", 20)
+    monkeypatch.setattr(LiveActivity, "is_idle", property(look))
+    monkeypatch.setattr(live_module, "MAX_KNOWN", 20)
     for _ in range(60):
         ax.activity.update(ax.activity.create("task"), "Thinking.")
-    assert len(_runtime.active().spans.running()) == 60
+    assert len(process.active().live.running()) == 60
     assert len(looks) < 60 * 60 / 2

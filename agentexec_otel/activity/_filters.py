@@ -82,13 +82,14 @@ def metadata_criteria(metadata_filter: Mapping[str, Any] | None) -> list[ColumnE
     """One criterion per key: the stored value equals the given string, number or boolean, and is of that kind.
 
     Raises:
-        ValueError: no mapping, a key with other characters than letters, digits and ``_ . : / -`` or space, or a value
-            that is none of these types.
+        ValueError: no mapping or an empty one, a key with other characters than letters, digits and ``_ . : / -`` or
+            space, or a value that is none of these types.
     """
     if metadata_filter is None:
         return []
-    if not _is_a(metadata_filter, Mapping):  # an empty text is not to show everybody everything
-        raise ValueError(f'metadata_filter is {describe(metadata_filter)}: pass a dict such as {{"tenant": "a"}}')
+    if not _is_a(metadata_filter, Mapping) or not metadata_filter:  # a tenant that is missing is not all tenants
+        found = "empty" if _is_a(metadata_filter, Mapping) else describe(metadata_filter)
+        raise ValueError(f'metadata_filter is {found}: pass a dict such as {{"tenant": "a"}}')
     return [_criterion(key, value) for key, value in metadata_filter.items()]
 
 

@@ -1,4 +1,4 @@
-"""Writing inside a session of the caller: when to commit, and what to do once it is committed."""
+"""A session of the caller: what it may be, whether a call commits it, and what is done after its commit."""
 
 from __future__ import annotations
 

@@ -1,0 +1,115 @@
+"""Reading an activity's row outside of the query API: one question, one deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Final, Protocol
+from uuid import UUID
+
+from agentexec_otel._errors import ExportError
+from agentexec_otel._model.results import StoredActivity
+from agentexec_otel.export import ActivityProcessor
+
+_CHUNK: Final = 500
+
+_Answer = Future[StoredActivity | None]
+
+
+class RowUnavailableError(TimeoutError):
+    """The database has not answered in time, or is known to be away: nothing can be said of the row."""
+
+
+class Load(Protocol):
+    """`ActivityStore.load`."""
+
+    def __call__(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]: ...
+
+
+class Reader:
+    """Reads rows on the writer's thread, behind the events that wait there, all that are asked for in one query.
+
+    A question is answered, or abandoned at its deadline, and then forgotten. While storing is known to fail, the
+    answer is `RowUnavailableError` at once: the writer is busy trying again, and could not read either.
+    """
+
+    def __init__(self, processor: ActivityProcessor, load: Load) -> None:
+        self._processor = processor
+        self._load = load
+        self._asked: dict[_Answer, tuple[UUID, bool]] = {}
+        self._is_queued = False
+
+    def get(self, agent_id: UUID, seconds: float, *, history: bool = True) -> StoredActivity | None:
+        """The row; None if there is none. Blocks for at most that many seconds.
+
+        Args:
+            history: With the logs of the current attempt, if no span has them yet.
+
+        Raises:
+            RowUnavailableError: not answered in time.
+        """
+        answer = self._ask(agent_id, history)
+        try:
+            return answer.result(seconds)
+        except (TimeoutError, ExportError) as exc:
+            raise RowUnavailableError(str(exc) or _too_late(seconds)) from None
+        finally:
+            self._asked.pop(answer, None)
+
+    async def get_async(self, agent_id: UUID, seconds: float | None, *, history: bool = True) -> StoredActivity | None:
+        """As `get`, on an event loop; None waits for as long as it takes."""
+        answer = self._ask(agent_id, history)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(answer), seconds)
+        except (TimeoutError, ExportError) as exc:
+            raise RowUnavailableError(str(exc) or _too_late(seconds)) from None
+        finally:
+            self._asked.pop(answer, None)
+
+    def _ask(self, agent_id: UUID, history: bool) -> _Answer:
+        trouble = self._processor.last_error
+        if trouble is not None:
+            self._processor.nudge()  # The database may be back.
+            raise RowUnavailableError(trouble)
+        answer: _Answer = Future()
+        self._asked[answer] = agent_id, history
+        if not self._is_queued:
+            self._is_queued = True
+            self._processor.call_soon(self._answer_all, self._give_up)
+        return answer
+
+    # -- the writer's thread ------------------------------------------------------------------------------------
+
+    def _take(self) -> list[tuple[UUID, bool, _Answer]]:
+        self._is_queued = False  # First: whatever is asked from here on queues another job.
+        questions: list[tuple[UUID, bool, _Answer]] = []
+        while self._asked:
+            with suppress(KeyError):  # abandoned in this moment
+                answer, (agent_id, history) = self._asked.popitem()
+                if answer.set_running_or_notify_cancel():
+                    questions.append((agent_id, history, answer))
+        return questions
+
+    def _answer_all(self) -> None:
+        questions = self._take()
+        for start in range(0, len(questions), _CHUNK):
+            chunk = questions[start : start + _CHUNK]
+            try:
+                wanted = sorted({agent_id for agent_id, _, _ in chunk})
+                found = self._load(wanted, history=any(history for _, history, _ in chunk))
+            except BaseException as exc:  # noqa: BLE001  # passed on to those who ask
+                for _, _, answer in chunk:
+                    answer.set_exception(exc)
+            else:
+                for agent_id, _, answer in chunk:
+                    answer.set_result(found.get(agent_id))
+
+    def _give_up(self) -> None:
+        for _, _, answer in self._take():
+            answer.set_exception(RowUnavailableError("the writer has been shut down"))
+
+
+def _too_late(seconds: float | None) -> str:
+    return f"the database did not answer within {seconds:g} s" if seconds is not None else "the database is away"

@@ -1,0 +1,753 @@
+"""The verbs by which everything else reports: create, find, record, end, retry, claim; and what follows from them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+from opentelemetry import trace
+
+from agentexec_otel._config import CONF
+from agentexec_otel._errors import (
+    ActivityNotFoundError,
+    ActivityNotStoredError,
+    ConfigurationError,
+    ExportError,
+    guarded,
+)
+from agentexec_otel._model import attributes as semconv
+from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.ids import uuid7
+from agentexec_otel._model.results import (
+    Ack,
+    EndedActivity,
+    Ending,
+    ExportResult,
+    Reject,
+    StoredActivity,
+)
+from agentexec_otel._model.text import clean_percentage, prepare_message
+from agentexec_otel._runtime.live import LiveActivities, LiveActivity, SpanEnd, SpanStart
+from agentexec_otel._runtime.liveness import Liveness
+from agentexec_otel._runtime.parts import Worker, spool_for
+from agentexec_otel._runtime.reader import Reader, RowUnavailableError
+from agentexec_otel._runtime.spans import ActivityTracer, Mirror, context_of, in_clean_context, log_record_sink
+from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
+
+_logger = logging.getLogger("agentexec_otel")
+_T = TypeVar("_T")
+
+_CHUNK: Final = 500
+_NO_DATABASE: Final = "this call needs a database: call ax.configure(engine_or_url)"
+
+
+class Runtime:
+    """Exporters, tracing and live activities of this process.
+
+    The first exporter decides what an activity's status is; if it is an `ActivityStore`, rows are read from it, too.
+    """
+
+    def __init__(
+        self,
+        exporters: Sequence[ActivityExporter],
+        tracer_provider: trace.TracerProvider | None,
+        logger_provider: Any | None,
+        redact: Callable[[str], str] | None,
+        on_start: Callable[[], None] | None = None,
+    ) -> None:
+        first = exporters[0] if exporters else None
+        self._store = first if isinstance(first, ActivityStore) else None
+        self._session_store = first if isinstance(first, SessionStore) else None
+        self._redact = redact
+        self._successor: Runtime | None = None  # of a caller that has this one in hand while it is replaced
+        self.pid = os.getpid()
+        self._worker = Worker()
+        self._order = threading.RLock()  # Guards that all exporters get events in one order; only they are called.
+        self._tracer = ActivityTracer(
+            trace.get_tracer(semconv.SCOPE, tracer_provider=tracer_provider),
+            span_events=CONF.event_mode != "log",
+            log_sink=log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
+            canceled_is_error=CONF.canceled_is_error,
+        )
+        self._live = LiveActivities()
+        self._mirror = Mirror()
+        self._processors = [
+            ActivityProcessor(
+                exporter,
+                on_start=on_start,
+                spool=spool_for(exporter),
+                max_queue_size=CONF.max_queue_size,
+                max_batch_size=CONF.max_batch_size,
+                on_acknowledged=self._acknowledged if exporter is first else None,
+                on_idle=self._tick if exporter is first else None,
+            )
+            for exporter in exporters
+        ]
+        self._behind_first = self._processors[1:]
+        self._reader = Reader(self._processors[0], self._store.load) if self._store is not None else None
+        self._liveness = Liveness(self._store, self) if self._store is not None else None
+        for processor in self._processors:
+            processor.start_if_needed()
+
+    # -- what it has --------------------------------------------------------------------------------------------
+
+    def worker_id(self) -> str:
+        """Names this process in the rows that it runs."""
+        return self._worker.id()
+
+    @property
+    def live(self) -> LiveActivities:
+        """The activities that this process has seen."""
+        return self._live
+
+    @property
+    def session_store(self) -> SessionStore:
+        """What writes in a session of the caller. Raises `ConfigurationError` if the first exporter does not."""
+        if self._session_store is None:
+            raise ConfigurationError(_NO_DATABASE)
+        return self._session_store
+
+    @property
+    def has_store(self) -> bool:
+        """Whether rows can be read."""
+        return self._store is not None
+
+    @property
+    def in_trouble(self) -> str | None:
+        """Why events cannot be stored at present; None while they are stored."""
+        return self._primary.last_error
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was shut down."""
+        return self._primary.closed
+
+    @property
+    def _primary(self) -> ActivityProcessor:
+        """The processor whose exporter decides."""
+        if self._successor is not None:
+            return self._successor._primary
+        if not self._processors:
+            raise ConfigurationError("no exporter is configured: call ax.configure() with a database or with exporters")
+        return self._processors[0]
+
+    @property
+    def _others(self) -> Sequence[ActivityProcessor]:
+        return (self._successor or self)._behind_first
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def event(
+        self,
+        agent_id: UUID,
+        status: Status,
+        message: object,
+        percentage: object = None,
+        *,
+        live: LiveActivity | None = None,
+        opening: Opening | None = None,
+        outcome: Outcome | None = None,
+    ) -> ActivityEvent:
+        """A new event about the attempt that `live` is of; its text is cleaned and redacted, its percentage checked."""
+        cleaned, complaint = clean_percentage(percentage)
+        if complaint is not None:
+            complain(complaint)
+        now_ns = time.time_ns()
+        return ActivityEvent(
+            uuid7(now_ns),
+            agent_id,
+            status,
+            prepare_message(message, CONF.message_limit, self._redact),
+            cleaned,
+            now_ns,
+            None if live is None else live.attempt,
+            opening,
+            None,
+            outcome,
+            self._worker.id(self.pid) if status is RUNNING else None,
+            live is not None and not live.may_lack_row,
+        )
+
+    @property
+    def redact(self) -> Callable[[str], str] | None:
+        """The application's hook, for names and metadata."""
+        return self._redact
+
+    # -- create -------------------------------------------------------------------------------------------------
+
+    def create(self, event: ActivityEvent) -> ExportResult:
+        """Store the event that creates an activity, and wait for its commit.
+
+        Raises:
+            ActivityNotStoredError: not committed within ``AGENTEXEC_CREATE_TIMEOUT`` seconds; it is withdrawn.
+        """
+        return self._created(event, self._primary.store(event, CONF.create_timeout))
+
+    async def create_async(self, event: ActivityEvent) -> ExportResult:
+        """As `create`, on an event loop: many that wait at once share a transaction."""
+        return self._created(event, await self._primary.store_async(event, CONF.create_timeout))
+
+    def _created(self, event: ActivityEvent, result: ExportResult) -> ExportResult:
+        if isinstance(result, Ack):
+            self.committed_creation(event)
+        return result
+
+    def committed_creation(self, event: ActivityEvent) -> None:
+        """An activity was created with this event, and its row is committed."""
+        self._to_others(event)
+        self._emit_record(event)
+        self._live.create(event)
+
+    def create_soon(self, event: ActivityEvent, *, may_exist: bool = False) -> Future[ExportResult]:
+        """Create an activity without waiting; the future resolves when its row is committed.
+
+        Args:
+            may_exist: There may be one with this ``agent_id`` already; logs then belong to its current attempt.
+        """
+        live = self._live.create(event, attempt=None if may_exist else 1, committed=False)
+        self._emit_record(event, live)
+        with self._in_order():
+            self._to_others(event)
+            return self._primary.submit(event, refusable=may_exist)
+
+    def created_elsewhere(self, event: ActivityEvent) -> LiveActivity:
+        """The view of an activity whose creating event has come with a message."""
+        return self._live.create(event)
+
+    # -- find ---------------------------------------------------------------------------------------------------
+
+    def known(self, agent_id: UUID) -> LiveActivity | None:
+        """The view of an activity that this process has seen. Does no I/O."""
+        return self._live.get(agent_id)
+
+    def find(self, agent_id: UUID) -> LiveActivity:
+        """The view of an activity; its row is read once if this process has not seen it.
+
+        Waits up to ``AGENTEXEC_LOOKUP_TIMEOUT`` seconds; not at all on an event loop, where the writer reads the row
+        with the first event, and an unknown id is only logged.
+
+        Raises:
+            ActivityNotFoundError: there is no such activity.
+        """
+        live = self._known(agent_id)
+        if live is not None:
+            return live
+        return self._live.join(agent_id) if on_event_loop() else self._read_current(agent_id)
+
+    async def find_async(self, agent_id: UUID) -> LiveActivity:
+        """As `find`, on an event loop: the writer reads the row for all that wait."""
+        live = self._known(agent_id)
+        return live if live is not None else await self.join_current_async(agent_id)
+
+    def join_current(self, agent_id: UUID) -> LiveActivity:
+        """The view of the current attempt, which is joined: its row is read unless a block here runs the activity."""
+        live = self._known(agent_id)
+        if live is not None and (live.owner is not None or live.may_lack_row or on_event_loop()):
+            return live
+        return self._live.join(agent_id) if on_event_loop() else self._read_current(agent_id)
+
+    async def join_current_async(self, agent_id: UUID) -> LiveActivity:
+        """As `join_current`, on an event loop."""
+        live = self._known(agent_id)
+        if self._reader is None or (live is not None and (live.owner is not None or live.may_lack_row)):
+            return self._live.join(agent_id)
+        try:
+            stored = await self._reader.get_async(agent_id, CONF.lookup_timeout)
+        except RowUnavailableError:
+            return self._live.join(agent_id)
+        return self._adopt_found(agent_id, stored)
+
+    def _known(self, agent_id: UUID) -> LiveActivity | None:
+        live = self._live.get(agent_id)
+        if live is not None and live.is_unknown:
+            self._live.forget(agent_id)
+            raise ActivityNotFoundError(agent_id)
+        return live
+
+    def _read_current(self, agent_id: UUID) -> LiveActivity:
+        if self._reader is None:
+            return self._live.join(agent_id)
+        try:
+            stored = self._reader.get(agent_id, CONF.lookup_timeout)
+        except RowUnavailableError:
+            return self._live.join(agent_id)
+        return self._adopt_found(agent_id, stored)
+
+    def _adopt_found(self, agent_id: UUID, stored: StoredActivity | None) -> LiveActivity:
+        if stored is None:
+            self._live.forget(agent_id)
+            raise ActivityNotFoundError(agent_id)
+        return self._live.adopt(stored)
+
+    def adopt(self, stored: StoredActivity) -> LiveActivity:
+        """The view of the attempt that a row is at, which is joined."""
+        return self._live.adopt(stored)
+
+    def read(self, agent_id: UUID, seconds: float, *, history: bool = True) -> StoredActivity | None:
+        """The row; None if there is none, or if there is no database. Blocks for at most that many seconds.
+
+        Raises:
+            RowUnavailableError: the database has not answered in time, or is known to be away.
+        """
+        return None if self._reader is None else self._reader.get(agent_id, seconds, history=history)
+
+    async def read_async(self, agent_id: UUID, seconds: float | None, *, history: bool = True) -> StoredActivity | None:
+        """As `read`, on an event loop; None waits for as long as it takes."""
+        return None if self._reader is None else await self._reader.get_async(agent_id, seconds, history=history)
+
+    # -- record and end -----------------------------------------------------------------------------------------
+
+    def record(
+        self, live: LiveActivity, status: Status, message: object, percentage: object = None, *, reported: bool = False
+    ) -> bool:
+        """Add a log to the attempt that the view is of. False if it was dropped because the queue is full.
+
+        Args:
+            reported: The application or the agent has said it, not the instrumentation.
+        """
+        event = self.event(live.agent_id, status, message, percentage, live=live)
+        return self._emit(self._mirror_on(live, event, reported=reported), live)
+
+    def end(
+        self,
+        live: LiveActivity,
+        status: Status,
+        message: object,
+        percentage: object = None,
+        outcome: Outcome | None = None,
+        *,
+        of_current: bool = False,
+    ) -> Future[ExportResult]:
+        """End the attempt that the view is of; the future resolves when the log is committed, late or not.
+
+        Args:
+            of_current: End whichever attempt is the current one.
+        """
+        event = self.event(live.agent_id, status, message, percentage, live=live, outcome=outcome)
+        if of_current:
+            event = event._replace(attempt=None)
+        event = self._mirror_on(live, event)
+        with self._in_order():
+            self._to_others(event, live)
+            future = self._primary.submit(event)
+        if status is Status.CANCELED and live.ending is not None and live.ending.event_id == event.event_id:
+            self._follow_up(None, live.on_cancel)  # Not sooner: what the block says in leaving comes second.
+        if self._primary.closed:
+            self._end_spans()  # The row cannot answer any more: what was reported last is how it ended.
+        return future
+
+    def end_attempt(self, live: LiveActivity, message: str, outcome: Outcome | None, queued: str) -> None:
+        """The attempt has failed with `message`, and its engine tries again: the next one is announced, QUEUED."""
+        failed = self.event(live.agent_id, RUNNING, message, live=live)
+        self._emit(self._mirror_on(live, failed), live)
+        self._live.forget(live.agent_id)
+        self._primary.call_soon(lambda: self._follow_up(live.end_attempt(failed, outcome), None))
+        self.announce(live.agent_id, (live.attempt or 1) + 1, queued)
+
+    def announce(self, agent_id: UUID, attempt: int, message: str) -> None:
+        """Open this attempt, QUEUED, unless the activity has ended. Not spooled: its start opens it, too."""
+        queued = self.event(agent_id, Status.QUEUED, message)._replace(attempt=attempt, claims=True)
+        self._to_others_if_stored(queued, self._primary.offer(queued))
+
+    def claim(self, live: LiveActivity, message: str) -> Future[ExportResult]:
+        """Start the attempt as the only worker: refused (`Refusal.STARTED`) if another one has, or if it has ended."""
+        started = self.event(live.agent_id, RUNNING, message, live=live)._replace(claims=True)
+        started = self._mirror_on(live, started)
+        future = self._primary.offer(started)
+        self._to_others_if_stored(started, future, live)
+        return future
+
+    def retry(self, agent_id: UUID, message: object) -> ExportResult:
+        """Open the next attempt of an activity that has ended, and wait for the commit; decided under its row lock.
+
+        Raises:
+            ActivityNotStoredError: not committed within ``AGENTEXEC_CREATE_TIMEOUT`` seconds.
+        """
+        event = self._reopening(agent_id, message, None)._replace(claims=True)
+        result = self._primary.store(event, CONF.create_timeout)
+        if isinstance(result, Ack):
+            self._to_others(event)
+            self._emit_record(event)
+        return result
+
+    def requeue(self, agent_id: UUID, message: object, percentage: object = None) -> Future[ExportResult]:
+        """Report QUEUED: opens and joins the next attempt if the activity has ended, otherwise only a log."""
+        event = self._reopening(agent_id, message, percentage)
+        live = self._live.get(agent_id)
+        if live is not None and live.status.terminal:
+            self._live.join_next(agent_id)
+        self._emit_record(event)
+        with self._in_order():
+            self._to_others(event)
+            return self._primary.submit(event)
+
+    def _reopening(self, agent_id: UUID, message: object, percentage: object) -> ActivityEvent:
+        return self.event(agent_id, Status.QUEUED, message, percentage)._replace(reopens=True, expects_row=True)
+
+    def _mirror_on(self, live: LiveActivity, event: ActivityEvent, *, reported: bool = False) -> ActivityEvent:
+        """Have the view follow an event of this process; the event with the span that it has started."""
+        start = live.record(event, reported=reported)
+        if start is not None:
+            ref = self._start_span(live, start)
+            event = event if ref is None else event._replace(span=ref)
+        self._emit_record(event, live)
+        return event
+
+    def _start_span(self, live: LiveActivity, start: SpanStart) -> SpanRef | None:
+        span = ref = max_logs = None
+        with guarded("opening an activity's span"):
+            span, ref, max_logs = self._tracer.start(start)
+        self._follow_up(live.span_started(span, ref, max_logs), None)
+        return ref
+
+    def _emit_record(self, event: ActivityEvent, live: LiveActivity | None = None) -> None:
+        if self._tracer.log_sink is not None:
+            with guarded("emitting an activity's log record"):
+                span, ref = (None, None) if live is None else (live.span, live.ref)
+                self._tracer.log_sink(event, context_of(span, ref))
+
+    # -- to the exporters ---------------------------------------------------------------------------------------
+
+    def _emit(self, event: ActivityEvent, live: LiveActivity) -> bool:
+        if self._successor is not None:
+            return self._successor._emit(event, live)
+        if len(self._processors) < 2:
+            return not self._processors or self._processors[0].emit(event)
+        with self._order:
+            accepted = self._processors[0].emit(event)
+            self._to_others(event, live)
+        return accepted
+
+    def _in_order(self) -> threading.RLock:
+        return (self._successor or self)._order
+
+    def _to_others(self, event: ActivityEvent, live: LiveActivity | None = None) -> None:
+        """Give an event to the exporters behind the first, with the span that it belongs to."""
+        others = self._others
+        if others:
+            ref = None if live is None else live.ref
+            event = event if ref is None or event.span is not None else event._replace(span=ref)
+            for processor in others:
+                processor.emit(event)
+
+    def _to_others_if_stored(
+        self, event: ActivityEvent, answer: Future[ExportResult], live: LiveActivity | None = None
+    ) -> None:
+        def pass_on(done: Future[ExportResult]) -> None:
+            if isinstance(done.result(), Ack):
+                self._to_others(event, live)
+
+        if self._others:
+            answer.add_done_callback(pass_on)
+
+    # -- many at once -------------------------------------------------------------------------------------------
+
+    def end_together(self, ending: Ending, end: Callable[[], Sequence[EndedActivity]]) -> int:
+        """Have the writer end activities by `end`, in transactions of its own; how many were changed.
+
+        Raises:
+            ActivityNotStoredError: the database does not answer, or refuses.
+        """
+
+        def work() -> Sequence[EndedActivity]:
+            ended = end()
+            if self._others:  # They get these events before any that the caller reports next.
+                self._follow_together(ended, ending)
+            return ended
+
+        ended = self._have_writer_do(work)
+        if ended and not self._others:
+            self._primary.call_soon(lambda: self._follow_together(ended, ending))
+        return len(ended)
+
+    def end_lost(self, ending: Ending) -> int:
+        """End every activity whose lease has expired; how many were changed. Raises as `end_together`."""
+        if self._store is None:
+            raise ConfigurationError(_NO_DATABASE)
+        return self.end_together(ending, partial(self._store.end_lost, ending))
+
+    def ended_together(self, ended: Sequence[EndedActivity], ending: Ending) -> None:
+        """Follow what a session has ended and committed."""
+        if not ended:
+            return
+        follow = partial(self._follow_together, ended, ending)
+        if self._others and not on_event_loop():
+            with suppress(TimeoutError, ExportError):
+                self._primary.call(follow, CONF.lookup_timeout)
+        else:
+            self._primary.call_soon(follow)
+
+    def _have_writer_do(self, work: Callable[[], _T]) -> _T:
+        try:
+            return self._primary.call(work, CONF.create_timeout)
+        except TimeoutError:
+            why = self._primary.last_error or f"the database did not answer within {CONF.create_timeout:g} s"
+            raise ActivityNotStoredError(why) from None
+        except ExportError as exc:
+            raise ActivityNotStoredError(str(exc)) from exc
+
+    def follow_lost(self, ended: Sequence[EndedActivity], ending: Ending) -> None:
+        """Follow what this process's sweep has ended. On the writer's thread."""
+        if ended:
+            self._follow_together(ended, ending)
+
+    def _follow_together(self, ended: Sequence[EndedActivity], ending: Ending) -> None:
+        """End the spans of these attempts that are open here, open one for those without, and tell other exporters.
+
+        Rows are read only now: the caller that ended them does not wait for spans.
+        """
+        for start in range(0, len(ended), _CHUNK):
+            chunk = ended[start : start + _CHUNK]
+            stored: dict[UUID, StoredActivity] = {}
+            if self._store is not None:
+                with suppress(ExportError):
+                    stored.update(self._store.load([one.agent_id for one in chunk]))
+            views = self._live.views([(one.agent_id, one.attempt) for one in chunk], stored)
+            self._offer_spans(views)
+            by_id = {live.agent_id: live for live in views}
+            for one in chunk:
+                self._follow_one(one, ending, by_id.get(one.agent_id))
+
+    def _follow_one(self, one: EndedActivity, ending: Ending, live: LiveActivity | None) -> None:
+        event = ActivityEvent(
+            one.event_id, one.agent_id, ending.status, ending.message, None, one.occurred_at_ns, one.attempt,
+            outcome=ending.outcome,
+        )  # fmt: skip
+        self._to_others(event, live)
+        if live is not None:
+            if self._tracer.log_sink is not None:
+                self._mirror.do("emitting an activity's log record", partial(self._emit_record, event, live))
+            self._follow_up(*live.end_together(event, ending.outcome))
+
+    # -- in a session -------------------------------------------------------------------------------------------
+
+    def committed(self, event: ActivityEvent, stored: StoredActivity, result: ExportResult) -> None:
+        """Follow an event that a session has written and committed.
+
+        Args:
+            stored: The row before the event.
+        """
+        if event.reopens:
+            self._to_others(event)
+            self._emit_record(event)
+            if isinstance(result, Ack):
+                self._live.join(event.agent_id, result.attempt)
+            return
+        live = self._live.adopt(stored)
+        mirrored = self._mirror_on(live, event, reported=True)
+        self._to_others(mirrored, live)
+        if event.status is Status.CANCELED and live.ending is not None and live.ending.event_id == event.event_id:
+            self._follow_up(None, live.on_cancel)
+        if mirrored.span is not None:
+            self._primary.call_soon(lambda: self._name_spans([live]))
+        self._acknowledged(mirrored, result)
+
+    def has_pending(self, agent_id: UUID) -> bool:
+        """Whether events of this activity may wait to be stored."""
+        live = self._live.get(agent_id)
+        return live.is_pending if live is not None else self._primary.pending > 0  # It may have been forgotten.
+
+    # -- the writer's thread ------------------------------------------------------------------------------------
+
+    def _acknowledged(self, event: ActivityEvent, result: ExportResult) -> None:
+        """Follow what became of an event: resolve the view, give a lost span up, end a span that is over."""
+        live = self._live.of(event)
+        if live is not None and isinstance(result, Ack):
+            changed = live.acknowledge(event, result)
+            if not live.is_resolved:
+                changed = self._resolve(live)
+            if changed:
+                self._follow(live, event, result)
+        elif live is not None and isinstance(result, Reject):
+            self._refused(live, event)
+        if event.reopens and isinstance(result, Ack) and not result.late:
+            self._live.join(event.agent_id, result.attempt)
+
+    def _follow(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
+        if ack.status.terminal and ack.span_id is None:
+            self._name_spans([live])  # The event that offered our span came late: is it the one?
+        if live.lost_span(ack.span_id):
+            self._learn_span(live)
+        self._follow_up(*live.follow(event, ack))
+
+    def _refused(self, live: LiveActivity, event: ActivityEvent) -> None:
+        if event.opening is not None and live.attempt is None:
+            self._resolve(live)  # It exists already, as was expected.
+        live.refuse(event)
+        if event.claims and event.status is RUNNING and self._live.get(live.agent_id) is live:
+            self._live.forget(live.agent_id)
+
+    def _resolve(self, live: LiveActivity) -> bool:
+        stored = self._load(live.agent_id, history=True)
+        if stored is None:
+            return False
+        live.resolve(stored)
+        if live.ref is None and live.status is not Status.QUEUED:
+            self._offer_spans([live])
+        return True
+
+    def _load(self, agent_id: UUID, *, history: bool) -> StoredActivity | None:
+        return None if self._store is None else self._store.load([agent_id], history=history).get(agent_id)
+
+    def _offer_spans(self, lives: Sequence[LiveActivity]) -> None:
+        """Open the spans of activities whose logs are stored already, and name them on the rows."""
+        for live in lives:
+            start = live.take_span_start()
+            if start is not None:
+                in_clean_context(partial(self._start_span, live, start))
+        self._name_spans(lives)
+
+    def _name_spans(self, lives: Sequence[LiveActivity]) -> None:
+        """Offer open spans to their rows; one whose row names another span is given up."""
+        offers = {
+            live: (live.agent_id, live.attempt or 1, live.ref)
+            for live in lives
+            if live.span is not None and live.ref is not None
+        }
+        if not offers or self._store is None:
+            return
+        named = self._store.attach_spans(list(offers.values()))
+        for live in offers:
+            if live.agent_id not in named:
+                self._learn_span(live)
+
+    def _learn_span(self, live: LiveActivity) -> None:
+        """Another process has the activity's span: logs go beneath that one."""
+        live.give_span_up()
+        stored = self._load(live.agent_id, history=False)
+        if stored is not None:
+            live.give_span_up(stored.span)
+
+    def heard(self, stored: StoredActivity) -> None:
+        """Follow a row that another process may have changed: an attempt that has ended there is over here, too."""
+        live = self._live.get(stored.agent_id)
+        moved_on = live is not None and live.attempt is not None and stored.attempt > live.attempt
+        if live is not None and (stored.status.terminal or moved_on):
+            span_id = stored.span.span_id if stored.span is not None else None
+            ack = Ack(stored.status, stored.attempt, late=True, span_id=span_id, outcome=stored.outcome)
+            now_ns = time.time_ns()
+            text = f"Ended elsewhere: {stored.status}."
+            event = ActivityEvent(uuid7(now_ns), stored.agent_id, stored.status, text, None, now_ns)
+            self._follow_up(*live.follow(event, ack))
+
+    def _follow_up(self, end: SpanEnd | None, on_cancel: Callable[[], object] | None) -> None:
+        """Do the application's part of what a view has decided."""
+        if on_cancel is not None:
+            with guarded("stopping a canceled run"):
+                in_clean_context(on_cancel)
+        if end is not None:
+            self._mirror.do("ending an activity's span", partial(self._tracer.end, end))
+
+    def _tick(self) -> None:
+        if self._liveness is not None:
+            self._liveness.tick()
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def start_writer(self) -> None:
+        """Start the writer now: a worker with nothing to do still ends what the one before it has lost."""
+        self._primary.start()
+
+    def recover(self, timeout: float) -> int:
+        """Deliver what dead processes left in the spool; how many events."""
+        return sum(processor.replay(timeout) for processor in self._processors)
+
+    def health(self) -> dict[str, Any]:
+        """What `ax.health` returns."""
+        exporters = [processor.health() for processor in self._processors]
+        return {
+            "configured": True,
+            "ok": all(one["last_error"] is None for one in exporters),
+            "worker_id": self.worker_id(),
+            "reaped": self._liveness.reaped if self._liveness is not None else 0,
+            "exporters": exporters,
+        }
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything reported so far is stored, and on its span, within `timeout` seconds altogether."""
+        left = _countdown(timeout)
+        done = [one.force_flush(left()) for one in self._processors]
+        return self._mirror.drain(left()) and all(done)
+
+    def flush_first(self, timeout: float) -> bool:
+        """As `flush`, for the exporter that decides."""
+        return self._primary.force_flush(timeout)
+
+    def stop(self, timeout: float) -> bool:
+        """Flush and stop the writers, within `timeout` seconds altogether; activities continue."""
+        left = _countdown(timeout)
+        done = [one.shutdown(left()) for one in self._processors]
+        return all(done)
+
+    def shutdown(self, timeout: float) -> bool:
+        """As `stop`, and release the activities that run here."""
+        left = _countdown(timeout)
+        if self._liveness is not None and self._primary.running and self._primary.last_error is None:
+            with suppress(TimeoutError, ExportError):
+                if self._primary.force_flush(timeout / 2):  # An event that came behind would take its lease again.
+                    self._primary.call(self._liveness.release, timeout / 4)
+        done = self.stop(left())
+        self._end_spans()
+        self._mirror.drain(left())
+        return done
+
+    def _end_spans(self) -> None:
+        for end in self._live.span_ends():
+            self._follow_up(end, None)
+
+    def take_over(self, previous: Runtime) -> None:
+        """Continue with the activities that run while the set-up is replaced.
+
+        Both know them from here on: what the previous one's writer has still to store may be their end.
+        """
+        previous._live.forget_idle()
+        self._live, self._mirror = previous._live, previous._mirror
+        previous._successor = self
+
+    def after_fork_in_child(self) -> None:
+        """Activities, spans, queues and connections are the parent's."""
+        self.pid = os.getpid()
+        self._order = threading.RLock()
+        self._live.after_fork_in_child()
+        self._mirror.after_fork_in_child()
+        for processor in self._processors:
+            processor.after_fork_in_child()
+
+
+def _countdown(timeout: float) -> Callable[[], float]:
+    """Seconds that are left of `timeout`, 0 at least."""
+    deadline = time.monotonic() + timeout
+    return lambda: max(0.0, deadline - time.monotonic())
+
+
+def on_event_loop() -> bool:
+    """Whether blocking here would stall a running asyncio event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+_complaints: set[str] = set()
+
+
+def complain(text: str) -> None:
+    """Log a warning, once for each text."""
+    if text not in _complaints and len(_complaints) < 1000:
+        _complaints.add(text)
+        _logger.warning(text)
+
+
+def forget_complaints() -> None:
+    """For tests."""
+    _complaints.clear()
