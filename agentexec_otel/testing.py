@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from agentexec_otel._model.event import TERMINAL, ActivityEvent, Status
-from agentexec_otel.export import Ack, ExportResult, Reject
+from agentexec_otel._model.event import ActivityEvent, Status
+from agentexec_otel._model.fold import ActivityState, answer, fold
+from agentexec_otel.export import ExportResult
 
 __all__ = ["InMemoryActivityExporter"]
 
@@ -14,52 +15,54 @@ __all__ = ["InMemoryActivityExporter"]
 class InMemoryActivityExporter:
     """Keeps activity events in a list: `ax.configure(exporters=[InMemoryActivityExporter()])`.
 
-    It decides as a database does: the first terminal status of an attempt wins, what comes behind it is late.
+    It answers as a database does: by the same rules, and each event once.
     """
 
     identity = None
-    """Nothing of it is worth a spool."""
+    """Its events are never spooled."""
 
     def __init__(self) -> None:
         self.events: list[ActivityEvent] = []
-        self._statuses: dict[UUID, Status] = {}
-        self._attempts: dict[UUID, int] = {}
-        self._seen: set[UUID] = set()
+        self._states: dict[UUID, ActivityState] = {}
+        self._late: dict[UUID, bool] = {}
 
     def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
-        """Append the events; see `ActivityExporter.export`."""
-        return [self._export(event) for event in events]
+        """Append the events that a database would store; see `ActivityExporter.export`."""
+        return [self._withdraw(event) if event.withdraws else self._store(event, replay) for event in events]
 
-    def _export(self, event: ActivityEvent) -> ExportResult:
-        known = self._statuses.get(event.agent_id, Status.QUEUED)
-        attempt = self._attempts.get(event.agent_id, 1)
-        if event.event_id in self._seen:
-            return Ack(known, attempt, duplicate=True)
-        wanted = event.attempt or attempt
-        if event.claims and (known in TERMINAL if wanted > attempt else wanted < attempt or known is not Status.QUEUED):
-            return Reject("somebody else has started it, or it has ended")
-        if wanted > attempt:
-            known, attempt = Status.QUEUED, wanted
-        if event.reopens and known in TERMINAL:
-            known, attempt = Status.QUEUED, attempt + 1
-        late = known in TERMINAL or (event.attempt or attempt) < attempt
-        status = known if late or event.status is Status.QUEUED else event.status
-        self._seen.add(event.event_id)
-        self._statuses[event.agent_id], self._attempts[event.agent_id] = status, attempt
-        self.events.append(event)
-        return Ack(status, attempt, late=late)
+    def _store(self, event: ActivityEvent, replay: bool) -> ExportResult:
+        before = self._states.get(event.agent_id)
+        if before is not None and event.event_id in self._late:
+            return before.acknowledge(self._late[event.event_id], duplicate=True)
+        state, verdict = fold(before, event, replay=replay)
+        if state is not None and verdict.refusal is None:
+            self._states[event.agent_id] = state
+            self._late[event.event_id] = verdict.late
+            self.events.append(event)
+        return answer(state, event, verdict)
+
+    def _withdraw(self, event: ActivityEvent) -> ExportResult:
+        before = self._states.get(event.agent_id)
+        state, verdict = fold(before, event)
+        if before is not None and event.event_id not in self._late:
+            state = before
+        if before is not None and state is None:
+            del self._states[event.agent_id], self._late[event.event_id]
+            self.events = [one for one in self.events if one.event_id != event.event_id]
+        return answer(state, event, verdict)
 
     def status(self, agent_id: UUID) -> Status | None:
-        """Where an activity stands; None where it has no events."""
-        return self._statuses.get(agent_id)
+        """The status of an activity; None if it has no events."""
+        state = self._states.get(agent_id)
+        return None if state is None else state.status
 
     def clear(self) -> None:
         """Forget everything."""
         self.__init__()  # type: ignore[misc]
 
     def force_flush(self, timeout: float) -> bool:
-        """Nothing is held back."""
+        """Return True: nothing is buffered."""
         return True
 
     def shutdown(self, timeout: float) -> None:
-        """Keep the events: tests read them afterwards."""
+        """Keep the events, so that tests can read them afterwards."""

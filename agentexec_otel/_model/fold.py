@@ -1,16 +1,20 @@
-"""Pure: events onto an activity's row. What the transaction reads goes in, what it writes comes out."""
+"""The state machine of an activity: a state and an event make the next state, and a verdict on the event.
+
+Every holder of a state calls it: the SQL exporter with a locked row, the testing kit, and the live view of a process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple
+from functools import cache
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from agentexec_otel._model.attributes import PREVIOUS_SPAN
-from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, Status
-from agentexec_otel._model.results import Ack, ExportResult, Reject
+from agentexec_otel._model.event import QUEUED, RUNNING, TERMINAL, ActivityEvent, Outcome, Status
+from agentexec_otel._model.results import Ack, ExportResult, Refusal, Reject
 from agentexec_otel._model.text import NAME_LIMIT
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -19,11 +23,14 @@ _RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.
 _REASON_LIMIT: Final = 64
 
 STUB_TYPE: Final = ""
-"""agent_type of a row whose QUEUED event has not arrived yet."""
+"""agent_type of an activity whose opening event has not arrived yet."""
+
+Lease = Literal["keep", "extend", "clear"]
+"""What events mean for a lease: reports of the worker extend it, the end of an attempt clears it."""
 
 
 def moment(occurred_at_ns: int) -> datetime:
-    """Nanoseconds since the epoch as an aware UTC datetime, cut to microseconds."""
+    """Convert nanoseconds since the epoch to an aware UTC datetime, truncated to microseconds."""
     return _EPOCH + timedelta(microseconds=occurred_at_ns // 1000)
 
 
@@ -32,40 +39,59 @@ def nanoseconds(value: datetime) -> int:
     return (value - _EPOCH) // TICK * 1000
 
 
-Lease = Literal["keep", "extend", "clear"]
-"""What a batch does to a row's lease: extended by its own worker's lines, cleared where nobody runs it any more."""
-
-
-def behind_span(
+def context_after_span(
     trace_context: Mapping[str, str] | None, trace_id: str, span_id: str, sampled: bool | None
 ) -> dict[str, str]:
     """The trace context of an activity whose next span is to be linked to this one."""
     return {**(trace_context or {}), PREVIOUS_SPAN: f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"}
 
 
-class Line(NamedTuple):
-    """A log row but for its id: every column by its name, and the moment in nanoseconds since the epoch."""
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an event means for its activity. Accepted, unless `refusal` is set; a refused event changes nothing.
 
-    activity_id: UUID
-    message: str
-    status: Status
-    percentage: int | None
-    created_at: int
-    seq: int
-    event_id: UUID
-    attempt: int
-    late: bool
+    Attributes:
+        refusal: The rule that the event breaks.
+        late: Its attempt had already ended. The event is kept in the history and changes no status.
+        opens: It creates the activity, or adds the opening to one that is known by other events only.
+        ends: It ends the current attempt.
+        reopens: It starts the next attempt.
+    """
+
+    refusal: Refusal | None = None
+    late: bool = False
+    opens: bool = False
+    ends: bool = False
+    reopens: bool = False
+
+
+_ACCEPTED: Final = Verdict()
+_REFUSED: Final = {refusal: Verdict(refusal) for refusal in Refusal}
+_SENTENCES: Final = {
+    Refusal.EXISTS: "an activity with the agent_id {} exists already",
+    Refusal.STARTED: "the activity {} has been started by another worker, or has ended",
+    Refusal.NOT_ENDED: "the activity {} has not ended: only an activity that has ended is retried",
+    Refusal.UNKNOWN: "no activity has the agent_id {}",
+}
+
+
+@cache
+def _verdict(late: bool, opens: bool, ends: bool, reopens: bool) -> Verdict:
+    return Verdict(None, late, opens, ends, reopens)
 
 
 @dataclass(slots=True)
-class Row:
-    """An activity's row under its lock, while events are applied to it."""
+class ActivityState:
+    """The state of one activity, changed in place by its events.
 
-    id: UUID
+    Attributes:
+        last_seq: How many events it has accepted.
+        lease: What the events applied so far mean for the worker's lease.
+    """
+
     agent_id: UUID
     agent_type: str
     created_at: datetime
-    updated_at: datetime
     status: Status
     latest_percentage: int | None
     last_seq: int
@@ -82,108 +108,124 @@ class Row:
     input_tokens: int | None
     output_tokens: int | None
     requests: int | None
-    opened: bool = False
-    lease: Lease = "keep"
-    answer: Ack | None = field(default=None, compare=False, repr=False)
-    before: tuple[object, ...] = field(default=(), compare=False, repr=False)
+    lease: Lease = field(default="keep", kw_only=True)
+    _ack: Ack | None = field(default=None, init=False, compare=False, repr=False)
+
+    @classmethod
+    def unopened(cls, agent_id: UUID, occurred_at_ns: int) -> ActivityState:
+        """The state before the first event."""
+        return cls(
+            agent_id, STUB_TYPE, moment(occurred_at_ns), QUEUED, None, 0, 1,
+            None, None, None, None, None, None, None, None, None, None, None, None,
+        )  # fmt: skip
 
     @property
-    def shape(self) -> tuple[object, ...]:
-        """What mere progress leaves as it was `before`."""
-        return (
-            self.agent_type, self.status, self.attempt, self.started_at, self.trace_context, self.span_id,
-            self.worker_id, self.error_type, self.reason, self.input_tokens, self.output_tokens, self.requests,
-        )  # fmt: skip
+    def is_unopened(self) -> bool:
+        """Whether no event has been applied yet."""
+        return not self.last_seq and self.agent_type == STUB_TYPE
 
-    def apply(self, event: ActivityEvent, *, replay: bool = False) -> tuple[Line | None, ExportResult]:
-        """The line of one event (None where it adds none), and the answer to its producer."""
-        if event.opening is not None:
-            if self.agent_type == STUB_TYPE:
-                self._open(event.opening, event.occurred_at_ns)
-            elif event.status is Status.QUEUED:
-                return None, Reject(f"an activity with the agent_id {self.agent_id} exists already")
-        if event.claims and not self._waits_for(event.attempt or self.attempt):
-            return None, Reject(f"the activity {self.agent_id} has been started by somebody else, or has ended")
-        if event.attempt is not None and event.attempt > self.attempt:
-            self._reopen(event.attempt)
-        elif event.reopens and self.status.terminal:
-            self._reopen()
-        attempt = self.attempt if event.attempt is None else event.attempt
-        late = attempt < self.attempt or self.status.terminal
+    def apply(self, event: ActivityEvent, *, replay: bool = False) -> Verdict:
+        """Apply one event.
+
+        Args:
+            replay: The event may be old: another worker may have taken over since it was emitted.
+        """
+        opens = reopens = False
+        attempt = event.attempt
+        ahead = attempt is not None and attempt > self.attempt
+        if ahead or event.opening is not None or event.claims or event.reopens:
+            refusal = self._refusal(event)
+            if refusal is not None:
+                return _REFUSED[refusal]
+            opens, reopens = self._open(event), self._reopen(event)
+        late = self.status in TERMINAL or (attempt is not None and attempt < self.attempt)
         if not late:
             self._advance(event, replay)
-        if event.outcome is not None and attempt == self.attempt:
+        if event.outcome is not None and attempt in (None, self.attempt):
             self._count_tokens(event.outcome)
         self.last_seq += 1
-        line = Line(
-            self.id, event.message, self.status, event.percentage, event.occurred_at_ns, self.last_seq, event.event_id,
-            attempt, late,
-        )  # fmt: skip
-        return line, self.acknowledge(late)
-
-    def _waits_for(self, attempt: int) -> bool:
-        """Whether this attempt is still to be started."""
-        if attempt > self.attempt:
-            return not self.status.terminal
-        return attempt == self.attempt and self.status is Status.QUEUED
+        ends = not late and self.status in TERMINAL
+        return _verdict(late, opens, ends, reopens) if late or opens or ends or reopens else _ACCEPTED
 
     def acknowledge(self, late: bool, *, duplicate: bool = False) -> Ack:
-        """The answer for an event that is stored: where the activity stands now."""
-        answer = self.answer
+        """The answer for a stored event: where the activity stands now."""
+        ack = self._ack
         if (
-            answer is None
-            or answer.status is not self.status
-            or answer.attempt != self.attempt
-            or answer.late is not late
-            or answer.duplicate is not duplicate
-            or answer.span_id != self.span_id
+            ack is None
+            or ack.status is not self.status
+            or ack.attempt != self.attempt
+            or ack.late is not late
+            or ack.duplicate is not duplicate
+            or ack.span_id != self.span_id
         ):
             outcome = Outcome(self.error_type, self.reason) if self.status.terminal else None
-            self.answer = answer = Ack(self.status, self.attempt, late, duplicate, self.span_id, outcome)
-        return answer
+            self._ack = ack = Ack(self.status, self.attempt, late, duplicate, self.span_id, outcome)
+        return ack
 
-    def _open(self, opening: Opening, occurred_at_ns: int) -> None:
-        self.opened = True
+    def _refusal(self, event: ActivityEvent) -> Refusal | None:
+        if event.opening is not None and event.status is QUEUED and self.agent_type != STUB_TYPE:
+            return Refusal.EXISTS
+        if not event.claims:
+            return None
+        ended = self.status in TERMINAL
+        attempt = event.attempt or (self.attempt + event.reopens)
+        if event.reopens and not ended:
+            return Refusal.NOT_ENDED
+        if attempt > self.attempt:
+            return Refusal.STARTED if ended and not event.reopens else None
+        return None if attempt == self.attempt and self.status is QUEUED else Refusal.STARTED
+
+    def _open(self, event: ActivityEvent) -> bool:
+        opening = event.opening
+        if opening is None or self.agent_type != STUB_TYPE:
+            return False
         self.agent_type = opening.agent_type[:NAME_LIMIT]
-        self.created_at = moment(occurred_at_ns)
+        self.created_at = moment(event.occurred_at_ns)
         self.metadata = opening.metadata
         self.trace_context = opening.trace_context
+        return True
 
-    def _reopen(self, attempt: int | None = None) -> None:
+    def _reopen(self, event: ActivityEvent) -> bool:
+        """Start a later attempt: the one that the event names, or the next one if the event reopens what has ended."""
+        attempt = event.attempt
+        if attempt is None and event.reopens and self.status in TERMINAL:
+            attempt = self.attempt + 1
+        if attempt is None or attempt <= self.attempt:
+            return False
         if self.trace_id is not None and self.span_id is not None:
-            self.trace_context = behind_span(self.trace_context, self.trace_id, self.span_id, self.sampled)
-        self.attempt = attempt or self.attempt + 1
-        self.status = Status.QUEUED
+            self.trace_context = context_after_span(self.trace_context, self.trace_id, self.span_id, self.sampled)
+        self.attempt = attempt
+        self.status = QUEUED
         self.started_at = self.trace_id = self.span_id = self.sampled = self.worker_id = None
         self.latest_percentage = self.error_type = self.reason = None
-        self.lease = "clear"
         self.input_tokens = self.output_tokens = self.requests = None
+        self.lease = "clear"
+        return True
 
     def _advance(self, event: ActivityEvent, replay: bool) -> None:
-        if _RANK[event.status] > _RANK[self.status]:
-            self.status = event.status
-        if self.status is Status.RUNNING and self.started_at is None:
+        status = event.status
+        if status is not self.status and _RANK[status] > _RANK[self.status]:
+            self.status = status
+        if self.started_at is None and self.status is RUNNING:
             self.started_at = moment(event.occurred_at_ns)
         if event.percentage is not None:
             self.latest_percentage = event.percentage
-        self._take_lease(event, replay)
         if event.span is not None and self.span_id is None:
-            self.trace_id, self.span_id = event.span.trace_id, event.span.span_id
-            self.sampled = event.span.sampled
-        if event.outcome is not None and self.status.terminal:
-            self.error_type = event.outcome.error_type and event.outcome.error_type[:NAME_LIMIT]
-            self.reason = event.outcome.reason and event.outcome.reason[:_REASON_LIMIT]
-
-    def _take_lease(self, event: ActivityEvent, replay: bool) -> None:
-        if self.status.terminal:
+            self.trace_id, self.span_id, self.sampled = event.span.trace_id, event.span.span_id, event.span.sampled
+        if self.status in TERMINAL:
             self.lease = "clear"
+            if event.outcome is not None:
+                self.error_type = event.outcome.error_type and event.outcome.error_type[:NAME_LIMIT]
+                self.reason = event.outcome.reason and event.outcome.reason[:_REASON_LIMIT]
         elif event.worker_id is not None:
-            worker_id = event.worker_id[:NAME_LIMIT]
-            # Whoever reports last runs it, but a line that was left behind by the dead takes nothing over.
-            if self.worker_id is None or not replay:
-                self.worker_id = worker_id
-            if self.worker_id == worker_id:
-                self.lease = "extend"
+            self._extend_lease(event.worker_id[:NAME_LIMIT], replay)
+
+    def _extend_lease(self, worker_id: str, replay: bool) -> None:
+        # The last worker to report runs the activity, but an old event of a dead worker does not take it over.
+        if self.worker_id is None or not replay:
+            self.worker_id = worker_id
+        if self.worker_id == worker_id:
+            self.lease = "extend"
 
     def _count_tokens(self, outcome: Outcome) -> None:
         if outcome.input_tokens is not None:
@@ -194,56 +236,34 @@ class Row:
             self.requests = outcome.requests
 
 
-def stub(row_id: UUID, agent_id: UUID, occurred_at_ns: int) -> Row:
-    """The row of an activity of which nothing is known but that something happened."""
-    created_at = moment(occurred_at_ns)
-    return Row(
-        row_id, agent_id, STUB_TYPE, created_at, created_at, Status.QUEUED, None, 0, 1,
-        None, None, None, None, None, None, None, None, None, None, None, None,
-    )  # fmt: skip
+def must_exist(event: ActivityEvent) -> bool:
+    """Whether the event is refused if its activity does not exist."""
+    return event.expects_row or (event.claims and event.reopens)
 
 
 def fold(
-    rows: Mapping[UUID, Row],
-    events: Sequence[ActivityEvent],
-    stored: Mapping[UUID, bool],
-    now: datetime,
-    *,
-    replay: bool = False,
-) -> tuple[list[Line], list[Row], list[ExportResult]]:
-    """Apply events in order.
+    state: ActivityState | None, event: ActivityEvent, *, replay: bool = False
+) -> tuple[ActivityState | None, Verdict]:
+    """Apply one event to an activity that may not exist.
+
+    A withdrawal removes the activity (None is returned for its state) if nothing else was reported on it. The caller
+    offers it only if the withdrawn event is in the activity's history.
 
     Args:
-        rows: The locked rows by ``agent_id``; changed in place.
-        stored: Events found in the log already, each with its ``late`` flag.
-        now: Becomes ``updated_at``, unless a row is ahead of it already.
-        replay: Some of the events may be old: their worker may have been followed by another.
-
-    Returns:
-        The lines to insert, the activity rows that changed (in the order of `rows`), and one answer per event.
+        state: None if the activity does not exist; otherwise changed in place.
+        replay: As for `ActivityState.apply`.
     """
-    lines: list[Line] = []
-    results: list[ExportResult] = []
-    touched: dict[int, Row] = {}
-    # By their numbers, since UUIDs are slow to hash.
-    known = {event_id.int: late for event_id, late in stored.items()}
-    by_number = {agent_id.int: row for agent_id, row in rows.items()}
-    for event in events:
-        row = by_number.get(event.agent_id.int)
-        if row is None:
-            results.append(Reject(f"no activity has the agent_id {event.agent_id}"))
-            continue
-        number = event.event_id.int
-        if number in known:
-            results.append(row.acknowledge(known[number], duplicate=True))
-            continue
-        line, result = row.apply(event, replay=replay)
-        results.append(result)
-        if line is not None:
-            known[number] = line.late
-            lines.append(line)
-            touched[id(row)] = row
-    changed = [row for row in rows.values() if id(row) in touched]
-    for row in changed:
-        row.updated_at = max(now, row.updated_at + TICK)
-    return lines, changed, results
+    if event.withdraws:
+        return (state if state is not None and state.last_seq > 1 else None), _ACCEPTED
+    if (state is None or state.is_unopened) and must_exist(event):
+        return state, _REFUSED[Refusal.UNKNOWN]
+    if state is None:
+        state = ActivityState.unopened(event.agent_id, event.occurred_at_ns)
+    return state, state.apply(event, replay=replay)
+
+
+def answer(state: ActivityState | None, event: ActivityEvent, verdict: Verdict) -> ExportResult:
+    """What an exporter returns for an event, from what `fold` has returned."""
+    if verdict.refusal is not None:
+        return Reject(_SENTENCES[verdict.refusal].format(event.agent_id), verdict.refusal)
+    return Ack(event.status) if state is None else state.acknowledge(verdict.late)

@@ -269,7 +269,9 @@ def cancel_pending(
     runtime = _runtime.active()
     criteria = _pending_criteria(agent_type, worker_id, older_than, metadata_filter)
     ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="cancelled"))
-    return end_many(runtime, session, ending, lambda on: runtime.needed_store.end_where(on, criteria, ending))
+    return end_many(
+        runtime, session, ending, lambda on: [one[:2] for one in runtime.needed_store.end_where(on, criteria, ending)]
+    )
 
 
 def reap(session: AnySession | None = None) -> int:

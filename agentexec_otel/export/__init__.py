@@ -13,7 +13,7 @@ from agentexec_otel._model.results import (
     StoredActivity,
 )
 from agentexec_otel.export._processor import ActivityProcessor
-from agentexec_otel.export._protocol import ActivityExporter, ActivityStore
+from agentexec_otel.export._protocol import ActivityExporter, ActivityStore, SessionStore
 
 __all__ = [
     "Ack",
@@ -33,6 +33,7 @@ __all__ = [
     "Reject",
     "Retry",
     "SpanRef",
+    "SessionStore",
     "StoredActivity",
     "TransientExportError",
 ]

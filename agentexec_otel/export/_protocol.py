@@ -1,4 +1,4 @@
-"""What a plug-in has to be, and what it answers."""
+"""The interfaces of exporters and stores."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 from agentexec_otel._model.event import ActivityEvent, SpanRef
-from agentexec_otel._model.results import Ack, Ending, ExportResult, StoredActivity
+from agentexec_otel._model.results import EndedActivity, Ending, ExportResult, StoredActivity
 
 
 class ActivityExporter(Protocol):
     """A sink for activity events: the plug-in interface.
 
-    Queue, retry, bisecting and counting live in the `ActivityProcessor`, so an exporter only has to try once.
-    All calls come from the processor's one writer thread, with instrumentation suppressed.
+    The `ActivityProcessor` queues, retries, bisects and counts, so an exporter tries once. All calls come from the
+    processor's one writer thread, with instrumentation suppressed.
 
-    Two attributes are optional: ``identity``, a string that names the destination (spooled events go nowhere else; None
-    keeps this exporter's events in memory), and ``after_fork_in_child()``, called first in a forked child.
+    Two attributes are optional. ``identity`` is a string that names the destination: spooled events go nowhere else.
+    If it is None, this exporter's events stay in memory. ``after_fork_in_child()`` is called first in a forked child.
     """
 
     def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
-        """Store a batch, and answer for each event in the same order.
+        """Store a batch, and return one answer per event, in the same order.
 
         Args:
             events: In the order in which they were emitted; any mix of activities.
-            replay: Some of them may have been stored by an earlier try.
+            replay: An earlier try may have stored some of them.
 
         Raises:
-            TransientExportError, MisconfiguredExportError, PoisonExportError: for the batch as a whole. Any other
-                exception is tried again a few times, then treated as poison.
+            TransientExportError, MisconfiguredExportError, PoisonExportError: for the batch as a whole. After
+                any other exception the batch is tried again a few times, then treated as poison.
         """
         ...
 
     def force_flush(self, timeout: float) -> bool:
-        """Pass on whatever the exporter itself still holds, within `timeout` seconds."""
+        """Pass on what the exporter itself still holds, within `timeout` seconds."""
         ...
 
     def shutdown(self, timeout: float) -> None:
@@ -44,60 +44,72 @@ class ActivityExporter(Protocol):
 
 @runtime_checkable
 class ActivityStore(Protocol):
-    """An exporter that can also be asked: what the life-cycle API needs from the SQL exporter."""
+    """An exporter that can also be asked about activities. Takes and returns values only, so it can be remote.
 
-    def lookup(self, agent_id: UUID) -> StoredActivity | None:
-        """The activity's present state, or None. Raises `ExportError` where it cannot be read."""
-        ...
+    Each method raises `ExportError` if the store cannot be reached.
+    """
 
-    def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:
-        """As `lookup`, for several at once; those that do not exist are left out."""
-        ...
+    def load(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]:
+        """The present state of those activities that exist, by ``agent_id``.
 
-    def read(self, connection: Any, agent_id: UUID) -> StoredActivity | None:
-        """As `lookup`, inside the caller's own transaction (a SQLAlchemy `Connection`)."""
+        Args:
+            history: Include the logs of the current attempt of each activity that has no span yet.
+        """
         ...
 
     def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> Set[UUID]:
-        """Name spans on their rows, each by ``agent_id`` and attempt; a row that names one keeps it.
+        """Name spans on their rows, each by ``agent_id`` and attempt; a row that names a span keeps it.
 
         Returns the ``agent_id`` of every row that names the span offered here.
         """
         ...
 
-    def write(self, connection: Any, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
-        """Store events inside the caller's own transaction (a SQLAlchemy `Connection`)."""
+    def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
+        """End every RUNNING activity whose lease has expired by the store's own clock."""
         ...
 
-    def end_where(self, connection: Any | None, criteria: Sequence[Any], ending: Ending) -> Sequence[tuple[UUID, int]]:
-        """End every QUEUED or RUNNING activity that meets the SQL `criteria`.
-
-        In the caller's own transaction, or without a connection in one of its own. Returns the ``agent_id`` of each
-        that it changed, with the attempt that it ended.
-        """
-        ...
-
-    def reap(self, connection: Any | None, ending: Ending) -> Sequence[tuple[UUID, int]]:
-        """End every RUNNING activity whose lease has expired by the database's clock; otherwise as `end_where`."""
-        ...
-
-    def heartbeat(
+    def extend_leases(
         self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
-    ) -> Mapping[UUID, Ack]:
-        """Extend the leases of those activities that this worker runs, and tell where each of them stands.
+    ) -> Mapping[UUID, StoredActivity]:
+        """Extend the leases of those activities that this worker runs, and load all of them without their logs.
 
-        Those `owned` have a block here that will end them: this worker runs them, whoever the row names.
+        Args:
+            owned: Activities with a block in this process that will end them. This worker runs them, even if another
+                has reported on them meanwhile.
         """
-        ...
-
-    def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:
-        """Where those activities stand, without changing anything."""
         ...
 
     def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
-        """Give the leases of this worker back: it goes in good order, and what it leaves RUNNING is not lost.
+        """Give up the leases of a worker that stops cleanly, so that what it leaves RUNNING does not count as lost.
 
         Args:
-            spans: The ids of spans that go with it and will never end: whoever goes on opens another, linked to them.
+            spans: The ids of spans that end with the worker. The next worker opens another span, linked to them.
         """
+        ...
+
+
+@runtime_checkable
+class SessionStore(Protocol):
+    """A store that works inside a SQLAlchemy transaction of the caller, and takes SQL criteria.
+
+    SQLAlchemy's exceptions pass through.
+    """
+
+    def load_in(self, connection: Any, agent_id: UUID) -> StoredActivity | None:
+        """The present state of an activity as the transaction sees it, with its logs; None if it does not exist."""
+        ...
+
+    def write_in(self, connection: Any, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+        """Store events; otherwise as `ActivityExporter.export`."""
+        ...
+
+    def end_where(self, connection: Any | None, criteria: Sequence[Any], ending: Ending) -> Sequence[EndedActivity]:
+        """End every QUEUED or RUNNING activity that meets the SQL `criteria`; returns those that it changed.
+
+        Without a connection it uses transactions of its own, and raises `ExportError` like `ActivityStore`.
+        """
+        ...
+
+    def end_lost_in(self, connection: Any, ending: Ending) -> Sequence[EndedActivity]:
+        """As `ActivityStore.end_lost`."""
         ...

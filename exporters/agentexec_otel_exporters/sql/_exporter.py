@@ -15,8 +15,15 @@ from sqlalchemy.pool import Pool
 
 from agentexec_otel._model.event import ActivityEvent, SpanRef
 from agentexec_otel.activity.models import Activity, Base
-from agentexec_otel.export import Ack, Ending, ExportResult, StoredActivity, TransientExportError
-from agentexec_otel_exporters.sql._ending import CHUNK, REAPED, end_chunk, reap_chunk
+from agentexec_otel.export import (
+    Ack,
+    EndedActivity,
+    Ending,
+    ExportResult,
+    Outcome,
+    StoredActivity,
+    TransientExportError,
+)
 from agentexec_otel_exporters.sql._engine import writer_engine
 from agentexec_otel_exporters.sql._errors import is_unique_violation, translated
 from agentexec_otel_exporters.sql._file import DatabaseFile
@@ -24,15 +31,10 @@ from agentexec_otel_exporters.sql._fork import ForkGate
 from agentexec_otel_exporters.sql._left_sessions import LeftSessions
 from agentexec_otel_exporters.sql._session import READ_ONLY
 from agentexec_otel_exporters.sql._watchdog import Watchdog
-from agentexec_otel_exporters.sql._write import (
-    attach_spans,
-    heartbeat,
-    join_transaction,
-    read_activities,
-    release,
-    standing,
-    write_events,
-)
+from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
+from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
+from agentexec_otel_exporters.sql.write.load import load_activities
+from agentexec_otel_exporters.sql.write.transaction import join_transaction, write_events
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -100,56 +102,53 @@ class SQLExporter:
             with self._transaction() as connection:
                 return write_events(connection, events, replay=True)
 
-    def lookup(self, agent_id: UUID) -> StoredActivity | None:
-        """The activity's present state, or None. Raises `ExportError` where it cannot be read."""
-        return self.lookup_many([agent_id]).get(agent_id)
-
-    def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:
-        """The present state of those that exist; see `ActivityStore.lookup_many`."""
+    def load(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]:
+        """The present state of those that exist; see `ActivityStore.load`."""
         with translated(), self._fork_gate.using(), self._watchdog.watching(), self._connect() as connection:
-            return read_activities(connection.execution_options(**READ_ONLY), agent_ids)
-
-    def read(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:
-        """As `lookup`, inside the caller's transaction. SQLAlchemy's exceptions pass through."""
-        join_transaction(connection)
-        return read_activities(connection, [agent_id]).get(agent_id)
+            return load_activities(connection.execution_options(**READ_ONLY), agent_ids, history=history)
 
     def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> Set[UUID]:
         """Name spans on their rows; see `ActivityStore.attach_spans`."""
         with translated(), self._transaction() as connection:
             return attach_spans(connection, spans)
 
-    def write(self, connection: Connection, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
-        """Store events inside the caller's transaction. SQLAlchemy's exceptions pass through."""
+    def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
+        """End what is RUNNING with an expired lease; see `ActivityStore.end_lost`."""
+        return self._in_chunks(None, partial(end_lost_chunk, ending=ending), CHUNK_LOST)
+
+    def extend_leases(
+        self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
+    ) -> Mapping[UUID, StoredActivity]:
+        """Extend the leases of what this worker runs; see `ActivityStore.extend_leases`."""
+        with translated(), self._transaction() as connection:
+            return extend_leases(connection, worker_id, agent_ids, owned)
+
+    def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
+        """Give up the leases of this worker; see `ActivityStore.release`."""
+        with translated(), self._transaction() as connection:
+            release(connection, worker_id, agent_ids, spans)
+
+    # -- in a transaction of the caller, where SQLAlchemy's exceptions pass through ------------------------------
+
+    def load_in(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:
+        """The present state of an activity; see `SessionStore.load_in`."""
+        join_transaction(connection)
+        return load_activities(connection, [agent_id]).get(agent_id)
+
+    def write_in(self, connection: Connection, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+        """Store events; see `SessionStore.write_in`."""
         join_transaction(connection)
         return write_events(connection, events)
 
     def end_where(
         self, connection: Connection | None, criteria: Sequence[Any], ending: Ending
-    ) -> Sequence[tuple[UUID, int]]:
-        """End what is QUEUED or RUNNING and meets the criteria; see `ActivityStore.end_where`."""
+    ) -> Sequence[EndedActivity]:
+        """End what is QUEUED or RUNNING and meets the criteria; see `SessionStore.end_where`."""
         return self._in_chunks(connection, partial(end_chunk, criteria=criteria, ending=ending), CHUNK)
 
-    def reap(self, connection: Connection | None, ending: Ending) -> Sequence[tuple[UUID, int]]:
-        """End what is RUNNING behind an expired lease; see `ActivityStore.reap`."""
-        return self._in_chunks(connection, partial(reap_chunk, ending=ending), REAPED)
-
-    def heartbeat(
-        self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
-    ) -> Mapping[UUID, Ack]:
-        """Extend the leases of what this worker runs; see `ActivityStore.heartbeat`."""
-        with translated(), self._transaction() as connection:
-            return heartbeat(connection, worker_id, agent_ids, owned)
-
-    def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:
-        """Where those activities stand; see `ActivityStore.standing`."""
-        with translated(), self._fork_gate.using(), self._watchdog.watching(), self._connect() as connection:
-            return standing(connection.execution_options(**READ_ONLY), agent_ids)
-
-    def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
-        """Give the leases of this worker back; see `ActivityStore.release`."""
-        with translated(), self._transaction() as connection:
-            release(connection, worker_id, agent_ids, spans)
+    def end_lost_in(self, connection: Connection, ending: Ending) -> Sequence[EndedActivity]:
+        """End what is RUNNING with an expired lease; see `SessionStore.end_lost_in`."""
+        return self._in_chunks(connection, partial(end_lost_chunk, ending=ending), CHUNK_LOST)
 
     @contextmanager
     def _transaction(self) -> Generator[Connection]:
@@ -166,10 +165,10 @@ class SQLExporter:
             raise
 
     def _in_chunks(
-        self, connection: Connection | None, end: Callable[[Connection], list[tuple[UUID, int]]], most: int
-    ) -> list[tuple[UUID, int]]:
-        """Until nothing is left to end; each chunk of our own commits, so that no lock is held for long."""
-        ended: list[tuple[UUID, int]] = []
+        self, connection: Connection | None, end: Callable[[Connection], list[EndedActivity]], most: int
+    ) -> list[EndedActivity]:
+        """End chunk after chunk. Without a connection each chunk is committed, so that no lock is held for long."""
+        ended: list[EndedActivity] = []
         while True:
             if connection is not None:
                 join_transaction(connection)
@@ -207,3 +206,37 @@ class SQLExporter:
         if self._owned:
             self._engine.dispose()
         self._watchdog.stop()
+
+    # -- replaced ------------------------------------------------------------------------------------------------
+
+    def lookup(self, agent_id: UUID) -> StoredActivity | None:  # replaced by load
+        return self.load([agent_id]).get(agent_id)
+
+    def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:  # replaced by load
+        return self.load(agent_ids)
+
+    def read(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:  # replaced by load_in
+        return self.load_in(connection, agent_id)
+
+    def write(self, connection: Connection, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:  # write_in
+        return self.write_in(connection, events)
+
+    def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:  # replaced by load(history=False)
+        return {one.agent_id: _ack(one) for one in self.load(agent_ids, history=False).values()}
+
+    def heartbeat(  # replaced by extend_leases
+        self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
+    ) -> Mapping[UUID, Ack]:
+        return {one.agent_id: _ack(one) for one in self.extend_leases(worker_id, agent_ids, owned=owned).values()}
+
+    def reap(  # replaced by end_lost and end_lost_in
+        self, connection: Connection | None, ending: Ending
+    ) -> Sequence[tuple[UUID, int]]:
+        ended = self.end_lost(ending) if connection is None else self.end_lost_in(connection, ending)
+        return [one[:2] for one in ended]
+
+
+def _ack(stored: StoredActivity) -> Ack:  # replaced
+    outcome = stored.outcome and Outcome(stored.outcome.error_type, stored.outcome.reason)
+    span_id = stored.span.span_id if stored.span is not None else None
+    return Ack(stored.status, stored.attempt, late=stored.status.terminal, span_id=span_id, outcome=outcome)

@@ -1,13 +1,12 @@
-"""The statements of the transaction, for one row at a time and for many at once, and as texts for the drivers."""
+"""The statements of the transaction: for one row, for many rows at once, and as texts for the drivers."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any, Final, Literal, cast
-from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -17,7 +16,6 @@ from sqlalchemy import (
     Dialect,
     Float,
     Integer,
-    Select,
     Table,
     Text,
     Uuid,
@@ -31,12 +29,42 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-from agentexec_otel._model.fold import Lease, Line
+from agentexec_otel._model.fold import Lease
 from agentexec_otel.activity.models import Activity, ActivityLog, UtcDateTime
-from agentexec_otel_exporters.sql._clock import database_now
+from agentexec_otel_exporters.sql.write.batch import Line
+
+
+class _Now(FunctionElement[datetime]):
+    """Now plus a number of seconds, as the tables keep times."""
+
+    inherit_cache = True
+    type = UtcDateTime()
+
+
+def database_now(plus_seconds: ColumnElement[float]) -> ColumnElement[datetime]:
+    """The database's own clock, plus some seconds: leases must not depend on the clocks of the workers."""
+    return _Now(plus_seconds)
+
+
+_FORMS: Final = {
+    "postgresql": "(clock_timestamp() + make_interval(secs => {}))",
+    "mysql": "(UTC_TIMESTAMP(6) + INTERVAL {} SECOND)",
+    "mariadb": "(UTC_TIMESTAMP(6) + INTERVAL {} SECOND)",
+    # SQLite knows milliseconds only; the text has to sort with the six digits of the other rows.
+    "sqlite": "(strftime('%Y-%m-%d %H:%M:%f', 'now', ({} || ' seconds')) || '000')",
+}
+
+
+@compiles(_Now)
+def _compile_now(element: _Now, compiler: SQLCompiler, **kwargs: Any) -> str:
+    return _FORMS[compiler.dialect.name].format(compiler.process(element.clauses, **kwargs))
+
 
 ACTIVITY: Final = cast(Table, Activity.__table__)
 LOG: Final = cast(Table, ActivityLog.__table__)
@@ -44,14 +72,13 @@ LOG: Final = cast(Table, ActivityLog.__table__)
 ROW_COLUMNS: Final = tuple(
     ACTIVITY.c[name]
     for name in (
-        "id", "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "last_seq",
-        "attempt", "started_at", "metadata", "trace_context", "trace_id", "span_id", "sampled", "worker_id",
-        "error_type", "reason", "input_tokens", "output_tokens", "requests",
+        "agent_id", "agent_type", "created_at", "status", "latest_percentage", "last_seq", "attempt", "started_at",
+        "metadata", "trace_context", "trace_id", "span_id", "sampled", "worker_id", "error_type", "reason",
+        "input_tokens", "output_tokens", "requests", "id", "updated_at",
     )
 )  # fmt: skip
-"""What `Row` is made of."""
+"""The fields of `Row`, in its order."""
 
-_ROW: Final = tuple(one.name for one in ROW_COLUMNS)
 _STUB: Final = ("id", "agent_id", "agent_type", "created_at", "updated_at", "status", "last_seq", "attempt")
 _PROGRESS: Final = ("id", "updated_at", "latest_percentage", "last_seq")
 _SUMMARY: Final = (
@@ -143,26 +170,13 @@ UPDATE_ROWS: Final = {
 """What has changed, most often no more than the progress, and the lease."""
 
 
-def among(of: ColumnElement[Any], name: str, dialect: str = "") -> ColumnElement[bool]:
-    """Whether it is one of the ids bound as `name`, all in one parameter where the database takes that: `ids_given`."""
-    if dialect == "sqlite":
-        return of.in_(select(func.json_each(bindparam(name, type_=Text)).table_valued("value").c.value))
-    if dialect == "postgresql":
-        return of == func.any(bindparam(name, type_=ARRAY(Uuid)))
-    return of.in_(bindparam(name, expanding=True))
-
-
-def ids_given(dialect: str, ids: Sequence[UUID]) -> Sequence[UUID] | str:
-    """The value of the parameter of `among`."""
-    return json.dumps([one.hex for one in ids]) if dialect == "sqlite" else ids
-
-
-def _lock(dialect: str = "") -> Select[*tuple[Any, ...]]:
-    wanted = among(ACTIVITY.c.agent_id, "agent_ids", dialect)
-    return select(*ROW_COLUMNS).where(wanted).order_by(ACTIVITY.c.agent_id).with_for_update()
-
-
-LOCK: Final = _lock()
+LOCK: Final = (
+    select(*ROW_COLUMNS)
+    .where(ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
+    .order_by(ACTIVITY.c.agent_id)
+    .with_for_update()
+)
+READ: Final = select(*ROW_COLUMNS).where(ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +213,5 @@ def _bind(write: Write, name: str, values: Mapping[str, Any]) -> Bind:
     return Bind(name, type(write.table.c[of_column].type) if of_column in write.names else None, values[name])
 
 
-def _text(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> str:
-    return str(statement.compile(dialect=dialect))
-
-
 _SQLITE: Final[Dialect] = sqlite.dialect()
 _POSTGRESQL: Final[Dialect] = psycopg.dialect()  # type: ignore[no-untyped-call]
-LOCK_SQLITE: Final = _text(_lock("sqlite"), _SQLITE)
-LOCK_POSTGRESQL: Final = _text(_lock("postgresql"), _POSTGRESQL)
-COPY: Final = f"COPY {LOG.name} ({', '.join(Line._fields)}) FROM STDIN"

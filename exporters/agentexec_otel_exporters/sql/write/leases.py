@@ -1,0 +1,105 @@
+"""Which worker runs an activity, and which span it has. Opens and commits nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import Connection, Float, bindparam, literal, or_, select, update
+
+from agentexec_otel._config import CONF
+from agentexec_otel._model.event import SpanRef, Status
+from agentexec_otel._model.fold import context_after_span
+from agentexec_otel._model.results import StoredActivity
+from agentexec_otel_exporters.sql.write.load import load_activities
+from agentexec_otel_exporters.sql.write.statements import ACTIVITY, database_now
+
+_NOW: Final = database_now(literal(0))
+_LEASE_END: Final = database_now(bindparam("lease_seconds", type_=Float))
+_ATTACH: Final = (
+    update(ACTIVITY)
+    .where(
+        ACTIVITY.c.agent_id == bindparam("of_agent"),
+        ACTIVITY.c.attempt == bindparam("of_attempt"),
+        ACTIVITY.c.span_id.is_(None),
+    )
+    .values(
+        trace_id=bindparam("new_trace_id"),
+        span_id=bindparam("new_span_id"),
+        sampled=bindparam("new_sampled"),
+        updated_at=ACTIVITY.c.updated_at,
+    )
+)
+_DROP_SPAN: Final = (
+    update(ACTIVITY)
+    .where(ACTIVITY.c.id == bindparam("of_row"))
+    .values(
+        trace_context=bindparam("new_context"),
+        trace_id=None,
+        span_id=None,
+        sampled=None,
+        updated_at=ACTIVITY.c.updated_at,
+    )
+)
+
+
+def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRef]]) -> set[UUID]:
+    """Name spans on the rows of these attempts; see `ActivityStore.attach_spans`."""
+    connection.execute(
+        _ATTACH,
+        [
+            {
+                "of_agent": agent_id,
+                "of_attempt": attempt,
+                "new_trace_id": span.trace_id,
+                "new_span_id": span.span_id,
+                "new_sampled": span.sampled,
+            }
+            for agent_id, attempt, span in sorted(spans, key=lambda one: one[0])
+        ],
+    )
+    offered = {agent_id: span.span_id for agent_id, _, span in spans}
+    named = connection.execute(
+        select(ACTIVITY.c.agent_id, ACTIVITY.c.span_id).where(ACTIVITY.c.agent_id.in_(list(offered)))
+    )
+    return {agent_id for agent_id, span_id in named if offered[agent_id] == span_id}
+
+
+def extend_leases(
+    connection: Connection, worker_id: str, agent_ids: Sequence[UUID], owned: Set[UUID] = frozenset()
+) -> dict[UUID, StoredActivity]:
+    """Extend the leases of what this worker runs; see `ActivityStore.extend_leases`."""
+    mine = or_(ACTIVITY.c.worker_id == worker_id, ACTIVITY.c.agent_id.in_(sorted(owned)))
+    # Locked in the order in which batches lock.
+    running = select(ACTIVITY.c.agent_id).where(
+        ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.status == Status.RUNNING, mine
+    )
+    locked = connection.scalars(running.order_by(ACTIVITY.c.agent_id).with_for_update()).all()
+    if locked:
+        connection.execute(
+            update(ACTIVITY)
+            .where(ACTIVITY.c.agent_id.in_(locked))
+            .values(
+                worker_id=worker_id, heartbeat_at=_NOW, lease_expires_at=_LEASE_END, updated_at=ACTIVITY.c.updated_at
+            ),
+            {"lease_seconds": CONF.lease_seconds},
+        )
+    return load_activities(connection, agent_ids, history=False)
+
+
+def release(connection: Connection, worker_id: str, agent_ids: Sequence[UUID], spans: Set[str]) -> None:
+    """Give up the leases of this worker, and the spans that end with it; see `ActivityStore.release`."""
+    left = (ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.worker_id == worker_id)
+    connection.execute(update(ACTIVITY).where(*left).values(lease_expires_at=None, updated_at=ACTIVITY.c.updated_at))
+    if not spans:
+        return
+    named = (ACTIVITY.c.id, ACTIVITY.c.trace_context, ACTIVITY.c.trace_id, ACTIVITY.c.span_id, ACTIVITY.c.sampled)
+    dropped = [
+        {"of_row": row_id, "new_context": context_after_span(context, trace_id, span_id, sampled)}
+        for row_id, context, trace_id, span_id, sampled in connection.execute(
+            select(*named).where(*left, ACTIVITY.c.span_id.in_(spans)).with_for_update()
+        )
+    ]
+    if dropped:
+        connection.execute(_DROP_SPAN, dropped)

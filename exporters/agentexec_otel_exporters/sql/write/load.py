@@ -1,0 +1,66 @@
+"""Activities as their rows have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, select
+
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef
+from agentexec_otel._model.fold import nanoseconds
+from agentexec_otel._model.results import StoredActivity
+from agentexec_otel_exporters.sql.write.batch import Row
+from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG, READ
+
+_MOST_LOGS: Final = 100
+
+_LOG_COLUMNS: Final = (
+    LOG.c.activity_id, LOG.c.event_id, LOG.c.status, LOG.c.message, LOG.c.percentage, LOG.c.created_at, LOG.c.attempt
+)  # fmt: skip
+_LOGS: Final = (
+    select(*_LOG_COLUMNS)
+    .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
+    .where(LOG.c.activity_id.in_(bindparam("ids", expanding=True)), LOG.c.seq > ACTIVITY.c.last_seq - _MOST_LOGS)
+    .order_by(LOG.c.activity_id, LOG.c.seq)
+)
+
+
+def load_activities(
+    connection: Connection, agent_ids: Sequence[UUID], *, history: bool = True
+) -> dict[UUID, StoredActivity]:
+    """Those activities that exist; see `ActivityStore.load`."""
+    rows = [Row(*values) for values in connection.execute(READ, {"agent_ids": agent_ids}).all()]
+    without_span = {row.id: row for row in rows if row.span_id is None} if history else {}
+    histories = _histories(connection, without_span)
+    return {row.agent_id: _stored_activity(row, histories.get(row.id, ())) for row in rows}
+
+
+def _histories(connection: Connection, rows: Mapping[UUID, Row]) -> dict[UUID, tuple[ActivityEvent, ...]]:
+    """The logs of the current attempt of each row."""
+    if not rows:
+        return {}
+    histories: dict[UUID, list[ActivityEvent]] = {}
+    for activity_id, event_id, status, message, percentage, created_at, attempt in connection.execute(
+        _LOGS, {"ids": list(rows)}
+    ):
+        row = rows[activity_id]
+        if attempt == row.attempt:
+            histories.setdefault(activity_id, []).append(
+                ActivityEvent(event_id, row.agent_id, status, message, percentage, nanoseconds(created_at), attempt)
+            )
+    return {activity_id: tuple(events) for activity_id, events in histories.items()}
+
+
+def _stored_activity(row: Row, history: tuple[ActivityEvent, ...]) -> StoredActivity:
+    span = outcome = None
+    if row.trace_id is not None and row.span_id is not None:
+        span = SpanRef(row.trace_id, row.span_id, bool(row.sampled))
+    if row.status.terminal:
+        outcome = Outcome(row.error_type, row.reason, row.input_tokens, row.output_tokens, row.requests)
+    opening = Opening(row.agent_type, row.metadata, row.trace_context)
+    created_at_ns, counted = nanoseconds(row.created_at), row.requests is not None
+    return StoredActivity(
+        row.agent_id, opening, row.status, row.attempt, created_at_ns, span, history, counted, outcome
+    )
