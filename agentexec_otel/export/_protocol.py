@@ -16,8 +16,8 @@ class ActivityExporter(Protocol):
     The `ActivityProcessor` queues, retries, bisects and counts, so an exporter tries once. All calls come from the
     processor's one writer thread, with instrumentation suppressed.
 
-    Two attributes are optional. ``identity`` is a string that names the destination: spooled events go nowhere else, and
-    None keeps this exporter's events in memory. ``after_fork_in_child()`` is called first in a forked child.
+    Two attributes are optional. ``identity`` is a string that names the destination: spooled events go nowhere else.
+    If it is None, this exporter's events stay in memory. ``after_fork_in_child()`` is called first in a forked child.
     """
 
     def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:

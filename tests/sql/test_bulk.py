@@ -1,19 +1,15 @@
-"""Batches of any size, past SQLAlchemy's handling of values: what is written comes back, on every database."""
+"""Batches of any size: what is written comes back, on every database."""
 
-import os
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import make_url, text
-from sqlalchemy.orm import Session
 
-import agentexec_otel as ax
 from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import Ack
 from agentexec_otel_exporters.sql import SQLExporter
-from agentexec_otel_exporters.sql._statements import ACTIVITY, UPDATE_ROWS, sqlite_text
+from agentexec_otel_exporters.sql.write.statements import ACTIVITY, UPDATE_ROWS, sqlite_text
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, gap_free, lines, opening, row, store
 
@@ -30,7 +26,7 @@ def texts(size: int) -> list[str]:
 
 @SIZES
 def test_any_text_in_batches_of_any_size(database: Database, size: int) -> None:
-    """Messages that mean something to a driver, an array or COPY are just text, in one row or in hundreds."""
+    """Messages that mean something to a driver or in an array are just text, in one row or in hundreds."""
     agent_id = uuid4()
     written = [event(agent_id, message=message, percentage=size % 101 or None) for message in texts(size)]
     store(database.url, [opening(agent_id)], written)
@@ -101,40 +97,6 @@ def test_a_batch_in_which_one_is_not_new(database: Database) -> None:
     assert [log.message for log in lines(database.engine, early)] == ["arrived first", "queued"]
     assert row(database.engine, early).agent_type == "known now"
     assert count_rows(database.engine) == (2, 4)
-
-
-@pytest.mark.parametrize("database", ["postgres"], indirect=True)
-def test_row_level_security(database: Database) -> None:
-    """Where row-level security is on, PostgreSQL refuses COPY: batches of any size are stored without it."""
-    role = f"agentexec_secured_{os.getpid()}"
-    tables = [table.name for table in ax.Base.metadata.sorted_tables]
-    set_up = [
-        f"CREATE ROLE {role} LOGIN PASSWORD 'secret'",
-        f"GRANT SELECT, INSERT, UPDATE ON {', '.join(tables)} TO {role}",
-        f"GRANT USAGE ON SCHEMA public TO {role}",
-        f"GRANT USAGE ON SEQUENCE agentexec_activity_log_id_seq TO {role}",
-        *(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY" for table in tables),
-        *(f"CREATE POLICY ours ON {table} TO {role} USING (true)" for table in tables),
-    ]
-    tear_down = [
-        *(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY" for table in tables),
-        f"DROP OWNED BY {role}",
-        f"DROP ROLE {role}",
-    ]
-    execute(database, set_up)
-    try:
-        agent_id = uuid4()
-        url = make_url(database.url).set(username=role, password="secret").render_as_string(hide_password=False)
-        store(url, [opening(agent_id), *(event(agent_id, message=message) for message in texts(100))])
-        assert [log.message for log in lines(database.engine, agent_id)][1:] == texts(100)
-    finally:
-        execute(database, tear_down)
-
-
-def execute(database: Database, statements: list[str]) -> None:
-    with Session(database.engine) as session, session.begin():
-        for statement in statements:
-            session.execute(text(statement))
 
 
 def test_progress_changes_nothing_that_has_an_index() -> None:

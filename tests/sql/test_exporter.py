@@ -2,19 +2,33 @@
 
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import permutations
 from threading import Barrier, Thread
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel._model.event import TERMINAL, ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel.export import Ack, Reject
+from agentexec_otel._model.fold import nanoseconds
+from agentexec_otel.activity.models import Activity
+from agentexec_otel.export import (
+    Ack,
+    ActivityStore,
+    Ending,
+    ExportResult,
+    Refusal,
+    Reject,
+    SessionStore,
+)
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
-from tests.sql.rows import count_rows, event, gap_free, lines, opening, row
+from tests.sql.rows import count_rows, event, gap_free, lines, opening, row, store
+
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -147,31 +161,25 @@ def test_unknown_activity_is_rejected(database: Database, exporter: SQLExporter)
     assert count_rows(database.engine) == (1, 2)
 
 
-def test_older_attempts_are_late(database: Database, exporter: SQLExporter) -> None:
-    """After a retry, lines of the attempt before are kept as late and carry the present status; they change nothing."""
-    agent_id = uuid4()
-    exporter.export([opening(agent_id), event(agent_id, attempt=1), event(agent_id, Status.ERROR, attempt=1)])
-    (reopened,) = exporter.export([event(agent_id, Status.QUEUED, reopens=True)])
-    assert reopened == Ack(Status.QUEUED, 2)
-    results = exporter.export([
-        event(agent_id, attempt=1, percentage=99),
-        event(agent_id, Status.COMPLETE, attempt=1),
-        event(agent_id, attempt=2, percentage=5),
-    ])  # fmt: skip
-    assert [(one.late, one.status) for one in results if isinstance(one, Ack)] == [
-        (True, Status.QUEUED), (True, Status.QUEUED), (False, Status.RUNNING),
-    ]  # fmt: skip
-    stored = row(database.engine, agent_id)
-    assert (stored.status, stored.attempt, stored.latest_percentage) == (Status.RUNNING, 2, 5)
-    assert [log.attempt for log in lines(database.engine, agent_id)] == [1, 1, 1, 2, 1, 1, 2]
+def test_concurrent_retries_open_one_attempt(database: Database) -> None:
+    """Of several callers that retry at the same moment one gets the new attempt; the others are refused."""
+    agent_id, start, results = uuid4(), Barrier(4), list[ExportResult]()
+    store(database.url, [opening(agent_id), event(agent_id, Status.ERROR)])
 
+    def retry() -> None:
+        exporter = SQLExporter(database.url)
+        start.wait(10)
+        results.extend(exporter.export([event(agent_id, Status.QUEUED, reopens=True, claims=True)]))
+        exporter.shutdown(1.0)
 
-def test_two_retries_at_once_open_one_attempt(database: Database, exporter: SQLExporter) -> None:
-    """The second of two retries finds the activity open: there is one new attempt."""
-    agent_id = uuid4()
-    exporter.export([opening(agent_id), event(agent_id, Status.ERROR)])
-    results = [exporter.export([event(agent_id, Status.QUEUED, reopens=True)])[0] for _ in range(2)]
-    assert results == [Ack(Status.QUEUED, 2), Ack(Status.QUEUED, 2)]
+    threads = [Thread(target=retry) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refusals = [one.refusal for one in results if isinstance(one, Reject)]
+    assert [one for one in results if isinstance(one, Ack)] == [Ack(Status.QUEUED, 2)]
+    assert refusals == [Refusal.NOT_ENDED] * 3
 
 
 def test_many_activities_in_one_batch(database: Database, exporter: SQLExporter) -> None:
@@ -214,13 +222,13 @@ def test_batches_in_any_order_do_not_deadlock(database: Database) -> None:
     assert all(gap_free(lines(database.engine, agent_id)) for agent_id in ids)
 
 
-def test_lookup_tells_what_the_row_says(database: Database, exporter: SQLExporter) -> None:
-    """A look-up has the opening, the status, the span, and the lines that no span holds; None for an unknown id."""
+def test_load(database: Database, exporter: SQLExporter) -> None:
+    """`load` has the opening, the status, the span, and the logs that no span holds; unknown ids are left out."""
     agent_id = uuid4()
     told = [event(agent_id, Status.QUEUED, "queued", opening=Opening("task", {"n": 1}, {"traceparent": "x"}))]
     told.append(event(agent_id, message="running", percentage=20))
     exporter.export(told)
-    found = exporter.lookup(agent_id)
+    found = exporter.load([agent_id]).get(agent_id)
     assert found is not None
     assert found.opening == Opening("task", {"n": 1}, {"traceparent": "x"})
     assert (found.status, found.attempt, found.span) == (Status.RUNNING, 1, None)
@@ -230,10 +238,10 @@ def test_lookup_tells_what_the_row_says(database: Database, exporter: SQLExporte
     ]
     span = SpanRef("1" * 32, "2" * 16, sampled=True)
     exporter.export([event(agent_id, span=span)])
-    found = exporter.lookup(agent_id)
+    found = exporter.load([agent_id]).get(agent_id)
     assert found is not None
-    assert (found.span, found.history) == (span, ())
-    assert exporter.lookup(uuid4()) is None
+    assert (found.span, found.history, found.outcome) == (span, (), None)
+    assert exporter.load([uuid4()]) == {}
 
 
 def test_history_of_a_late_attempt(database: Database, exporter: SQLExporter) -> None:
@@ -241,7 +249,7 @@ def test_history_of_a_late_attempt(database: Database, exporter: SQLExporter) ->
     agent_id = uuid4()
     exporter.export([opening(agent_id), *(event(agent_id) for _ in range(150)), event(agent_id, Status.ERROR)])
     exporter.export([event(agent_id, Status.QUEUED, "again", reopens=True), event(agent_id, message="second")])
-    found = exporter.lookup(agent_id)
+    found = exporter.load([agent_id]).get(agent_id)
     assert found is not None
     assert [line.message for line in found.history] == ["again", "second"]
 
@@ -270,3 +278,48 @@ def test_outcome_reaches_the_row(database: Database, exporter: SQLExporter) -> N
     exporter.export([opening(agent_id), event(agent_id, Status.ERROR, outcome=outcome)])
     stored = row(database.engine, agent_id)
     assert Outcome(stored.error_type, stored.reason, stored.input_tokens, stored.output_tokens) == outcome
+    found = exporter.load([agent_id], history=False)[agent_id]
+    assert (found.outcome, found.history, found.counted) == (outcome, (), False)
+
+
+def test_leases(database: Database, exporter: SQLExporter) -> None:
+    """Leases of this worker's activities are extended; the answer has all that were asked for, without their logs."""
+    mine, theirs, ended, absent = uuid4(), uuid4(), uuid4(), uuid4()
+    exporter.export([opening(agent_id) for agent_id in (mine, theirs, ended)])
+    exporter.export([event(mine, worker_id="one"), event(theirs, worker_id="two"), event(ended, Status.CANCELED)])
+    before = {agent_id: row(database.engine, agent_id).lease_expires_at for agent_id in (mine, theirs)}
+    found = exporter.extend_leases("one", [mine, theirs, ended, absent])
+    assert {agent_id: (one.status, one.history) for agent_id, one in found.items()} == {
+        mine: (Status.RUNNING, ()), theirs: (Status.RUNNING, ()), ended: (Status.CANCELED, ()),
+    }  # fmt: skip
+    after = {agent_id: row(database.engine, agent_id).lease_expires_at for agent_id in (mine, theirs)}
+    assert (after[mine] != before[mine], after[theirs] == before[theirs]) == (True, True)
+
+
+@pytest.mark.parametrize("in_session", [False, True])
+def test_endings_name_their_logs(database: Database, exporter: SQLExporter, in_session: bool) -> None:
+    """Each bulk ending is returned with the id and time of the log that was written for it."""
+    ids = [uuid4() for _ in range(130)]
+    exporter.export([opening(agent_id) for agent_id in ids])
+    exporter.export([event(agent_id, worker_id="lost") for agent_id in ids[:120]])
+    with database.engine.begin() as connection:
+        connection.execute(update(Activity).where(Activity.worker_id == "lost").values(lease_expires_at=PAST))
+    lost = Ending(Status.ERROR, "lost", Outcome("WorkerLost", "lost"))
+    canceled = Ending(Status.CANCELED, "canceled", Outcome(reason="cancelled"))
+    if in_session:
+        with database.engine.begin() as connection:
+            ended = [*exporter.end_lost_in(connection, lost), *exporter.end_where(connection, [], canceled)]
+    else:
+        ended = [*exporter.end_lost(lost), *exporter.end_where(None, [], canceled)]
+    assert {one.agent_id for one in ended} == set(ids)
+    for one in ended:
+        last = lines(database.engine, one.agent_id)[-1]
+        assert (one.event_id, one.attempt) == (last.event_id, last.attempt)
+        assert one.occurred_at_ns == nanoseconds(last.created_at)
+        assert last.message == ("lost" if one.agent_id in ids[:120] else "canceled")
+
+
+def test_protocols(exporter: SQLExporter) -> None:
+    """The SQL exporter is a store, and a store for sessions."""
+    assert isinstance(exporter, ActivityStore)
+    assert isinstance(exporter, SessionStore)

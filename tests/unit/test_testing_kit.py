@@ -1,18 +1,15 @@
 """`agentexec_otel.testing`: the public kit, used as an application's tests would."""
 
 from collections.abc import Callable
-from itertools import permutations
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
 import agentexec_otel as ax
 from agentexec_otel._model.event import Status
-from agentexec_otel._model.fold import fold
-from agentexec_otel.export import Ack, Reject
+from agentexec_otel.export import Refusal, Reject
 from agentexec_otel.testing import InMemoryActivityExporter
 from tests.sql.rows import event, opening
-from tests.unit.test_fold import stub
 
 
 @pytest.fixture
@@ -58,32 +55,14 @@ def test_first_ending_wins(memory: InMemoryActivityExporter) -> None:
     assert memory.status(agent_id) is Status.CANCELED
 
 
-def test_decides_as_the_fold_does() -> None:
-    """Every order of a life with a claim and a retry, everything told twice, is answered as the SQL exporter does."""
-    agent_id = UUID(int=7)
-    told = [
-        opening(agent_id),
-        event(agent_id, attempt=1, claims=True),
-        event(agent_id, Status.COMPLETE),
-        event(agent_id, Status.CANCELED, attempt=1),
-        event(agent_id, Status.QUEUED, reopens=True),
-    ]
-    for order in permutations(told):
-        memory, row, known = InMemoryActivityExporter(), stub(), dict[UUID, bool]()
-        for one in (*order, *order):
-            (answer,) = memory.export([one])
-            _, _, (expected,) = fold({agent_id: row}, [one], known, row.updated_at)
-            if isinstance(expected, Reject):
-                assert isinstance(answer, Reject)
-                continue
-            assert isinstance(expected, Ack)
-            assert isinstance(answer, Ack)
-            known[one.event_id] = expected.late
-            assert (answer.status, answer.attempt, answer.duplicate) == (
-                expected.status, expected.attempt, expected.duplicate,
-            ), [str(step.status) for step in order]  # fmt: skip
-            assert answer.duplicate or answer.late == expected.late
-        assert memory.status(agent_id) is row.status
+def test_second_creation_is_refused(memory: InMemoryActivityExporter) -> None:
+    """An id is created once, and an activity that was never created is unknown, as in a database."""
+    agent_id = ax.activity.create("task")
+    (twice, unknown) = memory.export([opening(agent_id), event(uuid4(), expects_row=True)])
+    assert isinstance(twice, Reject)
+    assert isinstance(unknown, Reject)
+    assert (twice.refusal, unknown.refusal) == (Refusal.EXISTS, Refusal.UNKNOWN)
+    assert len(memory.events) == 1
 
 
 def test_calls_that_need_a_database_say_so(memory: InMemoryActivityExporter) -> None:

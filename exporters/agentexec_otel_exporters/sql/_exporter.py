@@ -16,11 +16,9 @@ from sqlalchemy.pool import Pool
 from agentexec_otel._model.event import ActivityEvent, SpanRef
 from agentexec_otel.activity.models import Activity, Base
 from agentexec_otel.export import (
-    Ack,
     EndedActivity,
     Ending,
     ExportResult,
-    Outcome,
     StoredActivity,
     TransientExportError,
 )
@@ -206,37 +204,3 @@ class SQLExporter:
         if self._owned:
             self._engine.dispose()
         self._watchdog.stop()
-
-    # -- replaced ------------------------------------------------------------------------------------------------
-
-    def lookup(self, agent_id: UUID) -> StoredActivity | None:  # replaced by load
-        return self.load([agent_id]).get(agent_id)
-
-    def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:  # replaced by load
-        return self.load(agent_ids)
-
-    def read(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:  # replaced by load_in
-        return self.load_in(connection, agent_id)
-
-    def write(self, connection: Connection, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:  # write_in
-        return self.write_in(connection, events)
-
-    def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:  # replaced by load(history=False)
-        return {one.agent_id: _ack(one) for one in self.load(agent_ids, history=False).values()}
-
-    def heartbeat(  # replaced by extend_leases
-        self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
-    ) -> Mapping[UUID, Ack]:
-        return {one.agent_id: _ack(one) for one in self.extend_leases(worker_id, agent_ids, owned=owned).values()}
-
-    def reap(  # replaced by end_lost and end_lost_in
-        self, connection: Connection | None, ending: Ending
-    ) -> Sequence[tuple[UUID, int]]:
-        ended = self.end_lost(ending) if connection is None else self.end_lost_in(connection, ending)
-        return [one[:2] for one in ended]
-
-
-def _ack(stored: StoredActivity) -> Ack:  # replaced
-    outcome = stored.outcome and Outcome(stored.outcome.error_type, stored.outcome.reason)
-    span_id = stored.span and stored.span.span_id
-    return Ack(stored.status, stored.attempt, late=stored.status.terminal, span_id=span_id, outcome=outcome)

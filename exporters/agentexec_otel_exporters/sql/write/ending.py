@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
+    BindParameter,
     Connection,
     FromClause,
     Select,
@@ -49,7 +50,7 @@ _ENDED: Final[dict[str, Any]] = {
     "last_seq": ACTIVITY.c.last_seq + 1,
     "lease_expires_at": null(),
 }
-_IDS: Final = bindparam("ids", expanding=True)
+_IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
 _BY_IDS: Final = (
     update(ACTIVITY)
     .where(ACTIVITY.c.id.in_(_IDS), ACTIVITY.c.updated_at < _MOMENT)
@@ -82,7 +83,7 @@ def _end(connection: Connection, candidates: Select[*_Candidate], ending: Ending
     logs = {"new_message": ending.message, "new_event_id": base}
     if connection.dialect.name == "postgresql":
         # Fetched at once: SQLAlchemy iterates with fetchone(), which costs psycopg a microsecond and a half per row.
-        ended = connection.execute(_in_one(candidates), values | logs).all()
+        ended = [tuple(row) for row in connection.execute(_in_one(candidates), values | logs).all()]
     else:
         rows = connection.execute(candidates).all()
         if rows:

@@ -16,16 +16,11 @@ from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG, READ
 
 _MOST_LOGS: Final = 100
 
+_LOG_COLUMNS: Final = (
+    LOG.c.activity_id, LOG.c.event_id, LOG.c.status, LOG.c.message, LOG.c.percentage, LOG.c.created_at, LOG.c.attempt
+)  # fmt: skip
 _LOGS: Final = (
-    select(
-        LOG.c.activity_id,
-        LOG.c.event_id,
-        LOG.c.status,
-        LOG.c.message,
-        LOG.c.percentage,
-        LOG.c.created_at,
-        LOG.c.attempt,
-    )
+    select(*_LOG_COLUMNS)
     .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
     .where(LOG.c.activity_id.in_(bindparam("ids", expanding=True)), LOG.c.seq > ACTIVITY.c.last_seq - _MOST_LOGS)
     .order_by(LOG.c.activity_id, LOG.c.seq)

@@ -53,7 +53,8 @@ def write_events(
 
 
 def _store(connection: Connection, events: Sequence[ActivityEvent], *, replay: bool, new: bool) -> list[ExportResult]:
-    opened = _stubs(event for event in events if event.opening is not None)
+    opening = {event.agent_id for event in events if event.opening is not None}
+    opened = _stubs(event for event in events if event.agent_id in opening) if opening else {}
     fresh = opened if new else {}
     if opened and not new:
         insert_stubs(connection, list(opened.values()))

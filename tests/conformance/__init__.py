@@ -1,0 +1,1 @@
+"""One table of what events mean for an activity, for everything that decides it."""
