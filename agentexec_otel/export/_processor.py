@@ -297,9 +297,10 @@ class ActivityProcessor:
             if self._closed:
                 return True
             self._closed = True
+        deadline = time.monotonic() + timeout
         thread = self._thread
         if thread is not None and self._pid == os.getpid():
-            self._deadline = time.monotonic() + timeout
+            self._deadline = deadline
             self._backlog.put_job(None)
             self._nudge.set()
             thread.join(timeout)
@@ -307,7 +308,7 @@ class ActivityProcessor:
         if left:
             self._report_left(left)
         with guarded("shutting an exporter down"):
-            self.exporter.shutdown(timeout)
+            self.exporter.shutdown(max(0.0, deadline - time.monotonic()))
         if self._spool is not None:
             self._spool.close()
         return left == 0
