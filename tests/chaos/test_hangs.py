@@ -93,7 +93,11 @@ def test_the_applications_own_connections_have_no_timeout(database: Database, pr
     asked: list[dict[str, Any]] = []
     ax.configure(lender)
     ax.activity.create("task")
-    events.listen(lender, "do_connect", lambda dialect, record, cargs, cparams: asked.append({**cparams}))
+
+    def remember(dialect: object, record: object, cargs: object, cparams: dict[str, Any]) -> None:
+        asked.append({**cparams})
+
+    events.listen(lender, "do_connect", remember)
     lender.connect().close()
     lender.dispose()
     assert not any("timeout" in name for name in asked[0])

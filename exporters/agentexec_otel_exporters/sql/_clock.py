@@ -1,4 +1,4 @@
-"""The database's own clock: leases must not depend on the clocks of the workers."""
+"""The database's clock: leases must not depend on the clocks of the workers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from agentexec_otel.activity.models import UtcDateTime
 
 
 class _Now(FunctionElement[datetime]):
-    """Now plus a number of seconds, as the tables keep times."""
+    """The present time plus a number of seconds, in the format of the tables."""
 
     inherit_cache = True
     type = UtcDateTime()
 
 
 def database_now(plus_seconds: ColumnElement[float]) -> ColumnElement[datetime]:
-    """The database's present time, `plus_seconds` later."""
+    """Return the database's present time plus `plus_seconds`."""
     return _Now(plus_seconds)
 
 
@@ -29,7 +29,7 @@ _FORMS: Final = {
     "postgresql": "(clock_timestamp() + make_interval(secs => {}))",
     "mysql": "(UTC_TIMESTAMP(6) + INTERVAL {} SECOND)",
     "mariadb": "(UTC_TIMESTAMP(6) + INTERVAL {} SECOND)",
-    # SQLite knows milliseconds only; the text has to sort with the six digits of the other rows.
+    # SQLite has milliseconds only. The text must sort with the six digits of other rows.
     "sqlite": "(strftime('%Y-%m-%d %H:%M:%f', 'now', ({} || ' seconds')) || '000')",
 }
 

@@ -1,4 +1,4 @@
-"""Statements straight to the driver, for what must be quick; its errors come as SQLAlchemy would raise them."""
+"""Statements executed by the driver itself, for speed. Its errors are raised as SQLAlchemy would raise them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _PART: Final = 500
 
 
 def fetch(connection: Connection, text: str, parameters: Any) -> Sequence[Sequence[Any]]:
-    """The rows of a SELECT, as the driver returns them."""
+    """Return the rows of a SELECT, as the driver has them."""
     with _cursor(connection, text) as cursor:
         cursor.execute(text, parameters)
         rows: list[Sequence[Any]] = []
-        # In parts, since a driver may keep all other threads waiting meanwhile.
+        # In parts: a driver may hold the GIL while it fetches.
         while part := cursor.fetchmany(_PART):
             rows += part
         return rows
@@ -36,7 +36,7 @@ def execute_many(connection: Connection, text: str, rows: Sequence[Sequence[Any]
 
 
 def copy(connection: Connection, text: str, pieces: Iterable[str]) -> None:
-    """PostgreSQL's COPY … FROM STDIN, of text in its own format; it works on one piece while the next is made."""
+    """Run PostgreSQL's COPY … FROM STDIN with text in its own format. The server works while the next piece is made."""
     with _cursor(connection, text) as cursor, cursor.copy(text) as into:
         for piece in pieces:
             into.write(piece)

@@ -170,26 +170,22 @@ def _lent(engine: Engine) -> Pool:
     return engine.pool.recreate()
 
 
-class _Connecting(threading.local):
-    active = False
-
-
-_connecting: Final = _Connecting()
+_this_thread: Final = threading.local()
 
 
 @contextmanager
 def connecting() -> Generator[None]:
     """Mark that this thread connects for the writer: a lent engine's connections get timeouts meanwhile."""
-    _connecting.active = True
+    _this_thread.connecting = True
     try:
         yield
     finally:
-        _connecting.active = False
+        _this_thread.connecting = False
 
 
 def _connect_in_time(dialect: Dialect, record: ConnectionPoolEntry, cargs: Any, cparams: dict[str, Any]) -> Any:
     """Connect with timeouts, if the writer does; None lets the application's engine connect as always."""
-    if not _connecting.active:
+    if not getattr(_this_thread, "connecting", False):
         return None
     return dialect.connect(*cargs, **(_TIMEOUTS.get(dialect.driver, {}) | cparams))
 
