@@ -166,7 +166,7 @@ def _connect_arguments(url: URL) -> dict[str, Any]:
 def _lent(engine: Engine) -> Pool:
     """Return a pool that connects as the application's engine does, with timeouts."""
     # The arguments of an engine's `connect` are public in this event only.
-    event.listen(engine, "do_connect", _connect_in_time)
+    event.listen(engine.dialect, "do_connect", _connect_in_time)
     return engine.pool.recreate()
 
 
