@@ -25,7 +25,7 @@ from agentexec_otel._model.event import Outcome, Status
 from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.testing import InMemoryActivityExporter
 from agentexec_otel_exporters.sql import SQLExporter
-from agentexec_otel_exporters.sql._engine import parse_url
+from agentexec_otel_exporters.sql.connect import parse_url
 from tests.databases import Database
 from tests.sql.recorder import Recorder
 from tests.sql.rows import count_rows, event, eventually, lines, opening, row

@@ -98,6 +98,7 @@ def test_the_strategy_covers_every_field() -> None:
         "expects_row",
         "reopens",
         "claims",
+        "withdraws",
     }
     assert [len(fields(part)) for part in (Opening, SpanRef, Outcome)] == [3, 3, 5]
 

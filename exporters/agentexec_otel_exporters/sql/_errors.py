@@ -1,4 +1,4 @@
-"""Driver errors, translated in one place. The texts never contain parameters or row data."""
+"""Translates driver errors into `ExportError`s. Their texts never contain parameters or row data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agentexec_otel.activity.models import Activity, ActivityLog
 _TRANSIENT_SQLSTATES: Final = (
     "08", "0A000", "25006", "25P03", "26000", "40001", "40P01", "42P05", "53", "55", "57014", "57P0", "58",
 )  # fmt: skip
-# All of class 42 is about tables, columns, types and rights, never about a value.
+# Class 42 is about tables, columns, types and rights, never about a value.
 _MISCONFIGURED_SQLSTATES: Final = ("28", "3D000", "3F000", "42", "XX001", "XX002")
 _POISON_SQLSTATES: Final = ("22", "23502", "23514")
 _TRANSIENT_MYSQL: Final = frozenset(
@@ -51,12 +51,12 @@ _POISON_SQLITE: Final = (
 
 
 _REFUSED: Final = ("password authentication failed", "no pg_hba.conf entry", "does not exist", "permission denied")
-"""PostgreSQL refuses a connection without an SQLSTATE that the driver passes on."""
+"""Texts of PostgreSQL's refusals to connect, for which the driver has no SQLSTATE."""
 
 
 @contextmanager
 def translated() -> Generator[None]:
-    """Raise `ExportError`s of the right class in place of SQLAlchemy's and the drivers' exceptions."""
+    """Raise an `ExportError` of the right class in place of exceptions of SQLAlchemy and the drivers."""
     try:
         yield
     except (sa_exc.SQLAlchemyError, OSError, UnicodeError, OverflowError, TypeError) as exc:
@@ -64,7 +64,7 @@ def translated() -> Generator[None]:
 
 
 def classify(exc: BaseException) -> Exception:
-    """The `ExportError` that says what to do about `exc`; `exc`'s class name where it is none we know."""
+    """Return the `ExportError` whose class says what to do about `exc`, and whose text names its class and code."""
     orig: Any = getattr(exc, "orig", None)
     if isinstance(orig, (UnicodeError, OverflowError, TypeError, ValueError)):
         return PoisonExportError(f"a value cannot be stored ({type(orig).__name__})")
@@ -79,7 +79,7 @@ def classify(exc: BaseException) -> Exception:
         refused = any(phrase in str(orig) for phrase in _REFUSED)
         kind = MisconfiguredExportError if refused else TransientExportError
     if kind is None and isinstance(exc, sa_exc.OperationalError) and exc.statement is None:
-        kind = TransientExportError  # while connecting or committing: no event is to blame
+        kind = TransientExportError  # while connecting or committing: not the fault of an event
     if kind is None and isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError):
         kind = PoisonExportError
     name = type(orig if orig is not None else exc).__name__
@@ -108,7 +108,7 @@ _WORDS: Final[dict[type[ExportError] | None, str]] = {
 
 
 def _known(code: str, text: str) -> str | None:
-    """What to do, where the code, or the text of an SQLite that has one code for all, says exactly what is wrong."""
+    """Return what to do, if the code says exactly what is wrong; SQLite has one code for many, so its text counts."""
     if code.startswith("SQLITE_CANTOPEN"):
         return _UNOPENED
     if code.startswith("SQLITE_READONLY"):
@@ -125,7 +125,7 @@ def _lacks_column(text: str) -> bool:
 
 
 def is_unique_violation(exc: sa_exc.IntegrityError) -> bool:
-    """Whether a unique key was met: the event, or the activity, is there already."""
+    """Whether the event or the activity is stored already."""
     orig: Any = exc.orig
     return _code(orig) in ("23505", "1062", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
 
@@ -133,7 +133,7 @@ def is_unique_violation(exc: sa_exc.IntegrityError) -> bool:
 def _code(orig: Any) -> str | None:
     if name := getattr(orig, "sqlite_errorname", None):
         return str(name)
-    # The number first: PyMySQL 1.2 has an SQLSTATE as well, and most of MySQL's errors share HY000.
+    # The number first: PyMySQL 1.2 has an SQLSTATE as well, but most of MySQL's errors share HY000.
     args = getattr(orig, "args", ())
     if args and isinstance(args[0], int):
         return str(args[0])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,24 +10,12 @@ from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.pool import Pool
 
 from agentexec_otel._model.event import ActivityEvent, SpanRef
 from agentexec_otel.activity.models import Activity, Base
-from agentexec_otel.export import (
-    EndedActivity,
-    Ending,
-    ExportResult,
-    StoredActivity,
-    TransientExportError,
-)
-from agentexec_otel_exporters.sql._engine import writer_engine
+from agentexec_otel.export import EndedActivity, Ending, ExportError, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._errors import is_unique_violation, translated
-from agentexec_otel_exporters.sql._file import DatabaseFile
-from agentexec_otel_exporters.sql._fork import ForkGate
-from agentexec_otel_exporters.sql._left_sessions import LeftSessions
-from agentexec_otel_exporters.sql._session import READ_ONLY
-from agentexec_otel_exporters.sql._watchdog import Watchdog
+from agentexec_otel_exporters.sql.connect import Connector
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
 from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
 from agentexec_otel_exporters.sql.write.load import load_activities
@@ -44,9 +31,6 @@ _PLACES: Final = frozenset(
 )  # fmt: skip
 """What in a URL's query names another server, database or schema: PostgreSQL's search_path is one of the options."""
 
-_inherited: list[Pool] = []
-"""Pools of the process that this one was forked from, kept so that nothing finalises, and closes, their connections."""
-
 
 class SQLExporter:
     """Stores activities on SQLite, PostgreSQL or MySQL/MariaDB: one transaction per batch.
@@ -60,54 +44,55 @@ class SQLExporter:
     """
 
     def __init__(self, database: str | URL | Engine | AsyncEngine) -> None:
-        self._engine, self._owned = writer_engine(database)
-        self._watchdog = Watchdog()
-        self._left_sessions = LeftSessions()
-        self._fork_gate = ForkGate(self._engine, owned=self._owned)
-        self._file = DatabaseFile(self._engine, owned=self._owned)
-        if self._owned:
-            self._watchdog.watch_pool(self._engine)
-            self._left_sessions.watch(self._engine)
+        self._connector = Connector(database)
 
     @property
     def engine(self) -> Engine:
         """The writer's own engine."""
-        return self._engine
+        return self._connector.engine
 
     def create_tables(self) -> None:
-        """Create the tables that are missing. Raises `ExportError` where the database refuses."""
-        with translated():
-            for tries_left in range(4, -1, -1):
-                try:
-                    Base.metadata.create_all(self._engine)
-                except DBAPIError as exc:
-                    # Another process makes them at this moment: what it has made is found the next time.
-                    if not tries_left or not (isinstance(exc, IntegrityError) or "already exists" in str(exc.orig)):
-                        raise
-                else:
-                    break
+        """Create the tables that are missing. Raises `ExportError` if the database refuses or does not answer."""
+        try:
+            with translated():
+                self._create_missing()
+        except ExportError:
+            self.shutdown(0.0)
+            raise
+
+    def _create_missing(self) -> None:
+        for tries_left in range(4, -1, -1):
+            try:
+                with self._connector.writing() as connection:
+                    Base.metadata.create_all(connection)
+            except DBAPIError as exc:
+                # Another process may create them at the same time. The next try finds them.
+                if not tries_left or not (isinstance(exc, IntegrityError) or "already exists" in str(exc.orig)):
+                    raise
+            else:
+                break
 
     def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
         """Store a batch in one transaction; see `ActivityExporter.export`."""
         with translated():
             try:
-                with self._transaction() as connection:
+                with self._connector.writing() as connection:
                     return write_events(connection, events, replay=replay, new=not replay)
             except IntegrityError as exc:
                 # Stored before, by a try whose answer was lost or by another way in; or an activity was not new.
                 if replay or not is_unique_violation(exc):
                     raise
-            with self._transaction() as connection:
+            with self._connector.writing() as connection:
                 return write_events(connection, events, replay=True)
 
     def load(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]:
         """The present state of those that exist; see `ActivityStore.load`."""
-        with translated(), self._fork_gate.using(), self._watchdog.watching(), self._connect() as connection:
-            return load_activities(connection.execution_options(**READ_ONLY), agent_ids, history=history)
+        with translated(), self._connector.reading() as connection:
+            return load_activities(connection, agent_ids, history=history)
 
     def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> Set[UUID]:
         """Name spans on their rows; see `ActivityStore.attach_spans`."""
-        with translated(), self._transaction() as connection:
+        with translated(), self._connector.writing() as connection:
             return attach_spans(connection, spans)
 
     def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
@@ -118,12 +103,12 @@ class SQLExporter:
         self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
     ) -> Mapping[UUID, StoredActivity]:
         """Extend the leases of what this worker runs; see `ActivityStore.extend_leases`."""
-        with translated(), self._transaction() as connection:
+        with translated(), self._connector.writing() as connection:
             return extend_leases(connection, worker_id, agent_ids, owned)
 
     def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
         """Give up the leases of this worker; see `ActivityStore.release`."""
-        with translated(), self._transaction() as connection:
+        with translated(), self._connector.writing() as connection:
             release(connection, worker_id, agent_ids, spans)
 
     # -- in a transaction of the caller, where SQLAlchemy's exceptions pass through ------------------------------
@@ -148,20 +133,6 @@ class SQLExporter:
         """End what is RUNNING with an expired lease; see `SessionStore.end_lost_in`."""
         return self._in_chunks(connection, partial(end_lost_chunk, ending=ending), CHUNK_LOST)
 
-    @contextmanager
-    def _transaction(self) -> Generator[Connection]:
-        with self._fork_gate.using(), self._watchdog.watching(), self._connect() as connection, connection.begin():
-            yield connection
-
-    def _connect(self) -> Connection:
-        self._file.check()
-        try:
-            with translated():
-                return self._engine.connect()
-        except TransientExportError as exc:
-            exc.sent = False
-            raise
-
     def _in_chunks(
         self, connection: Connection | None, end: Callable[[Connection], list[EndedActivity]], most: int
     ) -> list[EndedActivity]:
@@ -172,24 +143,20 @@ class SQLExporter:
                 join_transaction(connection)
                 chunk = end(connection)
             else:
-                with translated(), self._transaction() as own:
+                with translated(), self._connector.writing() as own:
                     chunk = end(own)
             ended.extend(chunk)
             if len(chunk) < most:
                 return ended
 
     def after_fork_in_child(self) -> None:
-        """The pooled connections are the parent's: forget them, without closing what the parent still uses."""
-        self._watchdog.reset()
-        self._left_sessions.forget()
-        if self._owned:
-            _inherited.append(self._engine.pool)
-            self._engine.dispose(close=False)
+        """Forget the parent's connections without closing them."""
+        self._connector.after_fork_in_child()
 
     @property
     def identity(self) -> str:
         """Which database and tables, without user and password: spooled events go nowhere else."""
-        url = self._engine.url
+        url = self._connector.engine.url
         place = Path(url.database or "").absolute() if url.get_backend_name() == "sqlite" else url.database
         where = "&".join(f"{name}={value}" for name, value in sorted(url.query.items()) if name in _PLACES)
         named = f"?{where}" if where else ""
@@ -200,7 +167,8 @@ class SQLExporter:
         return True
 
     def shutdown(self, timeout: float) -> None:
-        """Close the writer's connections."""
-        if self._owned:
-            self._engine.dispose()
-        self._watchdog.stop()
+        """Close the connections, within `timeout` seconds also if the database does not answer.
+
+        A transaction under way has until then to finish; then its connection is cut, and it is rolled back.
+        """
+        self._connector.shutdown(timeout)

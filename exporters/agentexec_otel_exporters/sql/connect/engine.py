@@ -1,24 +1,28 @@
-"""The writer's own synchronous engine, derived from whatever the application has."""
+"""The writer's own synchronous engine, derived from the application's URL or engine."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import logging
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-from sqlalchemy.pool import Pool, SingletonThreadPool, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, SingletonThreadPool, StaticPool
 
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
 from agentexec_otel._model.text import describe, describe_url
-from agentexec_otel_exporters.sql._session import prepare_connections
-from agentexec_otel_exporters.sql._watchdog import DEADLINE, BoundedConnect
+from agentexec_otel_exporters.sql.connect.session import guard_sessions
+from agentexec_otel_exporters.sql.connect.sqlite import prepare_sqlite
+from agentexec_otel_exporters.sql.connect.watchdog import DEADLINE
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-# What a driver becomes on the writer's thread. The key is SQLAlchemy's driver name.
+# The synchronous driver to use, by SQLAlchemy's driver name.
 _SYNC_DRIVERS: Final = {
     "postgresql+asyncpg": "postgresql+psycopg",
     "postgresql+psycopg_async": "postgresql+psycopg",
@@ -37,28 +41,27 @@ _NEEDS: Final = {
     "mariadb+pymysql": ("pymysql", "PyMySQL", "mysql"),
 }
 
-# Its connect_timeout ends with the TCP handshake: a server that never greets would be waited for without end.
-_PYMYSQL: Final = {"connect_timeout": int(DEADLINE), "read_timeout": int(DEADLINE), "write_timeout": int(DEADLINE)}
 _ASYNCPG_ONLY: Final = frozenset(
     ("async_fallback", "command_timeout", "max_cacheable_statement_size", "max_cached_statement_lifetime",
      "prepared_statement_cache_size", "prepared_statement_name_func", "server_settings", "statement_cache_size",
      "timeout")
 )  # fmt: skip
 _SSL_MODES: Final = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
-_BOUNDS: Final[dict[str, dict[str, Any]]] = {
-    "postgresql+psycopg": {"connect_timeout": int(DEADLINE)},
-    "mysql+pymysql": _PYMYSQL,
-    "mariadb+pymysql": _PYMYSQL,
+_SECONDS: Final = int(DEADLINE)
+_TIMEOUTS: Final[dict[str, dict[str, Any]]] = {
+    "psycopg": {"connect_timeout": _SECONDS},
+    # PyMySQL's connect_timeout covers the TCP handshake only; its read_timeout covers a server that does not greet.
+    "pymysql": {"connect_timeout": _SECONDS, "read_timeout": _SECONDS, "write_timeout": _SECONDS},
 }
-"""What we add to a URL that does not say it: how long a driver may wait for the server, in seconds."""
+"""Arguments of a driver's `connect`, in seconds, added if the application does not set them."""
 
 
 def parse_url(database: str | URL) -> URL:
-    """The URL with a synchronous driver.
+    """Return the URL with a synchronous driver.
 
     Raises:
-        ConfigurationError: not a database URL, a database we do not support, or an in-memory SQLite that only one
-            thread could see.
+        ConfigurationError: not a database URL, a database that is not supported, or an in-memory SQLite database, which
+            only one thread could see.
         MissingExtraError: the driver is not installed.
     """
     try:
@@ -89,7 +92,7 @@ def parse_url(database: str | URL) -> URL:
 
 
 def _for_psycopg(query: Mapping[str, Any]) -> dict[str, Any]:
-    """What asyncpg takes in a URL, as psycopg takes it; encryption is never lost on the way."""
+    """Translate the arguments of asyncpg for psycopg. Encryption is kept."""
     kept = {name: value for name, value in query.items() if name not in _ASYNCPG_ONLY}
     if (ssl := kept.pop("ssl", None)) is not None:
         kept["sslmode"] = _SSL_MODES.get(str(ssl).lower(), ssl)
@@ -97,10 +100,10 @@ def _for_psycopg(query: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def writer_engine(database: str | URL | Engine | AsyncEngine) -> tuple[Engine, bool]:
-    """An engine for the writer, and whether it is ours to dispose of.
+    """Return an engine for the writer, and whether the writer owns and disposes of it.
 
-    A given engine lends its connection settings, never its connections: the application's pool may be exhausted,
-    and its transactions are not ours. An in-memory SQLite engine is the exception: it is used as it is.
+    A given engine lends its connection settings, never its connections: its pool may be exhausted, and its transactions
+    belong to the application. An in-memory SQLite engine is the exception: it is used as it is.
     """
     if isinstance(database, str | URL):
         return _own(parse_url(database)), True
@@ -129,11 +132,15 @@ def _own(url: URL, pool: Pool | None = None) -> Engine:
     if pool is not None:
         arguments = {"pool": pool}
     if url.get_backend_name() != "sqlite":
-        # Whatever the engine or the server has: AUTOCOMMIT keeps no lock, SERIALIZABLE refuses what our locks allow,
-        # and gap locks of MySQL's REPEATABLE READ make concurrent inserts of new activities deadlock.
+        # Whatever the application uses: AUTOCOMMIT keeps no lock, SERIALIZABLE refuses what our locks allow, and gap
+        # locks of MySQL's REPEATABLE READ make concurrent inserts of new activities deadlock.
         arguments["isolation_level"] = "READ COMMITTED"
     engine = _create(url, arguments)
-    prepare_connections(engine)
+    _quieten(engine)
+    if engine.dialect.name == "sqlite":
+        prepare_sqlite(engine)
+    else:
+        guard_sessions(engine)
     return engine
 
 
@@ -152,17 +159,45 @@ def _drivers(url: URL) -> str:
 
 
 def _connect_arguments(url: URL) -> dict[str, Any]:
-    return {name: value for name, value in _BOUNDS.get(url.drivername, {}).items() if name not in url.query}
+    timeouts = _TIMEOUTS.get(url.get_driver_name(), {})
+    return {name: value for name, value in timeouts.items() if name not in url.query}
 
 
 def _lent(engine: Engine) -> Pool:
-    """A pool of our own that connects as the application's does, but never waits for ever."""
-    pool = engine.pool.recreate()
-    if engine.dialect.name != "sqlite":
-        # SQLAlchemy has no public way to wrap a pool's creator, and a second engine would lose its connect_args.
-        create = pool._invoke_creator  # pyright: ignore[reportPrivateUsage]
-        pool._creator = BoundedConnect(create).connect  # pyright: ignore[reportPrivateUsage]
-    return pool
+    """Return a pool that connects as the application's engine does, with timeouts."""
+    # The arguments of an engine's `connect` are public in this event only.
+    event.listen(engine.dialect, "do_connect", _connect_in_time)
+    return engine.pool.recreate()
+
+
+_this_thread: Final = threading.local()
+
+
+@contextmanager
+def connecting() -> Generator[None]:
+    """Mark that this thread connects for the writer: a lent engine's connections get timeouts meanwhile."""
+    _this_thread.connecting = True
+    try:
+        yield
+    finally:
+        _this_thread.connecting = False
+
+
+def _connect_in_time(dialect: Dialect, record: ConnectionPoolEntry, cargs: Any, cparams: dict[str, Any]) -> Any:
+    """Connect with timeouts, if the writer does; None lets the application's engine connect as always."""
+    if not getattr(_this_thread, "connecting", False):
+        return None
+    return dialect.connect(*cargs, **(_TIMEOUTS.get(dialect.driver, {}) | cparams))
+
+
+def _quieten(engine: Engine) -> None:
+    """Suppress what pool and driver log, with tracebacks, of each broken connection: the writer reports it once."""
+    for noisy in (f"sqlalchemy.pool.impl.{type(engine.pool).__name__}", "psycopg"):
+        logging.getLogger(noisy).addFilter(_not_from_writer)
+
+
+def _not_from_writer(record: logging.LogRecord) -> bool:
+    return record.threadName != "agentexec-writer"
 
 
 def _in_memory(url: URL) -> bool:
