@@ -145,18 +145,21 @@ def retry(_: Both) -> None:
 
 
 def cancel_pending(_: Both) -> None:
-    _running(), ax.activity.create("task")
+    _running()
+    ax.activity.create("task")
     assert ax.activity.cancel_pending() == 2
 
 
 def cancel_pending_in_session(both: Both) -> None:
-    _running(), ax.activity.create("task")
+    _running()
+    ax.activity.create("task")
     with Session(both.database.engine) as session:
         assert ax.activity.cancel_pending(session) == 2
 
 
 def cancel_pending_in_transaction(both: Both) -> None:
-    _running(), ax.activity.create("task")
+    _running()
+    ax.activity.create("task")
     with Session(both.database.engine) as session, session.begin():
         assert ax.activity.cancel_pending(session) == 2
 

@@ -7,7 +7,7 @@ thread. Logfire and OpenInference drop a span that starts or ends while instrume
 import asyncio
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from threading import Thread
 from typing import Any
@@ -307,6 +307,6 @@ def test_hooks_that_call_back(
     assert Counter(span.name for span in exported.get_finished_spans()) == ways.expected
 
 
-def _agent_id(attributes: Any) -> UUID | None:
+def _agent_id(attributes: Mapping[str, Any] | None) -> UUID | None:
     found = (attributes or {}).get("agentexec.agent_id")
     return None if found is None else UUID(str(found))
