@@ -69,36 +69,6 @@ class LiveActivity:
     application is called meanwhile.
     """
 
-    __slots__ = (
-        "_all",
-        "_attempt",
-        "_canceled",
-        "_creation_pending",
-        "_description",
-        "_ending",
-        "_expects_usage",
-        "_lines",
-        "_log_count",
-        "_missed_end",
-        "_on_cancel",
-        "_opening",
-        "_owner",
-        "_pending",
-        "_ref",
-        "_reported",
-        "_running_at_ns",
-        "_span",
-        "_start_time_ns",
-        "_started_here",
-        "_starting",
-        "_state",
-        "_unknown",
-        "_untraced",
-        "_usage",
-        "agent_id",
-        "older",
-    )  # fmt: skip
-
     def __init__(self, all_: LiveActivities, agent_id: UUID, attempt: int | None) -> None:
         self.agent_id = agent_id
         self.older: LiveActivity | None = None

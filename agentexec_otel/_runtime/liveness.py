@@ -6,14 +6,14 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
 from agentexec_otel._model.event import Outcome, Status
-from agentexec_otel._model.results import EndedActivity, Ending, StoredActivity
-from agentexec_otel._runtime.live import LiveActivities
+from agentexec_otel._model.results import Ending, StoredActivity
+from agentexec_otel._runtime.following import Following
 from agentexec_otel.export import ActivityStore
 
 _CHUNK: Final = 500
@@ -27,22 +27,19 @@ def lost_ending() -> Ending:
     return Ending(Status.ERROR, CONF.activity_message_lost, Outcome(error_type="WorkerLost", reason="lost"))
 
 
-class Follower(Protocol):
-    """What liveness needs of the runtime."""
-
-    @property
-    def live(self) -> LiveActivities: ...
-    def worker_id(self) -> str: ...
-    def heard(self, stored: StoredActivity) -> None: ...
-    def follow_lost(self, ended: Sequence[EndedActivity], ending: Ending) -> None: ...
-
-
 class Liveness:
     """Called about once a second; does its work when it is due."""
 
-    def __init__(self, store: ActivityStore, runtime: Follower, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: ActivityStore,
+        following: Following,
+        worker_id: Callable[[], str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
-        self._runtime = runtime
+        self._following = following
+        self._worker_id = worker_id
         self._clock = clock
         self._heartbeat_due = clock() + _heartbeat_interval()
         self._poll_due = 0.0
@@ -78,33 +75,33 @@ class Liveness:
 
     def _poll(self) -> None:
         """Learn soon what other processes have ended of what blocks here run, so that a canceled run stops."""
-        for chunk in _chunks(sorted(self._runtime.live.owned())):
+        for chunk in _chunks(sorted(self._following.live.owned())):
             self._hear(self._store.load(chunk, history=False).values())
 
     def heartbeat(self) -> None:
         """Extend the leases of what runs here, and learn what other processes have ended."""
-        owned = self._runtime.live.owned()
-        for chunk in _chunks(self._runtime.live.running()):
-            rows = self._store.extend_leases(self._runtime.worker_id(), chunk, owned=owned.intersection(chunk))
+        owned = self._following.live.owned()
+        for chunk in _chunks(self._following.live.running()):
+            rows = self._store.extend_leases(self._worker_id(), chunk, owned=owned.intersection(chunk))
             self._hear(rows.values())
 
     def _hear(self, rows: Iterable[StoredActivity]) -> None:
         for stored in rows:
-            self._runtime.heard(stored)
+            self._following.heard(stored)
 
     def _sweep(self) -> None:
         ending = lost_ending()
         ended = self._store.end_lost(ending)
         self.reaped += len(ended)
-        self._runtime.follow_lost(ended, ending)
+        self._following.ended_together(ended, ending)
 
     def release(self) -> None:
         """Before a clean exit: activities without a block that ends them are not lost, other workers may continue."""
         with suppress(ExportError):
-            spans = self._runtime.live.unowned()
+            spans = self._following.live.unowned()
             for chunk in _chunks(list(spans)):
                 dropped = {span for agent_id in chunk if (span := spans[agent_id]) is not None}
-                self._store.release(self._runtime.worker_id(), chunk, spans=dropped)
+                self._store.release(self._worker_id(), chunk, spans=dropped)
 
 
 def _chunks(agent_ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:

@@ -22,25 +22,24 @@ from agentexec_otel._errors import (
     ActivityNotStoredError,
     ConfigurationError,
     ExportError,
-    guarded,
 )
 from agentexec_otel._model import attributes as semconv
-from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, Status
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import (
     Ack,
     EndedActivity,
     Ending,
     ExportResult,
-    Reject,
     StoredActivity,
 )
 from agentexec_otel._model.text import clean_percentage, prepare_message
-from agentexec_otel._runtime.live import LiveActivities, LiveActivity, SpanEnd, SpanStart
+from agentexec_otel._runtime.following import Following
+from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.parts import Worker, spool_for
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
-from agentexec_otel._runtime.spans import ActivityTracer, Mirror, context_of, in_clean_context, log_record_sink
+from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
 
 _logger = logging.getLogger("agentexec_otel")
@@ -78,8 +77,9 @@ class Runtime:
             log_sink=log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
             canceled_is_error=CONF.canceled_is_error,
         )
-        self._live = LiveActivities()
-        self._mirror = Mirror()
+        self._following = Following(
+            self._store, self._tracer, self._to_others, lambda work: self._primary.call_soon(work)
+        )
         self._processors = [
             ActivityProcessor(
                 exporter,
@@ -87,14 +87,14 @@ class Runtime:
                 spool=spool_for(exporter),
                 max_queue_size=CONF.max_queue_size,
                 max_batch_size=CONF.max_batch_size,
-                on_acknowledged=self._acknowledged if exporter is first else None,
+                on_acknowledged=self._following.acknowledged if exporter is first else None,
                 on_idle=self._tick if exporter is first else None,
             )
             for exporter in exporters
         ]
         self._behind_first = self._processors[1:]
         self._reader = Reader(self._processors[0], self._store.load) if self._store is not None else None
-        self._liveness = Liveness(self._store, self) if self._store is not None else None
+        self._liveness = Liveness(self._store, self._following, self.worker_id) if self._store is not None else None
         for processor in self._processors:
             processor.start_if_needed()
 
@@ -107,7 +107,7 @@ class Runtime:
     @property
     def live(self) -> LiveActivities:
         """The activities that this process has seen."""
-        return self._live
+        return self._following.live
 
     @property
     def session_store(self) -> SessionStore:
@@ -204,8 +204,8 @@ class Runtime:
     def committed_creation(self, event: ActivityEvent) -> None:
         """An activity was created with this event, and its row is committed."""
         self._to_others(event)
-        self._emit_record(event)
-        self._live.create(event)
+        self._following.emit_record(event)
+        self._following.live.create(event)
 
     def create_soon(self, event: ActivityEvent, *, may_exist: bool = False) -> Future[ExportResult]:
         """Create an activity without waiting; the future resolves when its row is committed.
@@ -213,21 +213,21 @@ class Runtime:
         Args:
             may_exist: There may be one with this ``agent_id`` already; logs then belong to its current attempt.
         """
-        live = self._live.create(event, attempt=None if may_exist else 1, committed=False)
-        self._emit_record(event, live)
+        live = self._following.live.create(event, attempt=None if may_exist else 1, committed=False)
+        self._following.emit_record(event, live)
         with self._in_order():
             self._to_others(event)
             return self._primary.submit(event, refusable=may_exist)
 
     def created_elsewhere(self, event: ActivityEvent) -> LiveActivity:
         """The view of an activity whose creating event has come with a message."""
-        return self._live.create(event)
+        return self._following.live.create(event)
 
     # -- find ---------------------------------------------------------------------------------------------------
 
     def known(self, agent_id: UUID) -> LiveActivity | None:
         """The view of an activity that this process has seen. Does no I/O."""
-        return self._live.get(agent_id)
+        return self._following.live.get(agent_id)
 
     def find(self, agent_id: UUID) -> LiveActivity:
         """The view of an activity; its row is read once if this process has not seen it.
@@ -241,7 +241,7 @@ class Runtime:
         live = self._known(agent_id)
         if live is not None:
             return live
-        return self._live.join(agent_id) if on_event_loop() else self._read_current(agent_id)
+        return self._following.live.join(agent_id) if on_event_loop() else self._read_current(agent_id)
 
     async def find_async(self, agent_id: UUID) -> LiveActivity:
         """As `find`, on an event loop: the writer reads the row for all that wait."""
@@ -253,44 +253,44 @@ class Runtime:
         live = self._known(agent_id)
         if live is not None and (live.owner is not None or live.may_lack_row or on_event_loop()):
             return live
-        return self._live.join(agent_id) if on_event_loop() else self._read_current(agent_id)
+        return self._following.live.join(agent_id) if on_event_loop() else self._read_current(agent_id)
 
     async def join_current_async(self, agent_id: UUID) -> LiveActivity:
         """As `join_current`, on an event loop."""
         live = self._known(agent_id)
         if self._reader is None or (live is not None and (live.owner is not None or live.may_lack_row)):
-            return self._live.join(agent_id)
+            return self._following.live.join(agent_id)
         try:
             stored = await self._reader.get_async(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
-            return self._live.join(agent_id)
+            return self._following.live.join(agent_id)
         return self._adopt_found(agent_id, stored)
 
     def _known(self, agent_id: UUID) -> LiveActivity | None:
-        live = self._live.get(agent_id)
+        live = self._following.live.get(agent_id)
         if live is not None and live.is_unknown:
-            self._live.forget(agent_id)
+            self._following.live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
         return live
 
     def _read_current(self, agent_id: UUID) -> LiveActivity:
         if self._reader is None:
-            return self._live.join(agent_id)
+            return self._following.live.join(agent_id)
         try:
             stored = self._reader.get(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
-            return self._live.join(agent_id)
+            return self._following.live.join(agent_id)
         return self._adopt_found(agent_id, stored)
 
     def _adopt_found(self, agent_id: UUID, stored: StoredActivity | None) -> LiveActivity:
         if stored is None:
-            self._live.forget(agent_id)
+            self._following.live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
-        return self._live.adopt(stored)
+        return self._following.live.adopt(stored)
 
     def adopt(self, stored: StoredActivity) -> LiveActivity:
         """The view of the attempt that a row is at, which is joined."""
-        return self._live.adopt(stored)
+        return self._following.live.adopt(stored)
 
     def read(self, agent_id: UUID, seconds: float, *, history: bool = True) -> StoredActivity | None:
         """The row; None if there is none, or if there is no database. Blocks for at most that many seconds.
@@ -340,17 +340,17 @@ class Runtime:
             self._to_others(event, live)
             future = self._primary.submit(event)
         if status is Status.CANCELED and live.ending is not None and live.ending.event_id == event.event_id:
-            self._follow_up(None, live.on_cancel)  # Not sooner: what the block says in leaving comes second.
+            self._following.follow_up(None, live.on_cancel)  # Not sooner: what the block says in leaving comes second.
         if self._primary.closed:
-            self._end_spans()  # The row cannot answer any more: what was reported last is how it ended.
+            self._following.end_spans()  # The row cannot answer any more: what was reported last is how it ended.
         return future
 
     def end_attempt(self, live: LiveActivity, message: str, outcome: Outcome | None, queued: str) -> None:
         """The attempt has failed with `message`, and its engine tries again: the next one is announced, QUEUED."""
         failed = self.event(live.agent_id, RUNNING, message, live=live)
         self._emit(self._mirror_on(live, failed), live)
-        self._live.forget(live.agent_id)
-        self._primary.call_soon(lambda: self._follow_up(live.end_attempt(failed, outcome), None))
+        self._following.live.forget(live.agent_id)
+        self._primary.call_soon(lambda: self._following.follow_up(live.end_attempt(failed, outcome), None))
         self.announce(live.agent_id, (live.attempt or 1) + 1, queued)
 
     def announce(self, agent_id: UUID, attempt: int, message: str) -> None:
@@ -376,16 +376,16 @@ class Runtime:
         result = self._primary.store(event, CONF.create_timeout)
         if isinstance(result, Ack):
             self._to_others(event)
-            self._emit_record(event)
+            self._following.emit_record(event)
         return result
 
     def requeue(self, agent_id: UUID, message: object, percentage: object = None) -> Future[ExportResult]:
         """Report QUEUED: opens and joins the next attempt if the activity has ended, otherwise only a log."""
         event = self._reopening(agent_id, message, percentage)
-        live = self._live.get(agent_id)
+        live = self._following.live.get(agent_id)
         if live is not None and live.status.terminal:
-            self._live.join_next(agent_id)
-        self._emit_record(event)
+            self._following.live.join_next(agent_id)
+        self._following.emit_record(event)
         with self._in_order():
             self._to_others(event)
             return self._primary.submit(event)
@@ -397,23 +397,10 @@ class Runtime:
         """Have the view follow an event of this process; the event with the span that it has started."""
         start = live.record(event, reported=reported)
         if start is not None:
-            ref = self._start_span(live, start)
+            ref = self._following.start_span(live, start)
             event = event if ref is None else event._replace(span=ref)
-        self._emit_record(event, live)
+        self._following.emit_record(event, live)
         return event
-
-    def _start_span(self, live: LiveActivity, start: SpanStart) -> SpanRef | None:
-        span = ref = max_logs = None
-        with guarded("opening an activity's span"):
-            span, ref, max_logs = self._tracer.start(start)
-        self._follow_up(live.span_started(span, ref, max_logs), None)
-        return ref
-
-    def _emit_record(self, event: ActivityEvent, live: LiveActivity | None = None) -> None:
-        if self._tracer.log_sink is not None:
-            with guarded("emitting an activity's log record"):
-                span, ref = (None, None) if live is None else (live.span, live.ref)
-                self._tracer.log_sink(event, context_of(span, ref))
 
     # -- to the exporters ---------------------------------------------------------------------------------------
 
@@ -461,12 +448,12 @@ class Runtime:
         def work() -> Sequence[EndedActivity]:
             ended = end()
             if self._others:  # They get these events before any that the caller reports next.
-                self._follow_together(ended, ending)
+                self._following.ended_together(ended, ending)
             return ended
 
         ended = self._have_writer_do(work)
         if ended and not self._others:
-            self._primary.call_soon(lambda: self._follow_together(ended, ending))
+            self._primary.call_soon(lambda: self._following.ended_together(ended, ending))
         return len(ended)
 
     def end_lost(self, ending: Ending) -> int:
@@ -479,7 +466,7 @@ class Runtime:
         """Follow what a session has ended and committed."""
         if not ended:
             return
-        follow = partial(self._follow_together, ended, ending)
+        follow = partial(self._following.ended_together, ended, ending)
         if self._others and not on_event_loop():
             with suppress(TimeoutError, ExportError):
                 self._primary.call(follow, CONF.lookup_timeout)
@@ -495,39 +482,6 @@ class Runtime:
         except ExportError as exc:
             raise ActivityNotStoredError(str(exc)) from exc
 
-    def follow_lost(self, ended: Sequence[EndedActivity], ending: Ending) -> None:
-        """Follow what this process's sweep has ended. On the writer's thread."""
-        if ended:
-            self._follow_together(ended, ending)
-
-    def _follow_together(self, ended: Sequence[EndedActivity], ending: Ending) -> None:
-        """End the spans of these attempts that are open here, open one for those without, and tell other exporters.
-
-        Rows are read only now: the caller that ended them does not wait for spans.
-        """
-        for start in range(0, len(ended), _CHUNK):
-            chunk = ended[start : start + _CHUNK]
-            stored: dict[UUID, StoredActivity] = {}
-            if self._store is not None:
-                with suppress(ExportError):
-                    stored.update(self._store.load([one.agent_id for one in chunk]))
-            views = self._live.views([(one.agent_id, one.attempt) for one in chunk], stored)
-            self._offer_spans(views)
-            by_id = {live.agent_id: live for live in views}
-            for one in chunk:
-                self._follow_one(one, ending, by_id.get(one.agent_id))
-
-    def _follow_one(self, one: EndedActivity, ending: Ending, live: LiveActivity | None) -> None:
-        event = ActivityEvent(
-            one.event_id, one.agent_id, ending.status, ending.message, None, one.occurred_at_ns, one.attempt,
-            outcome=ending.outcome,
-        )  # fmt: skip
-        self._to_others(event, live)
-        if live is not None:
-            if self._tracer.log_sink is not None:
-                self._mirror.do("emitting an activity's log record", partial(self._emit_record, event, live))
-            self._follow_up(*live.end_together(event, ending.outcome))
-
     # -- in a session -------------------------------------------------------------------------------------------
 
     def committed(self, event: ActivityEvent, stored: StoredActivity, result: ExportResult) -> None:
@@ -538,114 +492,23 @@ class Runtime:
         """
         if event.reopens:
             self._to_others(event)
-            self._emit_record(event)
+            self._following.emit_record(event)
             if isinstance(result, Ack):
-                self._live.join(event.agent_id, result.attempt)
+                self._following.live.join(event.agent_id, result.attempt)
             return
-        live = self._live.adopt(stored)
+        live = self._following.live.adopt(stored)
         mirrored = self._mirror_on(live, event, reported=True)
         self._to_others(mirrored, live)
         if event.status is Status.CANCELED and live.ending is not None and live.ending.event_id == event.event_id:
-            self._follow_up(None, live.on_cancel)
+            self._following.follow_up(None, live.on_cancel)
         if mirrored.span is not None:
-            self._primary.call_soon(lambda: self._name_spans([live]))
-        self._acknowledged(mirrored, result)
+            self._primary.call_soon(lambda: self._following.name_spans([live]))
+        self._following.acknowledged(mirrored, result)
 
     def has_pending(self, agent_id: UUID) -> bool:
         """Whether events of this activity may wait to be stored."""
-        live = self._live.get(agent_id)
+        live = self._following.live.get(agent_id)
         return live.is_pending if live is not None else self._primary.pending > 0  # It may have been forgotten.
-
-    # -- the writer's thread ------------------------------------------------------------------------------------
-
-    def _acknowledged(self, event: ActivityEvent, result: ExportResult) -> None:
-        """Follow what became of an event: resolve the view, give a lost span up, end a span that is over."""
-        live = self._live.of(event)
-        if live is not None and isinstance(result, Ack):
-            changed = live.acknowledge(event, result)
-            if not live.is_resolved:
-                changed = self._resolve(live)
-            if changed:
-                self._follow(live, event, result)
-        elif live is not None and isinstance(result, Reject):
-            self._refused(live, event)
-        if event.reopens and isinstance(result, Ack) and not result.late:
-            self._live.join(event.agent_id, result.attempt)
-
-    def _follow(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
-        if ack.status.terminal and ack.span_id is None:
-            self._name_spans([live])  # The event that offered our span came late: is it the one?
-        if live.lost_span(ack.span_id):
-            self._learn_span(live)
-        self._follow_up(*live.follow(event, ack))
-
-    def _refused(self, live: LiveActivity, event: ActivityEvent) -> None:
-        if event.opening is not None and live.attempt is None:
-            self._resolve(live)  # It exists already, as was expected.
-        live.refuse(event)
-        if event.claims and event.status is RUNNING and self._live.get(live.agent_id) is live:
-            self._live.forget(live.agent_id)
-
-    def _resolve(self, live: LiveActivity) -> bool:
-        stored = self._load(live.agent_id, history=True)
-        if stored is None:
-            return False
-        live.resolve(stored)
-        if live.ref is None and live.status is not Status.QUEUED:
-            self._offer_spans([live])
-        return True
-
-    def _load(self, agent_id: UUID, *, history: bool) -> StoredActivity | None:
-        return None if self._store is None else self._store.load([agent_id], history=history).get(agent_id)
-
-    def _offer_spans(self, lives: Sequence[LiveActivity]) -> None:
-        """Open the spans of activities whose logs are stored already, and name them on the rows."""
-        for live in lives:
-            start = live.take_span_start()
-            if start is not None:
-                in_clean_context(partial(self._start_span, live, start))
-        self._name_spans(lives)
-
-    def _name_spans(self, lives: Sequence[LiveActivity]) -> None:
-        """Offer open spans to their rows; one whose row names another span is given up."""
-        offers = {
-            live: (live.agent_id, live.attempt or 1, live.ref)
-            for live in lives
-            if live.span is not None and live.ref is not None
-        }
-        if not offers or self._store is None:
-            return
-        named = self._store.attach_spans(list(offers.values()))
-        for live in offers:
-            if live.agent_id not in named:
-                self._learn_span(live)
-
-    def _learn_span(self, live: LiveActivity) -> None:
-        """Another process has the activity's span: logs go beneath that one."""
-        live.give_span_up()
-        stored = self._load(live.agent_id, history=False)
-        if stored is not None:
-            live.give_span_up(stored.span)
-
-    def heard(self, stored: StoredActivity) -> None:
-        """Follow a row that another process may have changed: an attempt that has ended there is over here, too."""
-        live = self._live.get(stored.agent_id)
-        moved_on = live is not None and live.attempt is not None and stored.attempt > live.attempt
-        if live is not None and (stored.status.terminal or moved_on):
-            span_id = stored.span.span_id if stored.span is not None else None
-            ack = Ack(stored.status, stored.attempt, late=True, span_id=span_id, outcome=stored.outcome)
-            now_ns = time.time_ns()
-            text = f"Ended elsewhere: {stored.status}."
-            event = ActivityEvent(uuid7(now_ns), stored.agent_id, stored.status, text, None, now_ns)
-            self._follow_up(*live.follow(event, ack))
-
-    def _follow_up(self, end: SpanEnd | None, on_cancel: Callable[[], object] | None) -> None:
-        """Do the application's part of what a view has decided."""
-        if on_cancel is not None:
-            with guarded("stopping a canceled run"):
-                in_clean_context(on_cancel)
-        if end is not None:
-            self._mirror.do("ending an activity's span", partial(self._tracer.end, end))
 
     def _tick(self) -> None:
         if self._liveness is not None:
@@ -676,7 +539,7 @@ class Runtime:
         """Wait until everything reported so far is stored, and on its span, within `timeout` seconds altogether."""
         left = _countdown(timeout)
         done = [one.force_flush(left()) for one in self._processors]
-        return self._mirror.drain(left()) and all(done)
+        return self._following.mirror.drain(left()) and all(done)
 
     def flush_first(self, timeout: float) -> bool:
         """As `flush`, for the exporter that decides."""
@@ -696,29 +559,23 @@ class Runtime:
                 if self._primary.force_flush(timeout / 2):  # An event that came behind would take its lease again.
                     self._primary.call(self._liveness.release, timeout / 4)
         done = self.stop(left())
-        self._end_spans()
-        self._mirror.drain(left())
+        self._following.end_spans()
+        self._following.mirror.stop(left())
         return done
-
-    def _end_spans(self) -> None:
-        for end in self._live.span_ends():
-            self._follow_up(end, None)
 
     def take_over(self, previous: Runtime) -> None:
         """Continue with the activities that run while the set-up is replaced.
 
         Both know them from here on: what the previous one's writer has still to store may be their end.
         """
-        previous._live.forget_idle()
-        self._live, self._mirror = previous._live, previous._mirror
+        self._following.take_over(previous._following)
         previous._successor = self
 
     def after_fork_in_child(self) -> None:
         """Activities, spans, queues and connections are the parent's."""
         self.pid = os.getpid()
         self._order = threading.RLock()
-        self._live.after_fork_in_child()
-        self._mirror.after_fork_in_child()
+        self._following.after_fork_in_child()
         for processor in self._processors:
             processor.after_fork_in_child()
 

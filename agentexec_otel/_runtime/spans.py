@@ -12,6 +12,7 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
@@ -157,7 +158,7 @@ class Mirror:
         self._reset()
 
     def _reset(self) -> None:
-        self._jobs: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()  # Guards the start of the thread; nothing else is called under it.
 
@@ -179,8 +180,8 @@ class Mirror:
             self._thread = thread
 
     def _run(self) -> None:
-        while True:
-            self._jobs.get()()
+        while (job := self._jobs.get()) is not None:
+            job()
 
     def drain(self, timeout: float) -> bool:
         """Wait until what was given so far is done, `timeout` seconds at most. True if it is."""
@@ -192,11 +193,18 @@ class Mirror:
         return done.wait(timeout)
 
     def _do_all(self) -> None:
-        try:
+        with suppress(Empty):
             while True:
-                self._jobs.get_nowait()()
-        except Empty:
-            pass
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    job()
+
+    def stop(self, timeout: float) -> None:
+        """As `drain`, and end the thread; the next job starts another."""
+        self.drain(timeout)
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._jobs.put(None)
 
     def after_fork_in_child(self) -> None:
         """What waits is the parent's."""

@@ -10,12 +10,14 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from opentelemetry import trace
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._runtime import process
+from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.liveness import Liveness, lost_ending
+from agentexec_otel._runtime.spans import ActivityTracer
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.chaos.conftest import ONE_FIRST
@@ -123,8 +125,9 @@ def test_a_sweeper_that_was_away_waits_for_the_others(database: Database) -> Non
     expire(database.engine)
     now = [0.0]
     exporter = SQLExporter(database.url)
-    ax.configure(exporters=[exporter])
-    liveness = Liveness(exporter, process.active(), lambda: now[0])
+    tracer = ActivityTracer(trace.get_tracer("test"), span_events=True, log_sink=None, canceled_is_error=False)
+    following = Following(exporter, tracer, lambda event, live=None: None, lambda work: work())
+    liveness = Liveness(exporter, following, lambda: "the sweeper", lambda: now[0])
 
     def tick_until(end: float) -> None:
         while now[0] < end:
@@ -138,6 +141,7 @@ def test_a_sweeper_that_was_away_waits_for_the_others(database: Database) -> Non
     assert liveness.reaped == 0  # It was stuck for half a minute.
     tick_until(105)
     assert liveness.reaped == 1
+    exporter.shutdown(1)
 
 
 def reap(database: Database) -> int:

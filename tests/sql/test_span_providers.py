@@ -246,7 +246,15 @@ def test_nobody_waits_for_a_look_up(tracer_provider: TracerProvider) -> None:
     assert isinstance(store, ActivityStore)
     ax.configure(exporters=[store], tracer_provider=tracer_provider)
     known = ax.activity.create("task")
-    asking = Thread(target=ax.activity.update, args=(uuid4(), "Is there such a row?"))
+    answers: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            ax.activity.update(uuid4(), "Is there such a row?")
+        except ax.ActivityNotFoundError as exc:
+            answers.append(exc)
+
+    asking = Thread(target=ask)
     asking.start()
     assert store.reading.wait(5)
     began = time.monotonic()
@@ -255,6 +263,7 @@ def test_nobody_waits_for_a_look_up(tracer_provider: TracerProvider) -> None:
     store.answers.set()
     asking.join()
     assert took < 0.5
+    assert len(answers) == 1
 
 
 def test_abandoned_activities_are_forgotten() -> None:

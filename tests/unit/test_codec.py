@@ -46,6 +46,7 @@ events = st.builds(
     expects_row=st.booleans(),
     reopens=st.booleans(),
     claims=st.booleans(),
+    withdraws=st.booleans(),
 )
 plain = ActivityEvent(UUID(int=1), UUID(int=2), Status.RUNNING, "half way", 50, 1_763_798_369_123_456_789)
 
