@@ -138,6 +138,11 @@ class LiveActivity:
         return self._opening is not None
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether neither its row was read nor anything was reported on it here."""
+        return self._opening is None and not self._log_count
+
+    @property
     def is_unknown(self) -> bool:
         """Whether the database has reported that no such activity exists."""
         return self._unknown

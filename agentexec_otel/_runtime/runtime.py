@@ -77,9 +77,7 @@ class Runtime:
             log_sink=log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
             canceled_is_error=CONF.canceled_is_error,
         )
-        self._following = Following(
-            self._store, self._tracer, self._to_others, lambda work: self._primary.call_soon(work)
-        )
+        self._following = Following(self._store, self._tracer, self._to_others, self._call_soon)
         self._processors = [
             ActivityProcessor(
                 exporter,
@@ -239,24 +237,19 @@ class Runtime:
             ActivityNotFoundError: there is no such activity.
         """
         live = self._known(agent_id)
-        if live is not None:
+        if live is not None and not live.is_fresh:
             return live
-        return self._following.live.join(agent_id) if on_event_loop() else self._read_current(agent_id)
-
-    async def find_async(self, agent_id: UUID) -> LiveActivity:
-        """As `find`, on an event loop: the writer reads the row for all that wait."""
-        live = self._known(agent_id)
-        return live if live is not None else await self.join_current_async(agent_id)
+        return self._following.live.join(agent_id) if on_event_loop() else self._read(agent_id, live)
 
     def join_current(self, agent_id: UUID) -> LiveActivity:
         """The view of the current attempt, which is joined: its row is read unless a block here runs the activity."""
         live = self._known(agent_id)
         if live is not None and (live.owner is not None or live.may_lack_row or on_event_loop()):
             return live
-        return self._following.live.join(agent_id) if on_event_loop() else self._read_current(agent_id)
+        return self._following.live.join(agent_id) if on_event_loop() else self._read(agent_id)
 
     async def join_current_async(self, agent_id: UUID) -> LiveActivity:
-        """As `join_current`, on an event loop."""
+        """As `join_current`, on an event loop: the writer reads the row for all that wait."""
         live = self._known(agent_id)
         if self._reader is None or (live is not None and (live.owner is not None or live.may_lack_row)):
             return self._following.live.join(agent_id)
@@ -264,7 +257,7 @@ class Runtime:
             stored = await self._reader.get_async(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
             return self._following.live.join(agent_id)
-        return self._adopt_found(agent_id, stored)
+        return self._found(agent_id, stored)
 
     def _known(self, agent_id: UUID) -> LiveActivity | None:
         live = self._following.live.get(agent_id)
@@ -273,16 +266,20 @@ class Runtime:
             raise ActivityNotFoundError(agent_id)
         return live
 
-    def _read_current(self, agent_id: UUID) -> LiveActivity:
+    def _read(self, agent_id: UUID, live: LiveActivity | None = None) -> LiveActivity:
+        """The view as the row has it; `live` stays at its attempt, without one the current attempt is joined."""
         if self._reader is None:
             return self._following.live.join(agent_id)
         try:
             stored = self._reader.get(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
             return self._following.live.join(agent_id)
-        return self._adopt_found(agent_id, stored)
+        if live is not None and stored is not None:
+            live.resolve(stored)
+            return live
+        return self._found(agent_id, stored)
 
-    def _adopt_found(self, agent_id: UUID, stored: StoredActivity | None) -> LiveActivity:
+    def _found(self, agent_id: UUID, stored: StoredActivity | None) -> LiveActivity:
         if stored is None:
             self._following.live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
@@ -540,6 +537,9 @@ class Runtime:
         left = _countdown(timeout)
         done = [one.force_flush(left()) for one in self._processors]
         return self._following.mirror.drain(left()) and all(done)
+
+    def _call_soon(self, work: Callable[[], object]) -> None:
+        self._primary.call_soon(work)
 
     def flush_first(self, timeout: float) -> bool:
         """As `flush`, for the exporter that decides."""
