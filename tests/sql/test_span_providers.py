@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import ActivityEvent, SpanRef, Status
+from agentexec_otel._model.event import SpanRef, Status
 from agentexec_otel._runtime import process as _runtime
 from agentexec_otel._runtime.spans import ActivitySpans
-from agentexec_otel.export import Ack, ActivityStore, Ending, ExportResult, StoredActivity
+from agentexec_otel.export import Ack, ActivityStore, EndedActivity, Ending, StoredActivity
 from tests.databases import Database
 from tests.sql.recorder import Recorder
 from tests.sql.rows import event, row
@@ -228,28 +228,16 @@ class SlowStore(Recorder):
         self.gate.wait(10)
         return None
 
-    def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:
+    def load(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]:
         return {}
-
-    def read(self, connection: Any, agent_id: UUID) -> StoredActivity | None:
-        return None
 
     def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> set[UUID]:
         return set()
 
-    def write(self, connection: Any, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
+    def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
         return []
 
-    def end_where(self, connection: Any, criteria: Sequence[Any], ending: Ending) -> Sequence[tuple[UUID, int]]:
-        return []
-
-    def reap(self, connection: Any, ending: Ending) -> Sequence[tuple[UUID, int]]:
-        return []
-
-    def heartbeat(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> Mapping[UUID, Ack]:
-        return {}
-
-    def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:
+    def extend_leases(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> Mapping[UUID, StoredActivity]:
         return {}
 
     def release(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> None:

@@ -210,28 +210,35 @@ class SQLExporter:
     # -- replaced ------------------------------------------------------------------------------------------------
 
     def lookup(self, agent_id: UUID) -> StoredActivity | None:  # replaced by load
+        """Replaced."""
         return self.load([agent_id]).get(agent_id)
 
     def lookup_many(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, StoredActivity]:  # replaced by load
+        """Replaced."""
         return self.load(agent_ids)
 
     def read(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:  # replaced by load_in
+        """Replaced."""
         return self.load_in(connection, agent_id)
 
     def write(self, connection: Connection, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:  # write_in
+        """Replaced."""
         return self.write_in(connection, events)
 
     def standing(self, agent_ids: Sequence[UUID]) -> Mapping[UUID, Ack]:  # replaced by load(history=False)
+        """Replaced."""
         return {one.agent_id: _ack(one) for one in self.load(agent_ids, history=False).values()}
 
     def heartbeat(  # replaced by extend_leases
         self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
     ) -> Mapping[UUID, Ack]:
+        """Replaced."""
         return {one.agent_id: _ack(one) for one in self.extend_leases(worker_id, agent_ids, owned=owned).values()}
 
     def reap(  # replaced by end_lost and end_lost_in
         self, connection: Connection | None, ending: Ending
     ) -> Sequence[tuple[UUID, int]]:
+        """Replaced."""
         ended = self.end_lost(ending) if connection is None else self.end_lost_in(connection, ending)
         return [one[:2] for one in ended]
 
