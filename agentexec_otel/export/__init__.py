@@ -32,8 +32,8 @@ __all__ = [
     "Refusal",
     "Reject",
     "Retry",
-    "SpanRef",
     "SessionStore",
+    "SpanRef",
     "StoredActivity",
     "TransientExportError",
 ]

@@ -36,6 +36,7 @@ from agentexec_otel.export import (
     PoisonExportError,
     Reject,
     Retry,
+    SessionStore,
     SpanRef,
     StoredActivity,
     TransientExportError,
@@ -192,6 +193,7 @@ def plug_in(url: str) -> None:
     """Exporters are found by their methods alone."""
     exporters: list[ActivityExporter] = [Collecting(), SQLExporter(url), InMemoryActivityExporter()]
     assert isinstance(SQLExporter(url), ActivityStore)
+    assert isinstance(SQLExporter(url), SessionStore)
     assert not isinstance(Collecting(), ActivityStore)
     processor = ActivityProcessor(exporters[0], max_batch_size=10)
     assert_type(processor.shutdown(1.0), bool)

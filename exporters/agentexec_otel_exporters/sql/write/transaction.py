@@ -24,7 +24,7 @@ _NOTHING: Final = update(ACTIVITY).where(false()).values(updated_at=ACTIVITY.c.u
 _DELETE_LOG: Final = delete(LOG).where(
     LOG.c.activity_id == bindparam("of_row"), LOG.c.event_id == bindparam("of_event")
 )
-_DELETE_ROWS: Final = delete(ACTIVITY).where(ACTIVITY.c.id.in_(bindparam("ids", expanding=True)))
+_DELETE_ROW: Final = delete(ACTIVITY).where(ACTIVITY.c.id == bindparam("of_row"))
 
 
 def join_transaction(connection: Connection) -> None:
@@ -79,7 +79,7 @@ def _without_duplicates(
 ) -> list[ExportResult]:
     """Acknowledge refused events that are stored already: an insert would have failed for any other duplicate."""
     refused = [at for at, result in enumerate(results) if isinstance(result, Reject) and events[at].agent_id in rows]
-    stored = _stored(connection, [events[at] for at in refused]) if refused else {}
+    stored = _stored(connection, [events[at] for at in refused]) if refused else dict[UUID, bool]()
     for at in refused:
         late = stored.get(events[at].event_id)
         if late is not None:
@@ -90,23 +90,23 @@ def _without_duplicates(
 def _withdraw(connection: Connection, events: Sequence[ActivityEvent]) -> list[ExportResult]:
     """Delete the activities whose only log is the withdrawn event."""
     stubs = _stubs(events)
-    # An INSERT waits for a transaction that is about to commit the same activity; a SELECT would not see it.
-    insert_stubs(connection, list(stubs.values()))
+    if connection.dialect.name == "postgresql":
+        # Only an INSERT waits for a transaction that is about to commit the same activity.
+        with connection.begin_nested() as savepoint:
+            insert_stubs(connection, list(stubs.values()))
+            savepoint.rollback()
     rows = lock_rows(connection, list(stubs))
-    removed = [row.id for agent_id, row in rows.items() if row.id == stubs[agent_id].id]
-    present = {agent_id: row for agent_id, row in rows.items() if row.id != stubs[agent_id].id}
     results: list[ExportResult] = []
     for event in events:
-        row = present.get(event.agent_id)
+        row = rows.get(event.agent_id)
         state, verdict = fold(row, event)
         if row is not None and state is None:
             if connection.execute(_DELETE_LOG, {"of_row": row.id, "of_event": event.event_id}).rowcount:
-                removed.append(present.pop(event.agent_id).id)
+                connection.execute(_DELETE_ROW, {"of_row": row.id})
+                del rows[event.agent_id]
             else:
                 state = row
         results.append(answer(state, event, verdict))
-    if removed:
-        connection.execute(_DELETE_ROWS, {"ids": removed})
     return results
 
 
