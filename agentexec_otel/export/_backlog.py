@@ -67,10 +67,10 @@ class Backlog:
         # Reentrant: a signal handler may report an activity while the same thread is in here.
         self._lock = threading.RLock()
         self._jobs = 0
-        # Up to the first position records are, or were, in memory; from there to the second in the spool alone.
+        # Number of events that the spool alone has. Their positions are after the first of these two, up to the second.
+        self._spilled = 0
         self._queued_to: Position = 0
         self._spilled_to: Position = 0
-        self._spilled = 0
         self._awaited: dict[Position, Entry] = {}
         self._held: list[_Held] = []
         # The progress line in `_held` that the next one of its activity replaces.
@@ -85,7 +85,7 @@ class Backlog:
             progress = _is_progress(entry.event)
             held = self._held
             position = entry.position = None if held and progress else self._append(entry.event, not progress)
-            if not held and self._spilled_to <= self._queued_to and self._queue.qsize() < self._max:
+            if not held and not self._spilled and self._queue.qsize() < self._max:
                 self._queue.put(entry)
                 if position is not None and position > self._queued_to:
                     self._queued_to = position
@@ -119,21 +119,22 @@ class Backlog:
             return None
 
     def _degrade(self, exc: Exception) -> None:
-        if self.spool is not None and self._spilled_to <= self._queued_to:
+        if self.spool is not None and not self._spilled:
             _logger.warning("activity events are kept in memory only from here on: %s", exc)
             self.spool = None
 
     def _spill(self, entry: Entry, position: Position) -> None:
-        if self._spilled_to <= self._queued_to:
+        if not self._spilled:
             _logger.warning("more than %d activity events are waiting: the rest waits in the spool", self._max)
-        self._spilled_to = max(self._spilled_to, position)
+        if position > self._spilled_to:
+            self._spilled_to = position
         self._spilled += 1
         if entry.on_settled is not None:
             self._awaited[position] = entry
 
     def _hold(self, entry: Entry, progress: bool) -> bool:
         agent_id = entry.event.agent_id
-        before = self._latest.pop(agent_id, None) if not progress else self._latest.get(agent_id)
+        before = self._latest.get(agent_id) if progress else self._latest.pop(agent_id, None)
         if not progress or (before is None and len(self._latest) < self._max):
             held = _Held(entry)
             self._held.append(held)
@@ -153,7 +154,7 @@ class Backlog:
 
     def take(self, most: int, timeout: float) -> list[Entry | Job | None]:
         """Return what is waiting, at most `most` items. Waits up to `timeout` seconds for the first one."""
-        if self.is_overflowing:
+        if self._spilled or self._held:
             self._refill()
         try:
             items = [self._queue.get(timeout=timeout)]
@@ -189,7 +190,7 @@ class Backlog:
                 self._release()
 
     def _read_back(self) -> bool:
-        if self._spilled_to <= self._queued_to:
+        if not self._spilled:
             return False
         # What was appended after the spilled records is in memory.
         read = self.spool.read(self._queued_to) if self.spool is not None else []
@@ -246,7 +247,7 @@ class Backlog:
     @property
     def is_overflowing(self) -> bool:
         """Whether something waits that had no room in the queue."""
-        return self._spilled_to > self._queued_to or bool(self._held)
+        return bool(self._spilled or self._held)
 
 
 def _is_progress(event: ActivityEvent) -> bool:

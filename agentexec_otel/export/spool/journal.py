@@ -262,14 +262,15 @@ class Journal:
         # In one step: a signal handler may acknowledge as well.
         if not self._forget(segment):
             return False
-        # Something may have closed the file or removed it, or the disk fails: then the next append begins another.
-        with suppress(OSError):
-            if live and _inode(segment.fd) == segment.inode:
-                os.ftruncate(segment.fd, segment.start)
-                fresh = self._begin(next(self.numbers), segment.stem, segment.fd, segment.start, segment.limit)
-                self._put_back(fresh)
-                return False
-        return True
+        # Something may have closed the file or removed it: then the next append begins another.
+        if not live or _inode(segment.fd) != segment.inode:
+            return True
+        try:
+            os.ftruncate(segment.fd, segment.start)
+        except OSError:
+            return True
+        self._put_back(self._begin(next(self.numbers), segment.stem, segment.fd, segment.start, segment.limit))
+        return False
 
     def _forget(self, segment: _Segment) -> bool:
         return self._segments.pop(segment.base >> 32, None) is segment
@@ -356,10 +357,11 @@ def _read(segment: _Segment, offset: int, limit: int) -> list[tuple[Position, by
 
 def _inode(fd: int) -> tuple[int, int] | None:
     """Identify an open file. None if the descriptor is closed or the file was removed."""
-    with suppress(OSError):
+    try:
         found = os.fstat(fd)
-        return (found.st_dev, found.st_ino) if found.st_nlink else None
-    return None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found.st_nlink else None
 
 
 def _close(segment: _Segment) -> None:
