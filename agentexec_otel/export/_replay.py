@@ -35,11 +35,11 @@ class Replay:
         if not self.pending:
             return []
         self._chunks = self._chunks or self._read()
-        chunk = next(self._chunks, [])
-        if not chunk:
+        chunk = next(self._chunks, None)
+        if chunk is None:
             self._chunks = None
             self._due = self._clock() + INTERVAL
-        return chunk
+        return chunk or []
 
     def now(self) -> None:
         """Look for orphans at the next call."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class SpoolDirectory:
             raise SpoolUnavailableError(f"the spool directory {base} cannot be used: {reason}") from None
 
     @contextmanager
-    def open(self) -> Iterator[int]:
+    def open(self) -> Generator[int]:
         """Create the directory if it is missing, and check it. The descriptor is valid inside the block.
 
         Raises:
@@ -123,7 +123,7 @@ def _mkdir(path: str, dir_fd: int | None) -> None:
 
 
 @contextmanager
-def _opened(path: Path, parent: int | None, owners: set[int]) -> Iterator[int]:
+def _opened(path: Path, parent: int | None, owners: set[int]) -> Generator[int]:
     if path.is_symlink():
         raise SpoolUnavailableError(f"the spool directory {path} is a symbolic link; name the directory itself")
     name = str(path) if parent is None else path.name

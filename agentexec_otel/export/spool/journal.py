@@ -47,15 +47,6 @@ _write = os.write
 _fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes in bytes; see `Spool`."""
-
-    total: int
-    reserve: int
-    segment: int
-
-
 @dataclass(slots=True, eq=False)
 class _Segment:
     """A file of this process, from one time it was empty to the next.
@@ -91,6 +82,7 @@ class Journal:
     """The segments of one process. A forked child has a journal of its own, and begins with no segment.
 
     Args:
+        limits: In bytes: of all segments together, the reserve in it for vital records, and of one segment.
         numbers: Numbers of the segments. A child continues its parent's, so that no position means a record of both.
     """
 
@@ -98,7 +90,7 @@ class Journal:
         self,
         directory: SpoolDirectory,
         identity: str,
-        limits: Limits,
+        limits: tuple[int, int, int],
         clock: Callable[[], float] = time.monotonic,
         numbers: Iterator[int] | None = None,
     ) -> None:
@@ -106,7 +98,7 @@ class Journal:
         self.pid = self._owner.pid
         self.numbers = numbers or count(1)
         self._directory = directory
-        self._limits = limits
+        self._max_bytes, self._reserve, self._max_segment = limits
         self._clock = clock
         self._rand = secrets.token_hex(4)
         self._header = header(identity, self._owner)
@@ -169,21 +161,21 @@ class Journal:
         """Return `segment` if it may grow by `size` bytes, or else a new one."""
         if self._closed:
             raise SpoolUnavailableError("the spool is closed")
-        if segment is not None and segment.count and segment.end + size > self._limits.segment:
+        if segment is not None and segment.count and segment.end + size > self._max_segment:
             segment.retired = True
             segment = None
         if self._clock() - self._measured >= _MEASURE_INTERVAL:
             self.measure()
-        free = self._limits.total - self._limits.reserve - self.size - self._others
+        free = self._max_bytes - self._reserve - self.size - self._others
         need = size if segment is not None else size + len(self._header)
-        if need > free + vital * self._limits.reserve:
+        if need > free + vital * self._reserve:
             if segment is not None:
                 self._put_back(segment)
             raise SpoolFullError("the spool has reached its limit")
         if segment is None:
             segment = self._create()
             free -= segment.start
-        segment.limit = min(self._limits.segment, segment.end + free)
+        segment.limit = min(self._max_segment, segment.end + free)
         return segment
 
     def _create(self) -> _Segment:

@@ -13,13 +13,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 from weakref import WeakSet
 
 from agentexec_otel.export.spool import ownership
 from agentexec_otel.export.spool.directory import SpoolDirectory, SpoolError, SpoolUnavailableError
-from agentexec_otel.export.spool.journal import Journal, Limits, Position
+from agentexec_otel.export.spool.journal import Journal, Position
 from agentexec_otel.export.spool.ownership import Orphan
 from agentexec_otel.export.spool.segment import CORRUPT, ForeignSegmentError, split_name
 
@@ -67,13 +68,13 @@ class Spool:
         if os.name != "posix":
             raise SpoolUnavailableError("the spool needs a POSIX system")
         self.durability: Durability = durability
-        self._limits = Limits(max_bytes, reserve_bytes, segment_bytes)
-        self._clock = clock
         self._identity = hashlib.sha256(identity.encode()).hexdigest()
         self._directory = SpoolDirectory(Path(directory).absolute(), self._identity[:16])
         self.path = self._directory.path
         self._foreign: set[str] = set()
-        self._journal = Journal(self._directory, self._identity, self._limits, clock)
+        limits = max_bytes, reserve_bytes, segment_bytes
+        self._new_journal = partial(Journal, self._directory, self._identity, limits, clock)
+        self._journal = self._new_journal()
         self._journals = {self._journal.pid: self._journal}
         _spools.add(self)
 
@@ -157,6 +158,12 @@ class Spool:
 
     # -- fork ---------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def after_fork_in_child() -> None:
+        """Begin without segments in every spool. Forks by C code call no hook: they are noticed at the next use."""
+        for spool in list(_spools):
+            spool._current()
+
     def _current(self) -> Journal:
         """The journal of this process: a new one after a fork, without the parent's segments.
 
@@ -166,7 +173,7 @@ class Spool:
         pid = _getpid()
         if inherited.pid == pid:
             return inherited
-        fresh = Journal(self._directory, self._identity, self._limits, self._clock, inherited.numbers)
+        fresh = self._new_journal(inherited.numbers)
         self._journal = self._journals.setdefault(pid, fresh)
         if self._journals.pop(inherited.pid, None) is not None:
             inherited.abandon()
@@ -176,10 +183,5 @@ class Spool:
 _spools: WeakSet[Spool] = WeakSet()
 
 
-def _after_fork_in_child() -> None:  # forks by C code are noticed at the next use
-    for spool in list(_spools):
-        spool._current()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(after_in_child=Spool.after_fork_in_child)
