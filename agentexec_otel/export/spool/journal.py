@@ -43,7 +43,6 @@ _DISK_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 # A lack of descriptors passes as well: the spool is not given up for it.
 _NO_ROOM: Final = _DISK_FULL | {errno.EFBIG, errno.EMFILE, errno.ENFILE}
 
-_write = os.write
 _fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has none
 
 
@@ -131,7 +130,7 @@ class Journal:
                 if segment is None or segment.end + size > segment.limit:
                     segment = self._admit(segment, size, vital)
                 try:
-                    if _write(segment.fd, record) != size:
+                    if os.write(segment.fd, record) != size:
                         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
                 except OSError as exc:
                     self._cut_back(segment, exc)
@@ -144,10 +143,7 @@ class Journal:
                 raise
             segment.end += size
             segment.count += 1
-            if self._live is None:  # `_put_back`, without the call
-                self._live = segment
-            else:
-                segment.retired = True
+            self._put_back(segment)
             return segment.base + segment.end
 
     def _put_back(self, segment: _Segment) -> None:

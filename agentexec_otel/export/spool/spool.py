@@ -28,8 +28,6 @@ _logger = logging.getLogger("agentexec_otel.export")
 
 Durability: TypeAlias = Literal["process", "disk"]
 
-_getpid = os.getpid  # looked up on every append
-
 
 class Spool:
     """Keeps records until they are acknowledged, or until `recover` in a later process delivers them.
@@ -91,7 +89,7 @@ class Spool:
             ValueError: The payload is empty or too long.
         """
         journal = self._journal
-        if journal.pid != _getpid():
+        if journal.pid != os.getpid():
             journal = self._current()
         return journal.append(payload, vital)
 
@@ -170,7 +168,7 @@ class Spool:
         Takes no lock: after a fork the thread that held it may not exist.
         """
         inherited = self._journal
-        pid = _getpid()
+        pid = os.getpid()
         if inherited.pid == pid:
             return inherited
         fresh = self._new_journal(inherited.numbers)
