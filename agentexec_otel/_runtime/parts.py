@@ -17,7 +17,7 @@ from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtra
 from agentexec_otel._model.text import describe
 from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export import ActivityExporter
-from agentexec_otel.export._spool import Spool, SpoolUnavailableError, default_directory
+from agentexec_otel.export.spool import Spool, SpoolUnavailableError, default_directory
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Engine

@@ -1,9 +1,9 @@
-"""What was emitted and is not stored yet: in memory up to a bound, beyond it in the spool alone; never out of order.
+"""What was emitted and is not stored yet, in order.
 
-Every event is appended to the spool first, where there is one. While memory has room it is also queued; beyond that
-the writer reads it back from the spool once it has worked the queue off. Where there is no spool, or it is full,
-progress is coalesced to the latest line of each activity, and a line in the history says how many were dropped.
-Life-cycle events are never dropped.
+Every event is appended to the spool first, if there is one. While the queue has room, the event is queued as well;
+after that, the writer reads it back from the spool. If the spool is full or missing, events are held in memory after
+all others, until the writer has taken those: life-cycle events without a bound, and of progress only the latest line
+of each activity, with a line in the history that says how many were dropped.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from uuid import UUID
 
@@ -21,14 +20,14 @@ from agentexec_otel._model.codec import MalformedEventError, decode, encode
 from agentexec_otel._model.event import RUNNING, ActivityEvent
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel.export._delivery import Entry
-from agentexec_otel.export._spool import Position, Spool, SpoolError, SpoolFullError
+from agentexec_otel.export.spool import Position, Spool, SpoolError, SpoolFullError
 
 _logger = logging.getLogger("agentexec_otel.export")
 
 
 @dataclass(slots=True)
 class Job:
-    """Something the writer does between batches, or tells that it will not; `None` in the queue ends the writer."""
+    """Something the writer does between batches, or reports that it will not; `None` in the queue ends the writer."""
 
     run: Callable[[], object]
     give_up: Callable[[], object] = lambda: None
@@ -36,11 +35,19 @@ class Job:
 
 @dataclass(slots=True)
 class Intake:
-    """How many events came in, and how many of them went nowhere."""
+    """Number of events that came in, and of those that were dropped."""
 
     emitted: int = 0
     dropped: int = 0
     coalesced: int = 0
+
+
+@dataclass(slots=True)
+class _Held:
+    """An event that had no room elsewhere, and the number of progress lines that it replaced."""
+
+    entry: Entry
+    dropped: int = 0
 
 
 class Backlog:
@@ -48,7 +55,7 @@ class Backlog:
 
     Args:
         spool: None keeps everything in memory.
-        max_events: How many events may wait in memory.
+        max_events: Number of events that the queue in memory holds.
     """
 
     def __init__(self, spool: Spool | None, max_events: int) -> None:
@@ -56,52 +63,51 @@ class Backlog:
         self.intake = Intake()
         self._max = max_events
         self._queue: SimpleQueue[Entry | Job | None] = SimpleQueue()
+        # Guards what is below, and the order of appends to the spool. Held while the spool writes or reads a record.
         # Reentrant: a signal handler may report an activity while the same thread is in here.
         self._lock = threading.RLock()
-        # The last record that is, or was, in memory; and where reading back goes on, while the spool alone has some.
-        self._queued_to: Position = 0
-        self._resume: Position | None = None
         self._jobs = 0
+        # Number of events that the spool alone has. Their positions are after the first of these two, up to the second.
         self._spilled = 0
+        self._queued_to: Position = 0
+        self._spilled_to: Position = 0
         self._awaited: dict[Position, Entry] = {}
-        self._latest: dict[UUID, tuple[Entry, int]] = {}
-        # What may not be dropped, in memory behind lines of the same activity that the spool alone has.
-        self._behind: dict[UUID, list[Entry]] = {}
+        self._held: list[_Held] = []
+        # The progress line in `_held` that the next one of its activity replaces.
+        self._latest: dict[UUID, _Held] = {}
 
     # -- producers ------------------------------------------------------------------------------------------
 
     def put(self, entry: Entry) -> bool:
-        """Take an event; False where it had to be dropped."""
+        """Take an event. False if it had to be dropped."""
         with self._lock:
             self.intake.emitted += 1
-            if self._behind and entry.event.agent_id in self._behind:
-                return self._squeeze(entry)
-            if self._latest and entry.event.agent_id in self._latest and not self._unsqueeze(entry.event):
-                return self._squeeze(entry)
-            entry.position = self._spool(entry.event, not _is_progress(entry.event))
-            if self._resume is None and self._queue.qsize() < self._max:
+            progress = _is_progress(entry.event)
+            held = self._held
+            position = entry.position = None if held and progress else self._append(entry.event, not progress)
+            if not held and not self._spilled and self._queue.qsize() < self._max:
                 self._queue.put(entry)
-                if entry.position is not None and entry.position > self._queued_to:
-                    self._queued_to = entry.position
-                return True
-            if entry.position is not None:
-                self._spill(entry, entry.position)
-                return True
-            return self._squeeze(entry)
+                if position is not None and position > self._queued_to:
+                    self._queued_to = position
+            elif not held and position is not None:
+                self._spill(entry, position)
+            else:
+                return self._hold(entry, progress)
+            return True
 
-    def put_first(self, entry: Entry) -> None:
-        """Take the event that opens an activity, or an attempt: its producer waits for it, so it is not spooled."""
+    def put_unspooled(self, entry: Entry) -> None:
+        """Queue an event that opens an activity or an attempt. Its producer waits for it, so it is not spooled."""
         with self._lock:
             self.intake.emitted += 1
             self._queue.put(entry)
 
     def put_job(self, job: Job | None) -> None:
-        """Have the writer do something behind the events in memory; None ends it."""
+        """Have the writer do something after the events in memory. None ends it."""
         with self._lock:
             self._jobs += 1
         self._queue.put(job)
 
-    def _spool(self, event: ActivityEvent, vital: bool) -> Position | None:
+    def _append(self, event: ActivityEvent, vital: bool) -> Position | None:
         if self.spool is None:
             return None
         try:
@@ -113,92 +119,48 @@ class Backlog:
             return None
 
     def _degrade(self, exc: Exception) -> None:
-        if self.spool is not None and self._resume is None:
+        if self.spool is not None and not self._spilled:
             _logger.warning("activity events are kept in memory only from here on: %s", exc)
             self.spool = None
 
     def _spill(self, entry: Entry, position: Position) -> None:
-        if self._resume is None:
-            self._resume = self._queued_to
+        if not self._spilled:
             _logger.warning("more than %d activity events are waiting: the rest waits in the spool", self._max)
+        if position > self._spilled_to:
+            self._spilled_to = position
+        self._spilled += 1
         if entry.on_settled is not None:
             self._awaited[position] = entry
-        self._spilled += 1
 
-    def _unsqueeze(self, event: ActivityEvent) -> bool:
-        """Where the spool has room for `event`, what was squeezed of its activity goes there before it."""
-        vital = not _is_progress(event)
-        entry, dropped = self._latest.pop(event.agent_id)
-        if dropped:
-            gap = Entry(_gap(entry.event, dropped))
-            if not self._spilled_as(gap, vital):
-                self._latest[event.agent_id] = (entry, dropped)
-                return False
-            self.intake.emitted += 1
-        if not self._spilled_as(entry, vital):
-            self._latest[event.agent_id] = (entry, 0)
-            return False
-        return True
-
-    def _spilled_as(self, entry: Entry, vital: bool) -> bool:
-        entry.position = self._spool(entry.event, vital)
-        if entry.position is not None:
-            self._spill(entry, entry.position)
-        return entry.position is not None
-
-    def _squeeze(self, entry: Entry) -> bool:
-        event = entry.event
-        before = self._latest.pop(event.agent_id, None)
-        if not _is_progress(event):
-            vital = [*self._released(before), entry]
-            if self._resume is None and event.agent_id not in self._behind:
-                self._put_all(vital)
-            else:
-                self._behind.setdefault(event.agent_id, []).extend(vital)
+    def _hold(self, entry: Entry, progress: bool) -> bool:
+        agent_id = entry.event.agent_id
+        before = self._latest.get(agent_id) if progress else self._latest.pop(agent_id, None)
+        if not progress or (before is None and len(self._latest) < self._max):
+            held = _Held(entry)
+            self._held.append(held)
+            if progress:
+                self._latest[agent_id] = held
             return True
-        if before is None and len(self._latest) >= self._max:
-            self._count_dropped()
-            return False
-        if before is not None:
-            self.intake.coalesced += 1
-            self._count_dropped()
-        self._latest[event.agent_id] = (entry, 0 if before is None else before[1] + 1)
-        return True
-
-    def _count_dropped(self) -> None:
         self.intake.dropped += 1
         if self.intake.dropped == 1:
             _logger.warning("the queue of activity events is full: only the latest progress line of each is kept")
-
-    def _released(self, squeezed: tuple[Entry, int] | None) -> list[Entry]:
-        if squeezed is None:
-            return []
-        entry, dropped = squeezed
-        if not dropped:
-            return [entry]
-        self.intake.emitted += 1
-        return [Entry(_gap(entry.event, dropped)), entry]
-
-    def _put_all(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            self._queue.put(entry)
+        if before is not None:
+            self.intake.coalesced += 1
+            before.entry = entry
+            before.dropped += 1
+        return before is not None
 
     # -- the writer -----------------------------------------------------------------------------------------
 
     def take(self, most: int, timeout: float) -> list[Entry | Job | None]:
-        """Whatever is waiting, `most` items at the most; waits up to `timeout` seconds for the first one."""
-        items = self._queued(most)
-        if not items and self._resume is not None:
-            items.extend(self._read_back())
-        if not items and (self._behind or self._latest):
-            self._release_all()
-            items = self._queued(most)
-        if not items:
-            try:
-                items = [self._queue.get(timeout=timeout)]
-            except Empty:
-                return []
-            items += self._queued(most - 1)
+        """Return what is waiting, at most `most` items. Waits up to `timeout` seconds for the first one."""
+        if self._spilled or self._held:
+            self._refill()
+        try:
+            items = [self._queue.get(timeout=timeout)]
+        except Empty:
+            return []
+        items += self._queued(most - 1)
         jobs = sum(not isinstance(item, Entry) for item in items)
         if jobs:
             with self._lock:
@@ -206,9 +168,9 @@ class Backlog:
         return items
 
     def drain(self) -> list[Entry | Job | None]:
-        """All that waits in memory, at the end."""
-        self._release_all()
+        """Return everything that waits in memory, when the writer ends."""
         with self._lock:
+            self._release()
             self._jobs = 0
         return self._queued(sys.maxsize)
 
@@ -221,43 +183,51 @@ class Backlog:
             pass
         return items
 
-    def _read_back(self) -> list[Entry]:
+    def _refill(self) -> None:
+        """If the queue is empty, move into it what is next."""
         with self._lock:
-            records = self.spool.read(self._resume or 0) if self.spool is not None else []
-            if not records:
-                self._resume = None
-                self._spilled = 0
-                return []
-            self._resume = self._queued_to = records[-1][0]
-            self._spilled -= len(records)
-            entries = [self._awaited.pop(position, None) or self._decoded(position, raw) for position, raw in records]
-        return [entry for entry in entries if entry is not None]
+            if self._queue.empty() and not self._read_back():
+                self._release()
 
-    def _decoded(self, position: Position, raw: bytes) -> Entry | None:
+    def _read_back(self) -> bool:
+        if not self._spilled:
+            return False
+        # What was appended after the spilled records is in memory.
+        read = self.spool.read(self._queued_to) if self.spool is not None else []
+        records = [(position, payload) for position, payload in read if position <= self._spilled_to]
+        self._queued_to = records[-1][0] if records else self._spilled_to
+        self._spilled = max(0, self._spilled - len(records)) if records else 0
+        for position, payload in records:
+            entry = self._awaited.pop(position, None) or self._decoded(position, payload)
+            if entry is not None:
+                self._queue.put(entry)
+        return bool(records)
+
+    def _decoded(self, position: Position, payload: bytes) -> Entry | None:
         try:
-            return Entry(decode(raw), position=position)
+            return Entry(decode(payload), position=position)
         except MalformedEventError:
             self.intake.dropped += 1
-            self.done([position])
+            self.ack([position])
             return None
 
-    def _release_all(self) -> None:
-        with self._lock:
-            for entries in self._behind.values():
-                self._put_all(entries)
-            self._behind.clear()
-            squeezed = list(self._latest.values())
-            self._latest.clear()
-            for one in squeezed:
-                self._put_all(self._released(one))
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        self._latest.clear()
+        for one in held:
+            if one.dropped:
+                self.intake.emitted += 1
+                self._queue.put(Entry(_gap(one.entry.event, one.dropped)))
+            self._queue.put(one.entry)
+            self._queued_to = max(self._queued_to, one.entry.position or 0)
 
-    def done(self, positions: Iterable[Position]) -> None:
-        """These are settled; the spool need not keep them."""
+    def ack(self, positions: Iterable[Position]) -> None:
+        """Acknowledge events: the spool need not keep them."""
         if self.spool is not None:
             self.spool.ack(positions)
 
     def sync(self) -> None:
-        """Have the spool on disk, where it is kept there; one whose disk fails is given up."""
+        """Bring the spool to the disk, if it is kept there. Give it up if its disk fails."""
         if self.spool is not None:
             try:
                 self.spool.sync()
@@ -266,23 +236,18 @@ class Backlog:
 
     @property
     def waiting(self) -> int:
-        """Events in memory, in the spool alone, and squeezed."""
-        behind = sum(map(len, list(self._behind.values())))
-        return max(0, self._queue.qsize() - self._jobs) + self._spilled + len(self._latest) + behind
+        """Number of events in memory and in the spool alone."""
+        return max(0, self._queue.qsize() - self._jobs) + self._spilled + len(self._held)
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits anywhere."""
-        return self._queue.empty() and not self.beyond
+        return self._queue.empty() and not self.is_overflowing
 
     @property
-    def beyond(self) -> bool:
+    def is_overflowing(self) -> bool:
         """Whether something waits that had no room in the queue."""
-        return self._resume is not None or bool(self._latest) or bool(self._behind)
-
-    def counts(self) -> dict[str, int]:
-        """The intake counters as plain values."""
-        return asdict(self.intake)
+        return bool(self._spilled or self._held)
 
 
 def _is_progress(event: ActivityEvent) -> bool:
@@ -292,5 +257,4 @@ def _is_progress(event: ActivityEvent) -> bool:
 
 def _gap(event: ActivityEvent, dropped: int) -> ActivityEvent:
     text = f"{dropped} progress {'line was' if dropped == 1 else 'lines were'} dropped here: the queue was full."
-    occurred_at_ns = min(event.occurred_at_ns, time.time_ns())
-    return event._replace(event_id=uuid7(), message=text, percentage=None, occurred_at_ns=occurred_at_ns)
+    return event._replace(event_id=uuid7(), message=text, percentage=None)

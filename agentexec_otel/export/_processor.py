@@ -28,7 +28,7 @@ from agentexec_otel.export._dead_letters import DeadLetters
 from agentexec_otel.export._delivery import ClosingError, Delivery, Entry, Settled, Storing
 from agentexec_otel.export._protocol import ActivityExporter
 from agentexec_otel.export._replay import Replay
-from agentexec_otel.export._spool import Spool
+from agentexec_otel.export.spool import Spool
 
 _logger = logging.getLogger("agentexec_otel.export")
 _T = TypeVar("_T")
@@ -110,7 +110,7 @@ class ActivityProcessor:
         if self._closed:
             future.set_result(Reject("the writer has been shut down"))
         else:
-            self._ready().put_first(Entry(event, future.set_result, lambda exc: None))
+            self._ready().put_unspooled(Entry(event, future.set_result, lambda exc: None))
             self._nudge.set()
         return future
 
@@ -148,7 +148,7 @@ class ActivityProcessor:
         if self._closed:
             raise ActivityNotStoredError(f"the activity {event.agent_id} could not be stored: ax.shutdown() was called")
         storing = Storing(event, self.emit)
-        self._ready().put_first(storing.entry)
+        self._ready().put_unspooled(storing.entry)
         self._nudge.set()
         return storing
 
@@ -219,16 +219,15 @@ class ActivityProcessor:
         + ``withdrawn`` + ``pending``, whenever nothing moves.
         """
         spool = self._backlog.spool
-        stats = spool.stats() if spool is not None else None
         return {
             "exporter": type(self.exporter).__name__,
             "durability": spool.durability if spool is not None else "memory",
             "pending": self.pending,
-            "spool_bytes": stats.bytes if stats is not None else 0,
+            "spool_bytes": spool.size() if spool is not None else 0,
             "outage_seconds": self._delivery.outage_seconds,
             "last_error": self.last_error,
             "retried": self._delivery.retries,
-            **self._backlog.counts(),
+            **asdict(self._backlog.intake),
             **asdict(self.settled),
         }
 
@@ -262,7 +261,7 @@ class ActivityProcessor:
 
     def start_if_needed(self) -> None:
         """Start the writer now, not with the first event, where dead processes have left something to replay."""
-        if self._spool is not None and self._spool.stats().bytes:
+        if self._spool is not None and self._spool.size():
             self.start()
 
     def replay(self, timeout: float) -> int:
@@ -294,7 +293,7 @@ class ActivityProcessor:
 
     def _flush(self, timeout: float) -> tuple[bool, bool]:
         # Asked here, on the writer's thread: whatever was queued before is settled by now, and nothing is in flight.
-        return bool(self.exporter.force_flush(timeout)), not self._backlog.beyond
+        return bool(self.exporter.force_flush(timeout)), not self._backlog.is_overflowing
 
     def shutdown(self, timeout: float = 5.0) -> bool:
         """Flush within `timeout` seconds and stop. Idempotent. False where events were left unstored."""
@@ -343,7 +342,7 @@ class ActivityProcessor:
             stopping = False
             while not stopping:
                 try:
-                    wait = 0.0 if self._replay.busy else HOUSEKEEPING_INTERVAL
+                    wait = 0.0 if self._replay.pending else HOUSEKEEPING_INTERVAL
                     items = self._backlog.take(self._max_batch_size, wait)
                     self._work(items)
                     stopping = self._done_for(None in items)
@@ -402,11 +401,11 @@ class ActivityProcessor:
     def _done(self) -> None:
         positions, self._positions = self._positions, []
         if positions:
-            self._backlog.done(positions)
+            self._backlog.ack(positions)
         self._backlog.sync()
 
     def _housekeep(self) -> None:
-        for chunk in self._replay.next_chunk():
+        if chunk := self._replay.next_chunk():
             self.settled.replayed += len(chunk)
             self._in_flight += len(chunk)
             self._deliver(chunk, replay=True)

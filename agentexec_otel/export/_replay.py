@@ -1,14 +1,16 @@
-"""What dead processes left in the spool, delivered by a living one: at its start, and every minute."""
+"""Delivers what dead processes left in the spool: when the writer starts, and every minute."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
 
 from agentexec_otel._model.codec import MalformedEventError, decode
 from agentexec_otel.export._delivery import Entry
-from agentexec_otel.export._spool import Orphan, Spool
+from agentexec_otel.export.spool import Orphan, Spool
 
 _logger = logging.getLogger("agentexec_otel.export")
 
@@ -17,9 +19,9 @@ CHUNK = 500
 
 
 class Replay:
-    """Yields the orphans' events a chunk at a time, so that live events need not wait for a long past.
+    """Reads the events of orphans a chunk at a time, so that live events need not wait for a long past.
 
-    An orphan is removed once the chunk behind its last one is asked for: everything before it is settled then.
+    An orphan is removed when the chunk after its last one is asked for: the caller has stored the earlier ones by then.
     """
 
     def __init__(self, spool: Spool | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,62 +29,47 @@ class Replay:
         self._clock = clock
         self._due = float("-inf")
         self._chunks: Iterator[list[Entry]] | None = None
-        self.unreadable = 0
 
-    def next_chunk(self) -> Iterator[list[Entry]]:
-        """The next chunk, if there is one and it is time."""
-        if self._spool is None:
-            return
-        if self._chunks is None and self._clock() >= self._due:
-            self._chunks = self._all(self._spool)
-        if self._chunks is not None:
-            chunk = next(self._chunks, None)
-            if chunk is not None:
-                yield chunk
-                return
+    def next_chunk(self) -> list[Entry]:
+        """Return the next chunk. Empty if there is none, or if the next look at the spool is not due."""
+        if not self.pending:
+            return []
+        self._chunks = self._chunks or self._read()
+        chunk = next(self._chunks, None)
+        if chunk is None:
             self._chunks = None
             self._due = self._clock() + INTERVAL
+        return chunk or []
 
     def now(self) -> None:
         """Look for orphans at the next call."""
         self._due = float("-inf")
 
     @property
-    def busy(self) -> bool:
-        """Whether the next chunk is at hand."""
-        return self._chunks is not None
-
-    @property
     def pending(self) -> bool:
         """Whether there may be something to replay right now."""
-        return self._spool is not None and (self.busy or self._clock() >= self._due)
+        return self._spool is not None and (self._chunks is not None or self._clock() >= self._due)
 
-    def _all(self, spool: Spool) -> Iterator[list[Entry]]:
+    def _read(self) -> Iterator[list[Entry]]:
         events = files = 0
-        for orphan in spool.recover():
-            with orphan:
+        for orphan in self._spool.recover() if self._spool is not None else ():
+            with closing(orphan):
                 files += 1
-                for chunk in self._chunks_of(orphan):
+                entries = _entries(orphan)
+                while chunk := list(islice(entries, CHUNK)):
                     events += len(chunk)
                     yield chunk
                 orphan.done()
         if events:
             _logger.warning("%d activity events were recovered from %d files that dead processes left", events, files)
 
-    def _chunks_of(self, orphan: Orphan) -> Iterator[list[Entry]]:
-        chunk: list[Entry] = []
-        unreadable = 0
-        for payload in orphan:
-            try:
-                chunk.append(Entry(decode(payload)))
-            except MalformedEventError:
-                unreadable += 1
-                continue
-            if len(chunk) >= CHUNK:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
-        self.unreadable += unreadable
-        if unreadable:
-            _logger.error("%d records of a dead process hold no activity event and are skipped", unreadable)
+
+def _entries(orphan: Orphan) -> Iterator[Entry]:
+    unreadable = 0
+    for payload in orphan:
+        try:
+            yield Entry(decode(payload))
+        except MalformedEventError:
+            unreadable += 1
+    if unreadable:
+        _logger.error("%d records of a dead process hold no activity event and are skipped", unreadable)

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentexec_otel.export._ownership import let_go
-from agentexec_otel.export._spool import Position, Spool, SpoolFullError
+from agentexec_otel.export.spool import Position, Spool, SpoolFullError
+from agentexec_otel.export.spool.ownership import let_go
 
 FileSpans = list[tuple[int, int, bytes]]
 
@@ -73,6 +73,11 @@ def read_all(spool: Spool, after: Position = 0, limit: int = 1_000) -> list[tupl
         found += batch
         after = batch[-1][0]
     return found
+
+
+def pending(spool: Spool) -> int:
+    """Number of records that are not acknowledged."""
+    return len(read_all(spool))
 
 
 def crash(spool: Spool) -> None:

@@ -19,9 +19,10 @@ from agentexec_otel._model.event import ActivityEvent, Opening, SpanRef, Status
 from agentexec_otel.export import Ack, ActivityProcessor, ExportResult, Reject, Retry
 from agentexec_otel.export._backlog import Backlog
 from agentexec_otel.export._delivery import Entry
-from agentexec_otel.export._spool import Spool
+from agentexec_otel.export.spool import Spool
 from tests.sql.recorder import Recorder
 from tests.sql.rows import event, eventually, opening
+from tests.unit.spool_kit import pending
 
 SPAN = SpanRef("1" * 32, "2" * 16, sampled=True)  # what marks the line that starts an activity
 
@@ -191,28 +192,32 @@ def test_full_spool_keeps_the_order(tmp_path: Path) -> None:
     assert processor.shutdown(1.0)
 
 
-class Interrupted(Backlog):
-    """A producer comes just as the writer has read the spool to its end."""
+@pytest.mark.parametrize("reserve", [0, 5_000])
+def test_order_behind_a_full_spool(tmp_path: Path, reserve: int) -> None:
+    """Whenever a life-cycle event comes while the writer catches up, it is taken once, after its activity's lines.
 
-    late: Entry
-
-    def _release_all(self) -> None:
-        self.put(self.late)
-        super()._release_all()
-
-
-def test_order_behind_a_full_spool(tmp_path: Path) -> None:
-    """What comes while the writer turns from the spool to what had no room there comes behind that."""
-    backlog = Interrupted(Spool(tmp_path, identity="db", max_bytes=20_000), 16)
-    agent_id = uuid4()
-    backlog.late = Entry(event(agent_id, Status.QUEUED, "again"))
-    for number in range(200):
-        backlog.put(Entry(event(agent_id, message=f"line {number}")))
-    backlog.put(Entry(event(agent_id, Status.ERROR, "failed")))
-    taken: list[str] = []
-    while not backlog.idle:
-        taken += [one.event.message for one in backlog.take(16, 0.0) if isinstance(one, Entry)]
-    assert taken[-3:] == ["line 199", "failed", "again"]
+    With a reserve it is in the spool as well, and is acknowledged there.
+    """
+    for rounds in range(12):
+        spool = Spool(tmp_path / str(rounds), identity="db", max_bytes=20_000, reserve_bytes=reserve)
+        backlog = Backlog(spool, 16)
+        agent_id = uuid4()
+        for number in range(200):
+            backlog.put(Entry(event(agent_id, message=f"line {number}")))
+        backlog.put(Entry(event(agent_id, Status.ERROR, "failed")))
+        taken: list[Entry] = []
+        for turn in range(100):
+            if turn == rounds:
+                backlog.put(Entry(event(agent_id, Status.QUEUED, "again")))
+                backlog.put(Entry(event(agent_id, message="working")))
+            taken += [one for one in backlog.take(16, 0.0) if isinstance(one, Entry)]
+        assert backlog.idle
+        texts = [one.event.message for one in taken]
+        assert texts[-4:] == ["line 199", "failed", "again", "working"]
+        assert len(set(texts)) == len(texts)
+        backlog.ack([one.position for one in taken if one.position is not None])
+        assert pending(spool) == 0
+        spool.close()
 
 
 def test_spool_outlasts_a_lack_of_descriptors(tmp_path: Path) -> None:

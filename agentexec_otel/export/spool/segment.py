@@ -1,12 +1,12 @@
-"""The format of a spool segment, and whose it is.
+"""The format of a spool segment, and the process that owns it.
 
 A file is a header and records::
 
     magic 8s | format version u16 | length u16 | crc32 u32 | JSON object     (the same outer layout in every version)
     length u32 | crc32 u32 | payload                                         (any number of times)
 
-Numbers are little-endian. The header's checksum covers everything but itself, so that a damaged header is told from
-another version's. A record is at least one byte long: a tail of zeros, which a power failure may leave, is no record.
+Numbers are little-endian. The checksum of the header covers everything but itself, which distinguishes a damaged header
+from one of another version. A record has at least one byte: a tail of zeros, which a power failure may leave, is none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final
 from zlib import crc32
 
 FORMAT: Final = 1
@@ -31,7 +31,7 @@ MAX_RECORD: Final = 1 << 20
 
 LIVE: Final = ".seg"
 LEFT: Final = ".left"
-"""Handed over by a process that closed its spool and may live on."""
+"""Suffix of a segment whose process has closed the spool and may still run."""
 CORRUPT: Final = ".corrupt"
 
 _HEADER: Final = struct.Struct("<8sHHI")
@@ -41,15 +41,14 @@ _NAME = re.compile(r"([\w.-]+-\d+-\d+-[0-9a-f]{8})-(\d{6,12})(\.seg|\.left|\.cor
 
 RECORD_HEAD: Final = _RECORD.size
 pack_record = _RECORD.pack
-unpack_record = _RECORD.unpack
 
 
 class DamagedSegmentError(Exception):
-    """The bytes are not what was written."""
+    """The bytes are not those that were written."""
 
 
 class ForeignSegmentError(Exception):
-    """A sound segment, but not one for us to replay; the message says why."""
+    """A sound segment that must not be replayed here. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +56,30 @@ class Owner:
     """The process that writes a segment.
 
     Attributes:
-        started: When the process started: clock ticks since boot on Linux. Tells a recycled pid.
-        place: The boot and pid namespace in which `pid` means anything; empty where that cannot be told.
+        started: Start time of the process, in clock ticks since boot on Linux. Detects a recycled pid.
+        place: The boot and pid namespace in which `pid` is valid. Empty if unknown.
     """
 
-    host: str
     pid: int
     started: int
     place: str
 
     def is_running(self) -> bool:
-        """Whether this very process runs, as far as can be told from here: False where it cannot."""
+        """Whether this very process runs. False if that cannot be determined from here."""
         return self.place != "" and self.place == _place() and _started(self.pid) == self.started
 
 
 def this_process() -> Owner:
-    """The calling process as an owner."""
+    """Describe the calling process."""
     pid = os.getpid()
-    return Owner(socket.gethostname()[:200], pid, _started(pid) or _IMPORTED_AT, _place())
+    return Owner(pid, _started(pid) or _IMPORTED_AT, _place())
 
 
 _IMPORTED_AT: Final = time.time_ns()
 
 
 def _started(pid: int) -> int | None:
-    """Field 22 of /proc/pid/stat, behind the name, which may hold anything. None: no such process, or a zombie."""
+    """Field 22 of /proc/pid/stat, after the name, which may contain anything. None if there is no such process."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return None if state in b"ZXx" else int(rest[18])
@@ -102,13 +100,13 @@ def _place() -> str:
 
 
 def segment_stem(owner: Owner, rand: str, number: int) -> str:
-    """A segment's file name without its suffix. Those of one owner sort by age."""
-    host = re.sub(r"[^\w.-]", "_", owner.host, flags=re.ASCII)[:64] or "_"
+    """File name of a segment without its suffix. The names of one owner sort by age."""
+    host = re.sub(r"[^\w.-]", "_", socket.gethostname(), flags=re.ASCII)[:64] or "_"
     return f"{host}-{owner.pid}-{owner.started}-{rand}-{number:06d}"
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Stem and suffix of a segment's file name, or None where the file is none of ours."""
+    """Stem and suffix of the file name of a segment, or None if it is another file."""
     match = _NAME(name)
     return None if match is None else (f"{match[1]}-{match[2]}", match[3])
 
@@ -117,18 +115,18 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def header(identity: str, owner: Owner) -> bytes:
-    """A segment's first bytes."""
+    """The first bytes of a segment."""
     body = json.dumps({"identity": identity, **asdict(owner)}).encode()
     start = _HEADER.pack(MAGIC, FORMAT, len(body), 0)[:_CHECKED]
     return start + struct.pack("<I", crc32(body, crc32(start))) + body
 
 
 def read_header(stream: BinaryIO, identity: str) -> Owner:
-    """The owner of the segment whose beginning is read.
+    """Read the header of a segment.
 
     Raises:
-        DamagedSegmentError: not a header.
-        ForeignSegmentError: of another format version or another identity.
+        DamagedSegmentError: Not a header.
+        ForeignSegmentError: Another format version or another identity.
     """
     start = stream.read(_HEADER.size)
     if len(start) < _HEADER.size or not start.startswith(MAGIC):
@@ -139,31 +137,26 @@ def read_header(stream: BinaryIO, identity: str) -> Owner:
         raise DamagedSegmentError
     if version != FORMAT:
         raise ForeignSegmentError(f"is of spool format {version}, this version writes {FORMAT}")
-    fields = _fields(body)
-    if fields.get("identity") != identity:
-        raise ForeignSegmentError("belongs to another database or table prefix")
-    host, pid, started, place = (fields.get(name) for name in ("host", "pid", "started", "place"))
-    if not isinstance(host, str) or not isinstance(pid, int) or not isinstance(started, int):
-        raise DamagedSegmentError
-    return Owner(host, pid, started, place if isinstance(place, str) else "")
-
-
-def _fields(body: bytes) -> dict[str, object]:
     try:
-        fields: object = json.loads(body)
-    except (ValueError, RecursionError):
+        fields: Any = json.loads(body)
+        values = [fields[name] for name in ("identity", "pid", "started", "place")]
+    except (ValueError, RecursionError, TypeError, KeyError):
         raise DamagedSegmentError from None
-    return cast("dict[str, object]", fields) if isinstance(fields, dict) else {}
+    if values[0] != identity:
+        raise ForeignSegmentError("belongs to another database or table prefix")
+    if [type(value) for value in values[1:]] != [int, int, str]:
+        raise DamagedSegmentError
+    return Owner(*values[1:])
 
 
 # -- records ----------------------------------------------------------------------------------------------------
 
 
 def records(stream: BinaryIO) -> Iterator[bytes]:
-    """The payloads from here to the end.
+    """Yield the payloads up to the end of the file.
 
     Raises:
-        DamagedSegmentError: at the first byte that is not a sound record's.
+        DamagedSegmentError: At the first byte that is not part of a sound record.
     """
     while start := stream.read(_RECORD.size):
         if len(start) < _RECORD.size:

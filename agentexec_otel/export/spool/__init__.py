@@ -1,0 +1,17 @@
+"""The crash-safe local spool of one exporter."""
+
+from agentexec_otel.export.spool.directory import SpoolError, SpoolFullError, SpoolUnavailableError, default_directory
+from agentexec_otel.export.spool.journal import Position
+from agentexec_otel.export.spool.ownership import Orphan
+from agentexec_otel.export.spool.spool import Durability, Spool
+
+__all__ = [
+    "Durability",
+    "Orphan",
+    "Position",
+    "Spool",
+    "SpoolError",
+    "SpoolFullError",
+    "SpoolUnavailableError",
+    "default_directory",
+]
