@@ -22,7 +22,8 @@ from sqlalchemy.orm import Session
 from taskiq import AckableMessage, AsyncBroker, BrokerMessage, TaskiqResult
 
 from agentexec_otel.activity.models import Activity, Status
-from agentexec_otel.tasks import _nats, _rabbitmq
+from agentexec_otel.tasks.taskiq import nats as our_nats
+from agentexec_otel.tasks.taskiq import rabbitmq as our_rabbitmq
 from tests.brokers import URLS, need, results_for
 from tests.chaos.processes import environment_with
 from tests.chaos.proxy import Proxy
@@ -380,11 +381,11 @@ except ax.TaskNotSentError as exc:
 async def test_nats_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is dead without a word is given up: the next message comes, and the next result is kept."""
     need("nats")
-    monkeypatch.setattr(_nats, "_PING_SECONDS", 1)
+    monkeypatch.setattr(our_nats, "PING_SECONDS", 1)
     queue = f"test_{uuid4().hex}"
     with Proxy(URLS["nats"]) as proxy:
-        worker = _nats.broker(proxy.url, queue, 1).with_result_backend(_nats.results(proxy.url, queue))
-        client = _nats.broker(URLS["nats"], queue, 1)
+        worker = our_nats.broker(proxy.url, queue, 1).with_result_backend(our_nats.results(proxy.url, queue))
+        client = our_nats.broker(URLS["nats"], queue, 1)
         try:
             await worker.startup()
             await client.startup()
@@ -410,12 +411,12 @@ async def test_nats_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_rabbitmq_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is dead without a word is given up after some heartbeats, and what was not done comes again."""
     need("rabbitmq")
-    monkeypatch.setattr(_rabbitmq, "_HEARTBEAT", 1)
+    monkeypatch.setattr(our_rabbitmq, "HEARTBEAT", 1)
     queue = f"test_{uuid4().hex}"
     with Proxy(URLS["rabbitmq"]) as proxy:
-        worker = _rabbitmq.broker(proxy.url, queue, 1)
+        worker = our_rabbitmq.broker(proxy.url, queue, 1)
         worker.is_worker_process = True
-        client = _rabbitmq.broker(URLS["rabbitmq"], queue, 1)
+        client = our_rabbitmq.broker(URLS["rabbitmq"], queue, 1)
         try:
             await worker.startup()
             await client.startup()
@@ -445,7 +446,7 @@ async def test_rabbitmq_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_heartbeat_of_rabbitmq(given: str, used: str) -> None:
     """The URL may name another one."""
-    assert _rabbitmq.with_heartbeat(given) == used
+    assert our_rabbitmq.with_heartbeat(given) == used
 
 
 async def _set_result(broker: AsyncBroker, result: TaskiqResult[Any]) -> None:

@@ -40,7 +40,6 @@ from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
-from agentexec_otel.tasks._middleware import _Delivery  # pyright: ignore[reportPrivateUsage]
 from tests.brokers import REDIS, need
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
@@ -1068,7 +1067,7 @@ async def test_in_place_broker_keeps_nothing(database: Database) -> None:
     for _ in range(5):
         await add.kiq()
     gc.collect()
-    kept = [one for one in gc.get_objects() if type(one) is _Delivery and one.message.task_name == "in place"]
+    kept = [one for one in gc.get_objects() if type(one) is TaskiqMessage and one.task_name == "in place"]
     assert len(kept) <= 1, "the last one is current"
     await broker.shutdown()
 
@@ -1078,7 +1077,7 @@ async def test_watching_holds_nothing_up(
     watched: InMemoryBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a database, or any set-up, a task that is only watched runs all the same."""
-    monkeypatch.setattr("agentexec_otel.tasks._middleware.PATIENCE", 0.1)
+    monkeypatch.setattr("agentexec_otel.tasks.taskiq.middleware.PATIENCE", 0.1)
 
     @watched.task("app:add")
     async def add(one: int, other: int) -> int:
