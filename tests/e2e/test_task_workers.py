@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import nats
@@ -24,6 +25,7 @@ from taskiq import AckableMessage, AsyncBroker, BrokerMessage, TaskiqResult
 from agentexec_otel.activity.models import Activity, Status
 from agentexec_otel.tasks.taskiq import nats as our_nats
 from agentexec_otel.tasks.taskiq import rabbitmq as our_rabbitmq
+from agentexec_otel.tasks.taskiq import redis as our_redis
 from tests.brokers import URLS, need, results_for
 from tests.chaos.processes import environment_with
 from tests.chaos.proxy import Proxy
@@ -378,6 +380,59 @@ except ax.TaskNotSentError as exc:
     assert statuses(database) == {"ERROR": 1}
 
 
+@pytest.mark.parametrize("broker", ["redis", "nats"])
+async def test_stop_as_an_empty_answer_arrives(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is told to stop does, at whichever step of the client's work the cancellation comes."""
+    need(broker)
+    queue = f"test_{uuid4().hex}"
+    worker = (our_redis if broker == "redis" else our_nats).broker(URLS[broker], queue, 1)
+    await worker.startup()
+    loop = asyncio.get_running_loop()
+    feed_data = asyncio.StreamReader.feed_data
+
+    def cancel(after: int) -> None:
+        if after:
+            loop.call_soon(cancel, after - 1)
+        else:
+            message.cancel()
+
+    try:
+        for step in range(12):
+            messages = worker.listen()
+            message = asyncio.ensure_future(anext(messages))
+            await asyncio.sleep(0.05)
+
+            def feed(reader: asyncio.StreamReader, data: bytes, step: int = step) -> None:
+                monkeypatch.setattr(asyncio.StreamReader, "feed_data", feed_data)
+                feed_data(reader, data)
+                cancel(step)
+
+            monkeypatch.setattr(asyncio.StreamReader, "feed_data", feed)
+            await asyncio.wait([message], timeout=2.5)
+            assert message.cancelled(), f"{step} steps after the answer"
+    finally:
+        await _delete(queue)
+        await worker.shutdown()
+
+
+async def test_redis_connection_that_was_cut() -> None:
+    """The connections that a pool keeps are replaced unnoticed: the next task is sent, and the next result is kept."""
+    need("redis")
+    queue = f"test_{uuid4().hex}"
+    with Proxy(URLS["redis"]) as proxy:
+        client = our_redis.broker(proxy.url, queue, 1).with_result_backend(our_redis.results(proxy.url, queue))
+        await client.startup()
+        result: TaskiqResult[Any] = TaskiqResult(is_err=False, return_value=5, execution_time=0.0)
+        for _ in range(2):
+            await client.kick(BrokerMessage(task_id="1", task_name="x", message=b"{}", labels={}))
+            await client.result_backend.set_result("1", result)
+            proxy.cut()
+            await asyncio.sleep(0.2)
+        assert (await client.result_backend.get_result("1")).return_value == 5
+        await client.shutdown()
+    await _delete(queue)
+
+
 async def test_nats_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is dead without a word is given up: the next message comes, and the next result is kept."""
     need("nats")
@@ -458,6 +513,8 @@ async def _set_result(broker: AsyncBroker, result: TaskiqResult[Any]) -> None:
 
 
 async def _delete(queue: str) -> None:
+    with Redis(host=urlsplit(URLS["redis"]).hostname or "", db=7) as redis:
+        redis.delete(queue, f"{queue}:result:1")
     connect: Any = nats.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     client = await connect(URLS["nats"])
     for name in (queue, f"OBJ_{queue}_results"):
