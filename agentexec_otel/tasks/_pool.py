@@ -218,7 +218,7 @@ class Pool:
         Raises:
             ConfigurationError: this pool runs tasks in the process that enqueues them, or no module has the pool.
         """
-        from agentexec_otel.tasks._worker import run_workers
+        from agentexec_otel.tasks.worker import run_workers
 
         run_workers(self, workers)
 

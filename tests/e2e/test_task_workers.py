@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import nats
@@ -382,7 +381,7 @@ except ax.TaskNotSentError as exc:
 
 @pytest.mark.parametrize("broker", ["redis", "nats"])
 async def test_stop_as_an_empty_answer_arrives(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is told to stop does, at whichever step of the client's work the cancellation comes."""
+    """A worker that is told to stop does, even if the client loses the cancellation: each step after the answer."""
     need(broker)
     queue = f"test_{uuid4().hex}"
     worker = (our_redis if broker == "redis" else our_nats).broker(URLS[broker], queue, 1)
@@ -397,7 +396,7 @@ async def test_stop_as_an_empty_answer_arrives(broker: str, monkeypatch: pytest.
             message.cancel()
 
     try:
-        for step in range(12):
+        for step in range(1, 5):  # At 1 to 3 the clients lose a cancellation.
             messages = worker.listen()
             message = asyncio.ensure_future(anext(messages))
             await asyncio.sleep(0.05)
@@ -513,7 +512,8 @@ async def _set_result(broker: AsyncBroker, result: TaskiqResult[Any]) -> None:
 
 
 async def _delete(queue: str) -> None:
-    with Redis(host=urlsplit(URLS["redis"]).hostname or "", db=7) as redis:
+    from_url: Any = Redis.from_url  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    with from_url(URLS["redis"]) as redis:
         redis.delete(queue, f"{queue}:result:1")
     connect: Any = nats.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     client = await connect(URLS["nats"])

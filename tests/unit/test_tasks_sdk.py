@@ -19,6 +19,7 @@ from taskiq_redis import RedisStreamBroker
 from agentexec_otel.tasks import _sdk
 
 celery_signals: Any = signals
+nats_results: Any = NATSObjectStoreResultBackend
 
 
 async def task() -> None: ...
@@ -38,7 +39,7 @@ def celery_task() -> Any:
             "connection_pool queue_name consumer_group_name consumer_name idle_timeout block",
         ),
         (lambda: PullBasedJetStreamBroker("nats://host"), "client"),
-        (lambda: NATSObjectStoreResultBackend("nats://host"), "servers connect_options bucket_name"),
+        (lambda: nats_results("nats://host"), "servers connect_options bucket_name"),
         (celery_task, "before_start ignore_result store_errors_even_if_ignored backend request"),
         (lambda: celery_task().backend, "mark_as_revoked"),
         (lambda: celery_task().request, "headers is_eager delivery_info retries id"),
@@ -59,10 +60,10 @@ async def test_attribute_is_there(make: Callable[[], Any], attributes: str) -> N
         (PullBasedJetStreamBroker.listen, "consumer"),
         (PullBasedJetStreamBroker.startup, "client js"),
         (PullBasedJetStreamBroker.shutdown, "client"),
-        (NATSObjectStoreResultBackend.startup, "nats_client nats_jetstream object_store"),
-        (NATSObjectStoreResultBackend.set_result, "object_store"),
-        (NATSObjectStoreResultBackend.get_result, "object_store"),
-        (NATSObjectStoreResultBackend.shutdown, "nats_client"),
+        (nats_results.startup, "nats_client nats_jetstream object_store"),
+        (nats_results.set_result, "object_store"),
+        (nats_results.get_result, "object_store"),
+        (nats_results.shutdown, "nats_client"),
         (InMemoryBroker.kick, "find_task receiver _running_tasks"),
         (InMemoryBroker.shutdown, "executor"),
     ],

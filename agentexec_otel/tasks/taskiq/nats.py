@@ -72,13 +72,14 @@ class ExpiringResults(NATSObjectStoreResultBackend[Any]):
     async def startup(self) -> None:
         """Connect, and create the bucket if there is none."""
         async with asyncio.timeout(_CONNECT_SECONDS):
-            self.nats_client = await _connect(self.servers, **self.connect_options)
-        self.nats_jetstream = self.nats_client.jetstream()
+            client = await _connect(self.servers, **self.connect_options)
+        jetstream = client.jetstream()
         try:
-            self.object_store = await self.nats_jetstream.object_store(self.bucket_name)
+            bucket = await jetstream.object_store(self.bucket_name)
         except BucketNotFoundError:
             config = ObjectStoreConfig(ttl=CONF.result_seconds)
-            self.object_store = await self.nats_jetstream.create_object_store(self.bucket_name, config=config)
+            bucket = await jetstream.create_object_store(self.bucket_name, config=config)
+        self.nats_client, self.nats_jetstream, self.object_store = client, jetstream, bucket
 
 
 def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
