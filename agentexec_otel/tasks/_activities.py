@@ -231,14 +231,6 @@ class TaskRun(ActivityRun):
     ) -> None:
         self.detach()
 
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.detach()
-
     def _attach(self, live: LiveActivity) -> None:
         super()._attach(live)
         self._inside = context.get_current()

@@ -144,18 +144,17 @@ class Pool:
             UnknownTaskError: this pool has no such task.
             pydantic.ValidationError: the context is not what the task takes.
             ActivityNotStoredError: the activity could not be stored; nothing was sent.
-            TaskNotSentError: the broker, or one of its middlewares, does not accept the task. The activity has ended as
-                ERROR, reason ``enqueue``.
+            TaskNotSentError: the broker or a middleware does not accept the task; the activity is ERROR, ``enqueue``.
         """
         if task_name not in self._tasks:
             raise UnknownTaskError(task_name, self._tasks)
         definition, task = self._tasks[task_name]
         packed = definition.pack(context)
         new_id = await _activities.create_stored(task_name, message, agent_id, metadata=metadata)
-        kicker = task.kicker().with_task_id(str(new_id)).with_labels(**labels_of(new_id))
         try:
             async with asyncio.timeout(CONF.create_timeout):
                 await self._start_for(new_id)
+                kicker = task.kicker().with_task_id(str(new_id)).with_labels(**labels_of(new_id))
                 await kicker.kiq(agent_id=str(new_id), context=packed)
         except (SendTaskError, _NotStartedError) as exc:  # Its activity has been ended.
             cause = exc.__cause__ or exc

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import multiprocessing
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -107,11 +106,8 @@ def _work(place: str, args: WorkerArgs) -> None:
     try:
         _sdk.listen(pool.broker, args)
     except Exception as exc:  # Each broker has its own exceptions.
-        _logger.error(
-            "the broker is away, or refuses us (%s): the worker tries again in %g s",
-            type(exc).__name__,
-            _RESTART_SECONDS,
-        )
+        text = "the broker is away, or refuses us (%s): the worker tries again in %g s"
+        _logger.error(text, type(exc).__name__, _RESTART_SECONDS)
         _logger.debug("how it went away", exc_info=True)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
@@ -122,17 +118,10 @@ def _work(place: str, args: WorkerArgs) -> None:
 async def _wake_on_signals(state: TaskiqState) -> None:
     """Wake the event loop on a signal: taskiq's handlers set an event, which a sleeping loop does not notice."""
     loop = asyncio.get_running_loop()
-    woken, waker = socket.socketpair()
-    for end in (woken, waker):
-        end.setblocking(False)
-
-    def wake() -> None:
-        if _STOP_SIGNALS.intersection(woken.recv(64)):
-            _stop_waiting(loop)
-
-    loop.add_reader(woken, wake)
-    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    state.waker = waker  # Keeps the socket open.
+    for signum in _STOP_SIGNALS:
+        handler = signal.getsignal(signum)
+        loop.add_signal_handler(signum, _stop_waiting, loop)
+        signal.signal(signum, handler)  # Runs beside ours, also while the loop is blocked.
 
 
 def _stop_waiting(loop: asyncio.AbstractEventLoop) -> None:
