@@ -10,7 +10,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command; what goes wrong is one line on stderr, and the exit code 1."""
+    """Run the command. An error is one line on stderr, and the exit code 1."""
     try:
         from agentexec_otel.cli._app import run
     except ModuleNotFoundError as exc:

@@ -50,7 +50,7 @@ def worker(
 ) -> None:
     """Run the tasks of a pool in worker processes. Ctrl-C and SIGTERM let those at work finish."""
     try:
-        from agentexec_otel.tasks._worker import load_pool, run_workers
+        from agentexec_otel.tasks.worker import load_pool, run_workers
     except ModuleNotFoundError as exc:
         if exc.name != "taskiq":
             raise

@@ -1,6 +1,6 @@
-"""Tasks as activities: `Pool` and `enqueue` on taskiq, and one line for engines that are there already.
+"""Tasks as activities: `Pool` and `enqueue` on taskiq, and one line for an engine that the application has.
 
-`ActivityMiddleware` is for a taskiq broker of the application's; `agentexec_otel.tasks.celery` for Celery.
+`ActivityMiddleware` is for the application's own taskiq broker, `agentexec_otel.tasks.celery` for Celery.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from agentexec_otel._errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from agentexec_otel.tasks._middleware import ActivityMiddleware
     from agentexec_otel.tasks._pool import Pool, enqueue
     from agentexec_otel.tasks._task import Task
+    from agentexec_otel.tasks.taskiq.middleware import ActivityMiddleware
 
 __all__ = ["ActivityMiddleware", "Pool", "Task", "enqueue"]
 
-# taskiq is not there where Celery is used: each name is imported when it is asked for.
-_LAZY = {"ActivityMiddleware": "_middleware", "Pool": "_pool", "Task": "_task", "enqueue": "_pool"}
+# A user of Celery may have no taskiq: each name is imported on first access.
+_LAZY = {"ActivityMiddleware": "taskiq.middleware", "Pool": "_pool", "Task": "_task", "enqueue": "_pool"}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,4 +35,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *(__all__ if find_spec("taskiq") else ())})  # what completion and help() look at
+    return sorted({*globals(), *(__all__ if find_spec("taskiq") else ())})  # for completion and help()

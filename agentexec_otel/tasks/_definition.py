@@ -1,4 +1,4 @@
-"""A function as a task: its context is checked on the way in, its result on the way out."""
+"""A function as a task: its context is validated before the call, its result is converted to JSON after it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,11 @@ TaskFunction = Callable[..., Any]
 _PARAMETERS = ("agent_id", "context")
 
 _AS_DUMPED: Final[dict[str, Any]] = {"strict": False, "by_alias": False, "by_name": True}
-"""How to validate what a model was dumped to: fields by their names, and JSON has no times, sets or tuples."""
+"""How to validate a dumped model: fields by their names, and not strictly, since JSON has no times, sets or tuples."""
 
 
 def _lost_numbers(dumped: Any, arriving: Any, at: tuple[str | int, ...] = ()) -> Iterator[Any]:
-    """Each infinity or NaN that would become null on its way, as pydantic's line errors.
-
-    JSON has neither, but a model may write them as text.
-    """
+    """Each infinity or NaN that JSON turns into null, as pydantic's line errors. A model may write them as text."""
     value: Any = dumped
     if isinstance(dumped, dict | list):
         for step in value if isinstance(dumped, dict) else range(len(value)):
@@ -41,9 +38,9 @@ class Definition:
     """A registered task.
 
     Attributes:
-        context: Of the function's second parameter.
-        result: Of what the function returns; of anything where it does not say.
-        typed: Whether it says, so that what is computed from other fields need not be sent.
+        context: Type of the function's second parameter.
+        result: The function's return type; anything if it has no annotation.
+        typed: Whether it has one. Computed fields are then not sent.
     """
 
     name: str
@@ -58,7 +55,7 @@ class Definition:
         """Read a function's signature.
 
         Raises:
-            TypeError: it does not take ``(agent_id, context)``, or the context has no type.
+            TypeError: the function does not take ``(agent_id, context)``, or the context has no type.
         """
         target = getattr(function, "__qualname__", repr(function))
         parameters = tuple(inspect.signature(function).parameters)
@@ -77,15 +74,15 @@ class Definition:
         return cls(name, function, is_async, context, result, "return" in hints)
 
     def pack(self, context: object) -> Any:
-        """The context as plain JSON values, which the worker's validation will accept.
+        """Validate the context, and return it as plain JSON values that the worker's validation accepts.
 
         Raises:
-            pydantic.ValidationError: it is not what the task takes.
+            pydantic.ValidationError: the context is not what the task takes.
         """
         checked = self.context.validate_python(context)
         dumped = self.context.dump_python(checked, mode="json", by_alias=False, round_trip=True, warnings="none")
         try:
-            plain = json.loads(json.dumps(dumped, allow_nan=False))  # as it will arrive
+            plain = json.loads(json.dumps(dumped, allow_nan=False))  # As it will arrive.
         except ValueError:
             plain = json.loads(self.context.dump_json(checked, by_alias=False, round_trip=True, warnings="none"))
             lost = list(_lost_numbers(dumped, plain))
@@ -95,24 +92,24 @@ class Definition:
         return plain
 
     def unpack(self, plain: object) -> Any:
-        """The context as the function takes it. Raises `pydantic.ValidationError`."""
+        """Validate a context that has arrived. Raises `pydantic.ValidationError`."""
         return self.context.validate_python(plain, **_AS_DUMPED)
 
     def pack_result(self, value: object, limit: int) -> Any:
-        """What the function has returned, as plain JSON values.
+        """Return the function's result as plain JSON values.
 
         Args:
-            limit: Most bytes of JSON.
+            limit: Largest size, bytes of JSON.
 
         Raises:
-            TaskResultError: it is too large, or cannot be expressed in JSON.
+            TaskResultError: the result is too large, or cannot be expressed in JSON.
         """
         try:
             plain = self.result.dump_python(
                 value, mode="json", by_alias=False if self.typed else None, round_trip=self.typed, warnings="none"
             )
             size = len(json.dumps(plain, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace"))
-        except (ValueError, TypeError, RecursionError) as exc:  # pydantic's PydanticSerializationError is the first
+        except (ValueError, TypeError, RecursionError) as exc:  # Of pydantic, and of json.
             raise TaskResultError(
                 f"the result of the task {self.name!r} cannot be expressed in JSON ({type(exc).__name__}): return a"
                 " pydantic model, or plain values"
@@ -125,10 +122,10 @@ class Definition:
         return plain
 
     def unpack_result(self, plain: object) -> Any:
-        """The result as the function's return type says.
+        """Validate a result that has arrived.
 
         Raises:
-            TaskResultError: a worker of another version has returned something else.
+            TaskResultError: it is not what the function declares: the worker may run another version.
         """
         try:
             return self.result.validate_python(plain, **_AS_DUMPED)
@@ -139,14 +136,14 @@ class Definition:
             ) from exc
 
     async def call(self, agent_id: UUID, context: object) -> Any:
-        """Call the function; one that is not asynchronous in a thread."""
+        """Call the function, in a thread if it is not asynchronous."""
         if self.is_async:
             return await self.function(agent_id=agent_id, context=context)
         return await asyncio.to_thread(call_in_thread, self.function, agent_id=agent_id, context=context)
 
 
 def call_in_thread(function: TaskFunction, *args: Any, **kwargs: Any) -> Any:
-    """Call it. asyncio has no way for a StopIteration out of a thread: the task would never end."""
+    """Call it. asyncio cannot pass a StopIteration out of a thread: the task would never end."""
     try:
         return function(*args, **kwargs)
     except StopIteration as exc:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
@@ -16,12 +15,11 @@ from taskiq.decor import AsyncTaskiqDecoratedTask
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, TaskNotSentError, UnknownTaskError
 from agentexec_otel._model.text import describe
-from agentexec_otel._runtime import process as _runtime
-from agentexec_otel.activity._lifecycle import create_async
-from agentexec_otel.tasks._brokers import broker_of
+from agentexec_otel.tasks import _activities, _sdk
 from agentexec_otel.tasks._definition import Definition, TaskFunction
-from agentexec_otel.tasks._middleware import ActivityMiddleware, end_unsent, labels_of
 from agentexec_otel.tasks._task import Task
+from agentexec_otel.tasks.taskiq.brokers import make_broker
+from agentexec_otel.tasks.taskiq.middleware import ActivityMiddleware, end_unsent, labels_of
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
@@ -46,19 +44,20 @@ class Pool:
         report = await task.result(timeout=60)
 
     Args:
-        engine_or_url: Handed to `ax.configure`. None: what is configured already, else `AGENTEXEC_DATABASE_URL`, else
+        engine_or_url: Passed to `ax.configure`. None: what is configured already, else `AGENTEXEC_DATABASE_URL`, else
             a local SQLite file.
         broker: ``redis://``, ``amqp://`` (RabbitMQ) or ``nats://`` (JetStream), or a taskiq broker. None runs tasks in
             the process, and on the event loop, that enqueues them.
-        results: Where results are kept: ``redis://``, ``nats://`` or a taskiq result backend. Default: with the broker;
+        results: Where results are kept: ``redis://``, ``nats://`` or a taskiq result backend. Default: in the broker;
             RabbitMQ keeps none.
         queue: Name of the broker's queue, for several applications on one broker.
         concurrency: Most tasks that a worker process runs at once.
         create_tables: As for `ax.configure`.
 
     Raises:
-        ConfigurationError, MissingExtraError: a URL that is not supported, or whose package is not installed.
-        ValueError: the broker does not take a queue of that name; fewer tasks at once than one.
+        ConfigurationError: the URL's scheme is not supported.
+        MissingExtraError: its package is not installed.
+        ValueError: the broker does not accept a queue of that name, or `concurrency` is below 1.
     """
 
     def __init__(
@@ -73,25 +72,24 @@ class Pool:
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency!r}: a worker process runs at least one task at once")
-        self.broker: Final = broker_of(broker, results, queue, concurrency)
+        self.broker: Final = make_broker(broker, results, queue, concurrency)
         self.concurrency: Final = concurrency
         self._tasks: dict[str, tuple[Definition, AsyncTaskiqDecoratedTask[Any, Any]]] = {}
         self._starting = asyncio.Lock()
         self._started_on: asyncio.AbstractEventLoop | None = None
         self.broker.add_middlewares(ActivityMiddleware(strict=True))
         self.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._note_started)
-        _answer_for_unknown_tasks(self.broker, self._tasks)
-        if engine_or_url is not None or not _runtime.is_configured():
-            _runtime.configure(engine_or_url, create_tables=create_tables)
+        _fail_unknown_tasks(self.broker, self._tasks)
+        _activities.configure(engine_or_url, create_tables)
         _pools.append(weakref.ref(self))
 
     # -- tasks ----------------------------------------------------------------------------------------------
 
     def task(self, name: str, **labels: Any) -> Callable[[_Function], _Function]:
-        """Register a function as a task; the function itself stays as it is.
+        """Register a function as a task; the function itself is not changed.
 
-        It takes ``(agent_id: UUID, context: Model)``, asynchronous or not (then it runs in a thread). What it returns
-        must fit into JSON.
+        It takes ``(agent_id: UUID, context: Model)``. If it is not asynchronous it runs in a thread. Its result must
+        fit into JSON.
 
         Args:
             labels: taskiq's, such as ``timeout=60`` or, with one of its retry middlewares, ``retry_on_error=True``.
@@ -110,7 +108,7 @@ class Pool:
             taken = self._tasks.get(name)
             if taken is not None and not _is_reloaded(taken[0].function, function):
                 raise ValueError(f"this pool has a task {name!r} already: give the second one another name")
-            # Once a task has started, its message has served: nobody else may run it.
+            # After a task has started, no other worker may run it: its message is not needed any more.
             settings = {"ack_type": "when_received", **labels}
             self._tasks[name] = definition, self.broker.register_task(_adapted(definition), name, **settings)
             return function
@@ -139,34 +137,32 @@ class Pool:
         """Create an activity, QUEUED, and send its task to the broker.
 
         Args:
-            context: What the task takes; checked before anything is stored or sent.
+            context: The task's context; validated before anything is stored or sent.
             metadata, agent_id, message: As for `ax.activity.create`.
 
         Raises:
-            UnknownTaskError: no such task in this pool.
+            UnknownTaskError: this pool has no such task.
             pydantic.ValidationError: the context is not what the task takes.
-            ActivityNotStoredError: the database does not take the activity; nothing was sent.
-            TaskNotSentError: the broker, or a middleware of its, does not take the task; the activity has ended as
-                ERROR, reason ``enqueue``.
+            ActivityNotStoredError: the activity could not be stored; nothing was sent.
+            TaskNotSentError: the broker or a middleware does not accept the task; the activity is ERROR, ``enqueue``.
         """
         if task_name not in self._tasks:
             raise UnknownTaskError(task_name, self._tasks)
         definition, task = self._tasks[task_name]
         packed = definition.pack(context)
-        new_id = await create_async(task_name, message, agent_id, metadata=metadata)
-        kicker = task.kicker().with_task_id(str(new_id)).with_labels(**labels_of(new_id))
+        new_id = await _activities.create_stored(task_name, message, agent_id, metadata=metadata)
         try:
             async with asyncio.timeout(CONF.create_timeout):
                 await self._start_for(new_id)
+                kicker = task.kicker().with_task_id(str(new_id)).with_labels(**labels_of(new_id))
                 await kicker.kiq(agent_id=str(new_id), context=packed)
-        except (SendTaskError, _NotStartedError) as exc:  # whose activity has been ended
+        except (SendTaskError, _NotStartedError) as exc:  # Its activity has been ended.
             cause = exc.__cause__ or exc
             raise TaskNotSentError(task_name, new_id, type(cause).__name__) from cause
         except ConfigurationError:
             raise
-        except Exception as exc:  # of another middleware, or the time was up
-            live = _runtime.active().spans.known(new_id)
-            if live is None or not live.status.terminal:  # Where the broker was at fault, it has ended already.
+        except Exception as exc:  # of another middleware, or the time is up
+            if not _activities.has_ended(new_id):  # If the broker was at fault, it has.
                 await end_unsent(new_id, exc)
             raise TaskNotSentError(task_name, new_id, type(exc).__name__) from exc
         return Task(new_id, task_name, definition.unpack(packed), definition, self.broker)
@@ -174,10 +170,10 @@ class Pool:
     # -- the broker -----------------------------------------------------------------------------------------
 
     async def startup(self) -> None:
-        """Connect to the broker. `enqueue` does it where it is still to be done.
+        """Connect to the broker. `enqueue` does so if it is not connected.
 
         Raises:
-            ConfigurationError: it is connected on another event loop.
+            ConfigurationError: the pool is connected on another event loop.
         """
         running = asyncio.get_running_loop()
         if self._started_on is not None and self._started_on is not running:
@@ -193,13 +189,13 @@ class Pool:
                 self._started_on = running
 
     async def shutdown(self, timeout: float | None = None) -> None:
-        """Let tasks of the in-process broker end, and close the connections. Those of workers are not concerned.
+        """Let tasks of the in-process broker end, and close the connections. Worker processes are not affected.
 
         Args:
             timeout: Seconds before tasks that still run are canceled. Default: ``AGENTEXEC_SHUTDOWN_TIMEOUT``.
         """
         if isinstance(self.broker, InMemoryBroker):
-            await _finished(self.broker, CONF.shutdown_timeout if timeout is None else timeout)
+            await _sdk.finish(self.broker, CONF.shutdown_timeout if timeout is None else timeout)
         if self._started_on is not None and not self.broker.is_worker_process:
             self._starting, self._started_on = asyncio.Lock(), None
             await self.broker.shutdown()
@@ -214,14 +210,14 @@ class Pool:
         await self.shutdown()
 
     def run(self, workers: int = 2) -> None:
-        """Run tasks in worker processes until SIGINT or SIGTERM; then those at work are finished.
+        """Run tasks in worker processes until SIGINT or SIGTERM, then finish those that run.
 
-        The pool must be a module's variable: each process imports it. As ``agentexec-otel worker module:pool``.
+        The pool must be a variable of a module: each process imports it. Same as ``agentexec-otel worker module:pool``.
 
         Raises:
-            ConfigurationError: this pool's broker runs tasks where they are enqueued, or no module has the pool.
+            ConfigurationError: this pool runs tasks in the process that enqueues them, or no module has the pool.
         """
-        from agentexec_otel.tasks._worker import run_workers
+        from agentexec_otel.tasks.worker import run_workers
 
         run_workers(self, workers)
 
@@ -250,7 +246,7 @@ async def enqueue(
     agent_id: UUID | str | None = None,
     message: str | None = None,
 ) -> Task:
-    """`Pool.enqueue` on the pool that has the task; on the latest, where several have one of that name."""
+    """`Pool.enqueue` on the pool that has the task; on the latest if several have a task of that name."""
     pools = [pool for reference in _pools if (pool := reference()) is not None]
     for pool in reversed(pools):
         if task_name in pool.tasks:
@@ -259,7 +255,7 @@ async def enqueue(
 
 
 def _is_reloaded(one: TaskFunction, other: TaskFunction) -> bool:
-    """Whether this is the same function, from a module or a notebook cell that was run again."""
+    """Whether it is the same function, from a module or a notebook cell that was run again."""
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
@@ -277,24 +273,14 @@ def _adapted(definition: Definition) -> Callable[..., Any]:
     return run if definition.is_async else run_sync
 
 
-def _answer_for_unknown_tasks(broker: AsyncBroker, known: Collection[str]) -> None:
-    """Have a message whose task is not registered here fail its activity: taskiq drops it with a line in its log."""
+def _fail_unknown_tasks(broker: AsyncBroker, known: Collection[str]) -> None:
+    """Fail the activity of a message whose task is not registered here: taskiq only logs it, and drops the message."""
     find = broker.find_task
 
     def find_task(task_name: str) -> AsyncTaskiqDecoratedTask[Any, Any]:
         async def unknown(agent_id: str, context: Any) -> None:
             raise UnknownTaskError(task_name, known)
 
-        return find(task_name) or AsyncTaskiqDecoratedTask(broker, task_name, unknown, {})
+        return find(task_name) or _sdk.unregistered_task(broker, task_name, unknown)
 
-    setattr(broker, "find_task", find_task)  # noqa: B010  # checkers take a method for its own type
-
-
-async def _finished(broker: InMemoryBroker, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    running: set[asyncio.Task[Any]] = broker._running_tasks  # pyright: ignore[reportPrivateUsage]
-    while running:  # Those at work may enqueue others.
-        _, late = await asyncio.wait(set(running), timeout=max(0.0, deadline - time.monotonic()))
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+    _sdk.replace(broker, "find_task", find_task)

@@ -1,4 +1,4 @@
-"""What `enqueue` returns: a task on its way, and how to wait for it."""
+"""What `enqueue` returns: a task, and how to wait for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Final
 from uuid import UUID
 
 from taskiq import AsyncBroker, TaskiqResult
-from taskiq.result_backends.dummy import DummyResultBackend
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import (
@@ -21,17 +20,19 @@ from agentexec_otel._errors import (
     TaskResultError,
 )
 from agentexec_otel._model.event import Outcome, Status
-from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.export import Ack
+from agentexec_otel.tasks import _activities, _sdk
+from agentexec_otel.tasks._activities import TaskRun
 from agentexec_otel.tasks._definition import Definition
-from agentexec_otel.tasks._run import TaskRun, claim, stored_within
 
 _FAST: Final = 0.025
 _FRESH: Final = 2.0
 _SLOW: Final = 0.2
-"""Seconds between two looks at an activity's status: `_FAST` for the first `_FRESH` seconds, then `_SLOW`."""
+"""Seconds between two polls of an activity's status: `_FAST` for the first `_FRESH` seconds, then `_SLOW`."""
+_READ_SECONDS: Final = 5.0
+_SHORTEST_WAIT: Final = 0.05
 _GRACE: Final = 5.0
-"""Seconds that a result may come behind the end of its activity."""
+"""Seconds that a result may arrive after the end of its activity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,16 @@ class Task:
     _broker: AsyncBroker = field(repr=False)
 
     async def result(self, timeout: float | None = None) -> Any:
-        """Wait until the activity has ended; what the task has returned, as its return type says.
+        """Wait until the activity has ended, and return the task's result as its return type says.
 
         Args:
-            timeout: Seconds; None waits for as long as it takes.
+            timeout: Seconds, also if the database or the broker does not answer. None waits for as long as it takes.
 
         Raises:
             TimeoutError: it has not ended in time.
             TaskFailedError: it has ended as ERROR.
             ActivityCanceledError: it was canceled.
-            TaskResultError: the broker keeps no results, or this one not any longer.
+            TaskResultError: the broker keeps no results, or has dropped this one.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         ended = await self._ended(deadline)
@@ -69,29 +70,30 @@ class Task:
         if ended.status is Status.ERROR:
             why = ended.outcome or Outcome()
             raise TaskFailedError(self.name, self.agent_id, why.error_type, why.reason)
-        return self._definition.unpack_result(await self._kept())
+        return self._definition.unpack_result(await self._kept(deadline))
 
     async def execute(self) -> Any:
-        """Run the task here and now, and return its result. Where a worker has started it already, wait for that one.
+        """Run the task here and now, and return its result. If a worker has started it, wait for that one.
+
+        As a worker does, it waits for the database before it starts. What the task raises is passed on.
 
         Raises:
             ActivityCanceledError: it was canceled.
-            TaskFailedError, TaskResultError: as `result`, where somebody else runs it. What the task itself raises is
-                passed on.
+            TaskFailedError, TaskResultError: as `result`, if a worker runs it.
         """
-        run = await claim(self.agent_id, 1)
+        run = await _activities.claim(self.agent_id, 1)
         if run is None:
             return await self.result()
         try:
             value, packed = await self._run_here(run)
         except BaseException as exc:
-            await _settled(run, exc)
+            await _end(run, exc)
             if run.canceled and not isinstance(exc, KeyboardInterrupt | SystemExit):
                 raise ActivityCanceledError(self.agent_id) from exc
             raise
         with suppress(Exception):
             await self._keep(packed)
-        await _settled(run, None)
+        await _end(run, None)
         return value
 
     async def _run_here(self, run: TaskRun) -> tuple[Any, Any]:
@@ -105,50 +107,62 @@ class Task:
         kept: TaskiqResult[Any] = TaskiqResult(is_err=False, return_value=packed, execution_time=0.0)
         await self._broker.result_backend.set_result(str(self.agent_id), kept)
 
-    async def _kept(self) -> Any:
-        backend = self._broker.result_backend
-        if isinstance(backend, DummyResultBackend):
+    async def _kept(self, deadline: float | None) -> Any:
+        if _sdk.keeps_no_results(self._broker):
             raise TaskResultError(
                 f"the result of {self.name!r} is not kept, since its broker keeps none: give the pool a place for"
                 " results, such as ax.Pool(results='redis://…')"
             )
-        given_up = time.monotonic() + _GRACE
-        while True:
-            with suppress(Exception):  # each backend has its own exceptions for what is not there
-                if await backend.is_result_ready(str(self.agent_id)):
-                    kept: TaskiqResult[Any] = await backend.get_result(str(self.agent_id))
-                    if not kept.is_err:  # else it is that of an attempt before
-                        return kept.return_value
-            if time.monotonic() >= given_up:
-                break
-            await asyncio.sleep(_FAST)
+        left = _GRACE if deadline is None else max(_SHORTEST_WAIT, deadline - time.monotonic())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(left, _GRACE)):
+                return await self._first_result()
+        if left < _GRACE:
+            raise TimeoutError(f"the result of the task {self.name!r} ({self.agent_id}) has not arrived in time")
         raise TaskResultError(
             f"the task {self.name!r} is complete, but its result is not there: the broker was away, or has dropped it"
             f" (AGENTEXEC_RESULT_SECONDS={CONF.result_seconds})"
         )
 
+    async def _first_result(self) -> Any:
+        backend = self._broker.result_backend
+        while True:
+            with suppress(Exception):  # Each backend has its own exceptions for a result that is not there.
+                if await backend.is_result_ready(str(self.agent_id)):
+                    kept: TaskiqResult[Any] = await backend.get_result(str(self.agent_id))
+                    if not kept.is_err:  # An error is the result of an earlier attempt.
+                        return kept.return_value
+            await asyncio.sleep(_FAST)
+
     async def _ended(self, deadline: float | None) -> Ack:
-        runtime = _runtime.active()
         began = time.monotonic()
         while True:
-            found = None
-            with suppress(ExportError):
-                found = await asyncio.wrap_future(runtime.needed_standings.soon(self.agent_id))
-                if found is None:
-                    raise ActivityNotFoundError(self.agent_id)
+            found = await self._standing(_READ_SECONDS if deadline is None else deadline - time.monotonic())
             if found is not None and found.status.terminal:
                 return found
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 raise TimeoutError(f"the task {self.name!r} ({self.agent_id}) has not ended in time")
-            # All who wait look at the same moments, and so in one query.
+            # All waiters poll at the same moments, and so share one query.
             pace = _FAST if now - began < _FRESH else _SLOW
             wait = pace - now % pace
             await asyncio.sleep(wait if deadline is None else min(wait, deadline - now))
 
+    async def _standing(self, seconds: float) -> Ack | None:
+        """The activity's status; None if the database does not answer in time, or refuses."""
+        try:
+            found = await _activities.standing(self.agent_id, max(_SHORTEST_WAIT, seconds))
+        except (TimeoutError, ExportError):
+            if _activities.is_shut_down():
+                raise
+            return None
+        if found is None:
+            raise ActivityNotFoundError(self.agent_id)
+        return found
 
-async def _settled(run: TaskRun, exc: BaseException | None) -> None:
-    """End the activity, and wait a bounded time for its commit."""
+
+async def _end(run: TaskRun, exc: BaseException | None) -> None:
+    """End the activity, and wait for the commit: ``AGENTEXEC_TERMINAL_TIMEOUT`` at most."""
     future = run.end(exc)
     if future is not None:
-        await stored_within(CONF.terminal_timeout, future)
+        await _activities.stored_within(CONF.terminal_timeout, future)

@@ -1,4 +1,4 @@
-"""Celery tasks as activities: ``track()``, and nothing else.
+"""Celery tasks as activities, with ``track()``.
 
 ::
 
@@ -6,7 +6,7 @@
 
     track()
 
-By Celery's signals, so in every process that imports it: where tasks are published, and in the workers.
+It connects to Celery's signals, so call it in each process that publishes tasks, and in the workers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -22,15 +23,11 @@ from functools import wraps
 from typing import Any, Final, cast
 from uuid import UUID, uuid4
 
-from agentexec_otel._config import CONF
 from agentexec_otel._errors import MissingExtraError, guarded
-from agentexec_otel._model.event import Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
-from agentexec_otel._model.outcome import keep_to_yourself, qualified_name
-from agentexec_otel._runtime import process as _runtime
-from agentexec_otel.activity._lifecycle import error_message
-from agentexec_otel.tasks import _watched
-from agentexec_otel.tasks._run import AGENT_ID, ATTEMPT, TaskRun, agent_id_of
+from agentexec_otel._model.outcome import keep_to_yourself
+from agentexec_otel.tasks import _activities, _sdk
+from agentexec_otel.tasks._activities import AGENT_ID, ATTEMPT, LateRun, TaskRun, agent_id_of
 
 try:
     from celery import exceptions as celery_exceptions  # pyright: ignore[reportMissingTypeStubs]
@@ -50,13 +47,13 @@ _METADATA: Final = "agentexec_metadata"
 _MARK: Final = "_agentexec_tracked"
 _CELERYS_OWN: Final = "celery."
 
-# What the main process of a worker tells of a process that could not tell it itself.
+# What the main process of a worker reports about a process that is gone.
 _LOST: Final = {"WorkerLostError": "lost", "TimeLimitExceeded": "timeout"}
 
 
 @dataclass(frozen=True, slots=True)
 class _Delivery:
-    """A task at work in this thread."""
+    """A task that runs in this thread."""
 
     task_id: str
     request: Any
@@ -71,23 +68,23 @@ _is_last = False
 
 
 def track(*names: str) -> None:
-    """Make Celery tasks activities; call it where the Celery app is defined, which publishers and workers import.
+    """Make Celery tasks activities. Call it in the module of the Celery app, which publishers and workers import.
 
-    An activity is QUEUED before its message is sent, RUNNING while the task works, and ends as the task ends. Its
-    ``agent_id`` is the task's id where that is a UUID, as Celery's own are, its type the task's name. ``self.retry()``
-    and ``autoretry_for`` are further attempts of it. Inside the task, `ax.activity.current()` is the activity's block.
-    A task whose activity was canceled does not start, and its Celery result says that it was revoked; one that is
-    revoked ends as CANCELED.
+    An activity is QUEUED before its message is sent, RUNNING while the task runs, and ends as the task ends. Its
+    ``agent_id`` is the task's id if that is a UUID, as Celery's own are; its type is the task's name. ``self.retry()``
+    and ``autoretry_for`` make further attempts of it. Inside the task, `ax.activity.current()` is the activity's block.
+    A task whose activity was canceled does not start, and its Celery result is "revoked". A revoked task ends as
+    CANCELED.
 
-    A database that is away holds nothing up for more than two seconds. Calling it again replaces the names. Call it
-    behind other libraries that trace Celery: an activity's span then has theirs as parent and as link.
+    If the database is away, no hook waits longer than two seconds. Calling `track` again replaces the names. Call it
+    after other libraries that trace Celery: their span is then the parent and the link of an activity's span.
 
     Args:
         names: Names of the tasks, such as ``"agents.research"``, or patterns, such as ``"agents.*"``. Default: all but
             Celery's own.
     """
-    global _patterns, _is_last  # signals are global, too
-    untrack()  # A library that was connected meanwhile comes before us then.
+    global _patterns, _is_last  # Celery's signals are global, too.
+    untrack()  # A library that was connected meanwhile then comes first.
     _patterns, _is_last = names, False
     for name, receiver in _RECEIVERS.items():
         getattr(_signals, name).connect(receiver, weak=False, dispatch_uid=f"agentexec_otel.{name}")
@@ -118,17 +115,24 @@ def _before_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -
         task_id, retries = str(about["id"]), int(about["retries"] or 0)
         running = _find(task_id)
         if running is not None and retries > int(running.request.retries or 0):
-            # Inside of `retry()`: the attempt is still open, `task_postrun` is told how it has failed.
+            # Called by `retry()`: the attempt is still open, and `task_postrun` will say how it has failed.
             headers.update({AGENT_ID: str(running.run.agent_id), ATTEMPT: running.run.attempt + 1})
         elif AGENT_ID in headers and retries and running is None:
-            # The worker's main process tries a task again whose process is gone.
+            # The worker's main process retries a task whose process is gone.
             headers[ATTEMPT] = int(headers.get(ATTEMPT, 1)) + 1
-            _watched.announce(parse_agent_id(headers[AGENT_ID]), headers[ATTEMPT])
+            _activities.open_attempt(parse_agent_id(headers[AGENT_ID]), headers[ATTEMPT])
         else:
-            # What replaces the task at work has its id, and is another activity.
+            # A replacement of the running task has the same id, and is another activity.
             agent_id = (agent_id_of(task_id) if running is None else None) or uuid4()
             headers.update({AGENT_ID: str(agent_id), ATTEMPT: 1})
-            _watched.create(sender, agent_id, headers.get(_METADATA))
+            _create(sender, agent_id, headers.get(_METADATA))
+
+
+def _create(task_name: str, agent_id: UUID, metadata: Mapping[str, Any] | None) -> None:
+    """Create the activity, committed if the database answers in time, else later."""
+    created = _activities.create(task_name, agent_id, metadata)
+    with suppress(TimeoutError):
+        created.result(_activities.patience())
 
 
 # -- where they run ---------------------------------------------------------------------------------------------
@@ -141,14 +145,14 @@ def _prerun(task: Any, task_id: str, **_: Any) -> None:
         request = task.request
         agent_id = _agent_id_of(request)
         if agent_id is None:
-            # Run eagerly, or published by somebody who does not track.
+            # It runs eagerly, or its publisher does not track.
             agent_id = agent_id_of(task_id) or uuid4()
-            _watched.create(task.name, agent_id, _header(request, _METADATA))
+            _create(task.name, agent_id, _sdk.header(request, _METADATA))
             if request.is_eager:
-                request.headers = {**(request.headers or {}), AGENT_ID: str(agent_id)}
-        attempt = max(int(_header(request, ATTEMPT) or 1), int(request.retries or 0) + 1)
+                _sdk.add_header(request, AGENT_ID, str(agent_id))
+        attempt = max(int(_sdk.header(request, ATTEMPT) or 1), int(request.retries or 0) + 1)
         delivery_info: dict[str, Any] = request.delivery_info or {}
-        run = _watched.start(agent_id, attempt, redelivered=bool(delivery_info.get("redelivered")))
+        run = _activities.start(agent_id, attempt, redelivered=bool(delivery_info.get("redelivered")))
         if run is not None:
             _be_last()
             run.__enter__()
@@ -156,7 +160,7 @@ def _prerun(task: Any, task_id: str, **_: Any) -> None:
 
 
 def _be_last() -> None:
-    """Have other libraries undo what they have made current before we do: we can tell, and they do not look."""
+    """Disconnect from `task_postrun`, and connect as the last: other libraries restore the context unconditionally."""
     global _is_last  # noqa: PLW0603
     if not _is_last:
         _is_last = True
@@ -181,14 +185,14 @@ def _postrun(task: Any, task_id: str, retval: Any, state: str | None, **_: Any) 
             delivery.run.end(retval if state == "FAILURE" else None)
         elif not isinstance(sys.exc_info()[1], SystemExit | KeyboardInterrupt):
             delivery.run.end(sys.exc_info()[1])
-        # Else this process is made to go, and its main process, or the lease, tells what that means for the task.
+        # Else this process is being stopped: its main process, or the expiry of the lease, ends the activity.
 
 
 def _end_rejected(run: TaskRun, rejected: Any) -> None:
     reason = rejected.reason
     raised: BaseException = reason if isinstance(reason, BaseException) else rejected
     if raised is rejected:
-        keep_to_yourself(rejected, str(reason or "it has rejected its message"))  # Its own text is that of a tuple.
+        keep_to_yourself(rejected, str(reason or "it has rejected its message"))  # Its text is that of a tuple.
     if rejected.requeue:
         run.end_attempt(raised)
     else:
@@ -202,14 +206,8 @@ def _find(task_id: str) -> _Delivery | None:
     return delivery
 
 
-def _header(request: Any, name: str) -> Any:
-    """A header of the task's message; Celery keeps those that are not its own as attributes, too."""
-    custom: dict[str, Any] = request.headers or {}
-    return getattr(request, name, None) or custom.get(name)
-
-
 def _agent_id_of(request: Any) -> UUID | None:
-    found = _header(request, AGENT_ID)
+    found = _sdk.header(request, AGENT_ID)
     return None if found is None else parse_agent_id(found)
 
 
@@ -224,7 +222,7 @@ def _worker_init(sender: Any, **_: Any) -> None:
 
 
 def _prepare(task_class: Any) -> None:
-    """Have the task's class ask us before it starts: no signal can keep a task from running, this can."""
+    """Check in the class's `before_start` whether the task may run: no signal can prevent that."""
     original: Callable[..., Any] = task_class.before_start
     if hasattr(original, _MARK):
         return
@@ -232,7 +230,7 @@ def _prepare(task_class: Any) -> None:
     @wraps(original)
     def before_start(task: Any, task_id: str, args: Any, kwargs: Any) -> Any:
         delivery = _find(task_id)
-        if delivery is not None and isinstance(delivery.run, _watched.Bystander) and delivery.run.refused:
+        if delivery is not None and isinstance(delivery.run, LateRun) and delivery.run.was_canceled:
             _refuse(task, task_id, delivery.run.agent_id)
         return original(task, task_id, args, kwargs)
 
@@ -243,20 +241,18 @@ def _prepare(task_class: Any) -> None:
 def _refuse(task: Any, task_id: str, agent_id: UUID) -> None:
     _logger.info("task %s is not run: its activity %s was canceled", task.name, agent_id)
     with guarded("marking a canceled Celery task as revoked"):
-        stored = not task.ignore_result or task.store_errors_even_if_ignored
-        task.backend.mark_as_revoked(task_id, "canceled", request=task.request, store_result=stored)
+        _sdk.mark_revoked(task, task_id)
     raise _errors.Ignore
 
 
-# -- what a worker's main process tells -------------------------------------------------------------------------
+# -- what a worker's main process reports -----------------------------------------------------------------------
 
 
 def _revoked(sender: Any, request: Any, expired: bool = False, **_: Any) -> None:
     with guarded("ending the activity of a revoked Celery task"):
         agent_id = _agent_id_of(request)
         if agent_id is not None:
-            outcome = Outcome(reason="expired" if expired else "cancelled")
-            _watched.end(agent_id, Status.CANCELED, CONF.activity_message_cancel, outcome)
+            _activities.end_elsewhere(agent_id, "expired" if expired else "cancelled")
 
 
 def _unknown(message: Any, name: str, **_: Any) -> None:
@@ -265,28 +261,26 @@ def _unknown(message: Any, name: str, **_: Any) -> None:
         if agent_id is not None:
             missing: BaseException = _errors.NotRegistered(name)
             keep_to_yourself(missing, f"the worker has no task {name!r}: have it import the module that defines it")
-            outcome = Outcome(qualified_name(type(missing)), "other")
-            _watched.end(parse_agent_id(agent_id), Status.ERROR, error_message(missing), outcome)
+            _activities.end_elsewhere(parse_agent_id(agent_id), "other", missing)
 
 
 def _failed(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
-    """A task fails in its own process, which ends the activity; except where that process is gone."""
+    """End the activity of a task whose process is gone; otherwise that process does so."""
     reason = _LOST.get(type(exception).__name__)
     if reason is None or _find(task_id) is not None:
         return
     with guarded("ending the activity of a lost Celery task"):
         request = sender.request
-        # Not each of these comes with the request; without, the activity of an id that is no UUID waits for its lease.
+        # Not each signal has the request. Without it, the activity of an id that is no UUID ends with its lease.
         agent_id = _agent_id_of(request) if request.id == task_id else agent_id_of(task_id)
         if agent_id is not None and _tracks(sender.name):
-            outcome = Outcome(qualified_name(type(exception)), reason)
-            _watched.end(agent_id, Status.ERROR, error_message(exception), outcome)
+            _activities.end_elsewhere(agent_id, reason, exception)
 
 
 def _process_shutdown(**_: Any) -> None:
-    """billiard's processes end without `atexit`."""
+    """Store what is pending: billiard's processes end without `atexit`."""
     with guarded("storing what a Celery process has reported"):
-        _runtime.shutdown()
+        _activities.shutdown()
 
 
 _RECEIVERS: Final[dict[str, Callable[..., None]]] = {

@@ -22,7 +22,9 @@ from sqlalchemy.orm import Session
 from taskiq import AckableMessage, AsyncBroker, BrokerMessage, TaskiqResult
 
 from agentexec_otel.activity.models import Activity, Status
-from agentexec_otel.tasks import _nats, _rabbitmq
+from agentexec_otel.tasks.taskiq import nats as our_nats
+from agentexec_otel.tasks.taskiq import rabbitmq as our_rabbitmq
+from agentexec_otel.tasks.taskiq import redis as our_redis
 from tests.brokers import URLS, need, results_for
 from tests.chaos.processes import environment_with
 from tests.chaos.proxy import Proxy
@@ -377,14 +379,67 @@ except ax.TaskNotSentError as exc:
     assert statuses(database) == {"ERROR": 1}
 
 
+@pytest.mark.parametrize("broker", ["redis", "nats"])
+async def test_stop_as_an_empty_answer_arrives(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is told to stop does, even if the client loses the cancellation: each step after the answer."""
+    need(broker)
+    queue = f"test_{uuid4().hex}"
+    worker = (our_redis if broker == "redis" else our_nats).broker(URLS[broker], queue, 1)
+    await worker.startup()
+    loop = asyncio.get_running_loop()
+    feed_data = asyncio.StreamReader.feed_data
+
+    def cancel(after: int) -> None:
+        if after:
+            loop.call_soon(cancel, after - 1)
+        else:
+            message.cancel()
+
+    try:
+        for step in range(1, 5):  # At 1 to 3 the clients lose a cancellation.
+            messages = worker.listen()
+            message = asyncio.ensure_future(anext(messages))
+            await asyncio.sleep(0.05)
+
+            def feed(reader: asyncio.StreamReader, data: bytes, step: int = step) -> None:
+                monkeypatch.setattr(asyncio.StreamReader, "feed_data", feed_data)
+                feed_data(reader, data)
+                cancel(step)
+
+            monkeypatch.setattr(asyncio.StreamReader, "feed_data", feed)
+            await asyncio.wait([message], timeout=2.5)
+            assert message.cancelled(), f"{step} steps after the answer"
+    finally:
+        await _delete(queue)
+        await worker.shutdown()
+
+
+async def test_redis_connection_that_was_cut() -> None:
+    """The connections that a pool keeps are replaced unnoticed: the next task is sent, and the next result is kept."""
+    need("redis")
+    queue = f"test_{uuid4().hex}"
+    with Proxy(URLS["redis"]) as proxy:
+        client = our_redis.broker(proxy.url, queue, 1).with_result_backend(our_redis.results(proxy.url, queue))
+        await client.startup()
+        result: TaskiqResult[Any] = TaskiqResult(is_err=False, return_value=5, execution_time=0.0)
+        for _ in range(2):
+            await client.kick(BrokerMessage(task_id="1", task_name="x", message=b"{}", labels={}))
+            await client.result_backend.set_result("1", result)
+            proxy.cut()
+            await asyncio.sleep(0.2)
+        assert (await client.result_backend.get_result("1")).return_value == 5
+        await client.shutdown()
+    await _delete(queue)
+
+
 async def test_nats_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is dead without a word is given up: the next message comes, and the next result is kept."""
     need("nats")
-    monkeypatch.setattr(_nats, "_PING_SECONDS", 1)
+    monkeypatch.setattr(our_nats, "PING_SECONDS", 1)
     queue = f"test_{uuid4().hex}"
     with Proxy(URLS["nats"]) as proxy:
-        worker = _nats.broker(proxy.url, queue, 1).with_result_backend(_nats.results(proxy.url, queue))
-        client = _nats.broker(URLS["nats"], queue, 1)
+        worker = our_nats.broker(proxy.url, queue, 1).with_result_backend(our_nats.results(proxy.url, queue))
+        client = our_nats.broker(URLS["nats"], queue, 1)
         try:
             await worker.startup()
             await client.startup()
@@ -410,12 +465,12 @@ async def test_nats_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_rabbitmq_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is dead without a word is given up after some heartbeats, and what was not done comes again."""
     need("rabbitmq")
-    monkeypatch.setattr(_rabbitmq, "_HEARTBEAT", 1)
+    monkeypatch.setattr(our_rabbitmq, "HEARTBEAT", 1)
     queue = f"test_{uuid4().hex}"
     with Proxy(URLS["rabbitmq"]) as proxy:
-        worker = _rabbitmq.broker(proxy.url, queue, 1)
+        worker = our_rabbitmq.broker(proxy.url, queue, 1)
         worker.is_worker_process = True
-        client = _rabbitmq.broker(URLS["rabbitmq"], queue, 1)
+        client = our_rabbitmq.broker(URLS["rabbitmq"], queue, 1)
         try:
             await worker.startup()
             await client.startup()
@@ -445,7 +500,7 @@ async def test_rabbitmq_stops_answering(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_heartbeat_of_rabbitmq(given: str, used: str) -> None:
     """The URL may name another one."""
-    assert _rabbitmq.with_heartbeat(given) == used
+    assert our_rabbitmq.with_heartbeat(given) == used
 
 
 async def _set_result(broker: AsyncBroker, result: TaskiqResult[Any]) -> None:
@@ -457,6 +512,9 @@ async def _set_result(broker: AsyncBroker, result: TaskiqResult[Any]) -> None:
 
 
 async def _delete(queue: str) -> None:
+    from_url: Any = Redis.from_url  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    with from_url(URLS["redis"]) as redis:
+        redis.delete(queue, f"{queue}:result:1")
     connect: Any = nats.connect  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     client = await connect(URLS["nats"])
     for name in (queue, f"OBJ_{queue}_results"):

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -33,6 +33,7 @@ from taskiq import (
 )
 from taskiq.kicker import AsyncKicker
 from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
+from taskiq.utils import maybe_awaitable
 
 import agentexec_otel as ax
 from agentexec_otel._model.event import Outcome, Status
@@ -40,13 +41,13 @@ from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
-from agentexec_otel.tasks._middleware import _Delivery  # pyright: ignore[reportPrivateUsage]
 from tests.brokers import REDIS, need
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, gap_free, lines, row, store
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 
 
 class Order(BaseModel):
@@ -658,6 +659,88 @@ async def test_unknown_task_in_a_worker(works: Works, database: Database) -> Non
     assert "no task is named 'new task'" in told(database, other)[-1][1]
 
 
+# -- a database that does not answer ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frozen(database: Database) -> Iterator[Proxy]:
+    """A way to the database that can stop answering."""
+    with Proxy(database.url) as proxy:
+        ax.configure(proxy.url)
+        yield proxy
+        ax.shutdown(0.1)
+
+
+@on_postgres
+async def test_result_is_bounded(works: Works, frozen: Proxy) -> None:
+    """`result(timeout)` returns in time, whether the status or the result does not come."""
+    task = await ax.enqueue("research", Order(company="Acme", seconds=60))
+    await works.begun.wait()
+    assert ax.flush()
+    frozen.blackhole()
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="has not ended in time"):
+        await task.result(timeout=0.4)
+    assert time.monotonic() - began < 2.0
+    frozen.let_pass()
+
+
+@on_sqlite
+async def test_result_that_is_not_kept_is_bounded(works: Works, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A complete task whose result does not come: the wait ends at the timeout, also where the backend hangs."""
+    task = await ax.enqueue("research", Order(company="Acme"))
+    await works.pool.shutdown()
+
+    async def hang(task_id: str) -> bool:
+        await asyncio.sleep(60)
+        return True
+
+    monkeypatch.setattr(works.pool.broker.result_backend, "is_result_ready", hang)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match="has not arrived in time"):
+        await task.result(timeout=0.4)
+    assert time.monotonic() - began < 2.0
+
+
+@on_postgres
+async def test_sending_a_retry_is_bounded(works: Works, frozen: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that sends a retry does not wait for the database for longer than the patience of a hook."""
+    monkeypatch.setattr("agentexec_otel.tasks.taskiq.middleware.PATIENCE", 0.4)
+    task = await ax.enqueue("fail", Order(company="Acme"))
+    await works.pool.shutdown()
+    assert ax.flush()
+    frozen.blackhole()
+    began = time.monotonic()
+    message = TaskiqMessage(
+        task_id=str(task.agent_id),
+        task_name="fail",
+        labels={"agentexec_agent_id": str(task.agent_id), "_retries": 1},
+        args=[],
+        kwargs={},
+    )
+    for middleware in works.pool.broker.middlewares:
+        await maybe_awaitable(middleware.pre_send(message))
+    assert time.monotonic() - began < 2.0
+    frozen.let_pass()
+
+
+@on_sqlite
+async def test_retry_that_was_sent_without_a_database(works: Works, database: Database) -> None:
+    """The worker reopens an activity that the scheduler could not: the retry runs, as the next attempt."""
+    ax.CONF.lookup_timeout = 0.1
+    task = await ax.enqueue("fail", Order(company="Acme"))
+    await works.pool.shutdown()
+    message = works_message(task)
+    labels = {"agentexec_agent_id": str(task.agent_id), "agentexec_attempt": "1", "_retries": "1"}
+    changed = works.pool.broker.formatter.loads(message.message).model_copy(update={"labels": labels})
+    await works.pool.broker.kick(works.pool.broker.formatter.dumps(changed))
+    await works.pool.shutdown()
+    assert ax.flush()
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.attempt) == (Status.ERROR, 2)
+    assert works.ran == ["Acme", "Acme"]
+
+
 @on_sqlite
 async def test_send_that_fails(works: Works, database: Database) -> None:
     """The broker does not take it: one error for the caller, and the activity has ended as ERROR, reason `enqueue`."""
@@ -1068,7 +1151,7 @@ async def test_in_place_broker_keeps_nothing(database: Database) -> None:
     for _ in range(5):
         await add.kiq()
     gc.collect()
-    kept = [one for one in gc.get_objects() if type(one) is _Delivery and one.message.task_name == "in place"]
+    kept = [one for one in gc.get_objects() if type(one) is TaskiqMessage and one.task_name == "in place"]
     assert len(kept) <= 1, "the last one is current"
     await broker.shutdown()
 
@@ -1078,7 +1161,7 @@ async def test_watching_holds_nothing_up(
     watched: InMemoryBroker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a database, or any set-up, a task that is only watched runs all the same."""
-    monkeypatch.setattr("agentexec_otel.tasks._middleware.PATIENCE", 0.1)
+    monkeypatch.setattr("agentexec_otel.tasks.taskiq.middleware.PATIENCE", 0.1)
 
     @watched.task("app:add")
     async def add(one: int, other: int) -> int:

@@ -16,31 +16,18 @@ from uuid import UUID, uuid4
 from taskiq import AsyncBroker, BrokerMessage, NoResultError, TaskiqMessage, TaskiqMiddleware, TaskiqResult
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
-from agentexec_otel import activity
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import guarded
 from agentexec_otel._model.codec import decode, encode
-from agentexec_otel._model.event import ActivityEvent, Outcome, Status
+from agentexec_otel._model.event import ActivityEvent, Status
 from agentexec_otel._model.ids import parse_agent_id
-from agentexec_otel._model.outcome import qualified_name
-from agentexec_otel._runtime import process as _runtime
-from agentexec_otel.activity._lifecycle import create_async, create_later, error_message, submit_end
+from agentexec_otel.tasks import _activities, _sdk
+from agentexec_otel.tasks._activities import AGENT_ID, ATTEMPT, HANDED_BACK, PATIENCE, TaskRun, agent_id_of
 from agentexec_otel.tasks._definition import call_in_thread
-from agentexec_otel.tasks._run import (
-    AGENT_ID,
-    ATTEMPT,
-    HANDED_BACK,
-    PATIENCE,
-    TaskRun,
-    agent_id_of,
-    claim,
-    stored_within,
-)
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
 OPENING: Final = "agentexec_opening"
-_RETRIES: Final = "_retries"  # taskiq's own, set by its retry middlewares
 
 _Kick = Callable[[BrokerMessage], Coroutine[Any, Any, None]]
 
@@ -48,22 +35,28 @@ _MARK: Final = "_agentexec_tracked"
 
 
 class NotRunError(NoResultError):
-    """The task was not run, or was stopped: its activity was canceled, or another worker has it."""
+    """The task has not run, or was stopped: its activity was canceled, or another worker has it."""
 
     __template__ = "The activity of this task was canceled, or another worker runs it"
 
 
 @dataclass(slots=True)
 class _Delivery:
-    """A message at work in this asyncio task."""
+    """A message whose task runs in this asyncio task.
+
+    Attributes:
+        run: None if the task is not to run here.
+        left_by: What the task has raised.
+        retried: A retry middleware has sent the message again.
+    """
 
     message: TaskiqMessage
     run: TaskRun | None
     left_by: BaseException | None = None
     retried: bool = False
 
-    def dropped(self, receiving: asyncio.Task[Any]) -> None:
-        """End what taskiq has let go of without a word to us: its ack, or another middleware, has raised."""
+    def end_dropped(self, receiving: asyncio.Task[Any]) -> None:
+        """End the activity of a message that taskiq has dropped, since its ack or another middleware has raised."""
         if self.run is not None and self.run.owner:
             raised = asyncio.CancelledError() if receiving.cancelled() else receiving.exception()
             with guarded("ending the activity of a task that was dropped"):
@@ -86,9 +79,9 @@ class ActivityMiddleware(TaskiqMiddleware):
     retry middlewares is the next attempt of the same activity.
 
     Args:
-        strict: A task waits for the database: it is sent once its activity is stored, and starts once that is known
-            to be for this worker alone. False, for tasks that are only watched: a database that is away holds nothing
-            up for more than two seconds.
+        strict: A task waits for the database: it is sent after its activity is stored, and starts after this worker
+            is known to be the only one. False, for an application's own broker: no hook waits for the database for
+            more than two seconds.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -98,8 +91,7 @@ class ActivityMiddleware(TaskiqMiddleware):
     def set_broker(self, broker: AsyncBroker) -> None:
         """Called by taskiq when the middleware is added."""
         super().set_broker(broker)
-        # taskiq tells nobody of a message that it could not send.
-        setattr(broker, "kick", _telling(broker.kick))  # noqa: B010  # checkers take a method for its own type
+        _sdk.replace(broker, "kick", _ending_unsent(broker.kick))  # No hook reports a message that is not sent.
 
     # -- where tasks are sent -------------------------------------------------------------------------------
 
@@ -107,12 +99,13 @@ class ActivityMiddleware(TaskiqMiddleware):
         """Create the activity, or open its next attempt."""
         if AGENT_ID not in message.labels:
             if self._strict:
-                agent_id = await create_async(message.task_name, agent_id=agent_id_of(message.task_id) or uuid4())
+                wanted = agent_id_of(message.task_id) or uuid4()
+                agent_id = await _activities.create_stored(message.task_name, agent_id=wanted)
                 message.labels.update(labels_of(agent_id))
             else:
                 with guarded("creating the activity of a task"):
                     await _create(message)
-        elif _RETRIES in message.labels:
+        elif _sdk.RETRIES in message.labels:
             with guarded("opening the next attempt of a task"):
                 await _retry(message)
         return message
@@ -120,7 +113,7 @@ class ActivityMiddleware(TaskiqMiddleware):
     # -- where they run -------------------------------------------------------------------------------------
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
-        """Start the activity, unless somebody else has."""
+        """Start the activity, unless another worker has."""
         _delivery.set(None)
         task = self.broker.find_task(message.task_name)
         if AGENT_ID in message.labels and task is not None:
@@ -134,8 +127,8 @@ class ActivityMiddleware(TaskiqMiddleware):
     async def _start(self, message: TaskiqMessage, task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
         agent_id = parse_agent_id(message.labels[AGENT_ID])
         patience = None if self._strict else PATIENCE
-        with _waiting():
-            run = await claim(agent_id, _attempt_of(message), patience, _opened_by(message, agent_id))
+        with _returnable():
+            run = await _activities.claim(agent_id, _attempt_of(message), patience, _opened_by(message, agent_id))
         if run is None:
             text = "task %s is not run here: its activity %s was canceled, or another worker has it"
             _logger.info(text, message.task_name, agent_id)
@@ -144,10 +137,10 @@ class ActivityMiddleware(TaskiqMiddleware):
         _track(task)
         receiving = asyncio.current_task()
         if run is not None and receiving is not None:
-            receiving.add_done_callback(delivery.dropped)
+            receiving.add_done_callback(delivery.end_dropped)
 
     async def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
-        """Note what the task has raised; whether it is tried again is known later."""
+        """Note what the task has raised. Whether it is retried is known later."""
         delivery = _delivery.get()
         if delivery is not None:
             delivery.left_by = exception
@@ -159,53 +152,53 @@ class ActivityMiddleware(TaskiqMiddleware):
         if delivery is None or run is None:
             return
         receiving = asyncio.current_task()
-        if receiving is not None:  # An in-place broker's is the caller's own task, which may live for long.
-            receiving.remove_done_callback(delivery.dropped)
+        if receiving is not None:  # With an in-place broker, it is the caller's own task, which may run for long.
+            receiving.remove_done_callback(delivery.end_dropped)
         with guarded("ending the activity of a task"):
             left_by = delivery.left_by
             again = isinstance(result.error, NoResultError) and not isinstance(left_by, NoResultError)
             if run.canceled:
                 run.end(asyncio.CancelledError())
             elif left_by is not None and again and not delivery.retried:
-                run.end_attempt(left_by)  # It will be sent by a scheduler.
+                run.end_attempt(left_by)  # A scheduler will send it.
             else:
                 run.end(None if isinstance(left_by, NoResultError) else left_by)
 
 
-_waits: Final[set[asyncio.Task[Any]]] = set()
+_returnables: Final[set[asyncio.Task[Any]]] = set()
 
 
 @contextmanager
-def _waiting() -> Generator[None]:
-    """What happens in here may be handed back."""
+def _returnable() -> Generator[None]:
+    """Let `return_messages` cancel what happens in here."""
     receiving = cast("asyncio.Task[Any]", asyncio.current_task())
-    _waits.add(receiving)
+    _returnables.add(receiving)
     try:
         yield
     finally:
-        _waits.discard(receiving)
+        _returnables.discard(receiving)
 
 
-def hand_back() -> None:
-    """Where the database is away, let go of the tasks that wait for it. Unacknowledged, their messages come again."""
-    if _runtime.active().primary.last_error is not None:
-        for receiving in _waits:
+def return_messages() -> None:
+    """If the database is away, return the messages of tasks that wait for it: unacknowledged, they are redelivered."""
+    if _activities.is_in_trouble():
+        for receiving in _returnables:
             receiving.cancel(HANDED_BACK)
 
 
 async def _create(message: TaskiqMessage) -> None:
     agent_id = agent_id_of(message.task_id) or uuid4()
-    created = create_later(message.task_name, agent_id=agent_id)
+    created = _activities.create(message.task_name, agent_id)
     message.labels.update(labels_of(agent_id))
-    await stored_within(PATIENCE, created)
+    await _activities.stored_within(PATIENCE, created)
 
 
 def labels_of(agent_id: UUID) -> dict[str, str]:
-    """What the message of a task says of its activity, which this process has just created."""
+    """Labels for the message of a task whose activity this process has just created."""
     labels = {AGENT_ID: str(agent_id), ATTEMPT: "1"}
-    live = _runtime.active().spans.known(agent_id)
-    if live is not None and live.history:
-        labels[OPENING] = encode(live.history[0]).decode()
+    opening = _activities.created_with(agent_id)
+    if opening is not None:
+        labels[OPENING] = encode(opening).decode()
     return labels
 
 
@@ -218,13 +211,13 @@ def _opened_by(message: TaskiqMessage, agent_id: UUID) -> ActivityEvent | None:
 
 
 def _attempt_of(message: TaskiqMessage) -> int:
-    return int(message.labels.get(ATTEMPT, 1)) + int(message.labels.get(_RETRIES, 0))
+    return int(message.labels.get(ATTEMPT, 1)) + int(message.labels.get(_sdk.RETRIES, 0))
 
 
 async def _retry(message: TaskiqMessage) -> None:
     delivery = _delivery.get()
     if delivery is not None and delivery.message.task_id == message.task_id:
-        # Inside of taskiq's retry middleware: the attempt that has just failed is still open.
+        # Called by taskiq's retry middleware: the attempt that has just failed is still open.
         if delivery.run is None:
             return
         delivery.retried = True
@@ -232,25 +225,21 @@ async def _retry(message: TaskiqMessage) -> None:
             delivery.run.end_attempt(_why(delivery))
             return
         delivery.run.end(delivery.left_by)
-    # From a scheduler, whose worker could not always know that a retry would follow; or ended by `error()`.
-    agent_id = parse_agent_id(message.labels[AGENT_ID])
-    runtime = _runtime.active()
-    if runtime.lookups is not None:
-        stored = await asyncio.wrap_future(runtime.lookups.soon(agent_id))
-        if stored is not None and stored.status is Status.ERROR and stored.attempt < _attempt_of(message):
-            await activity.aio.retry(agent_id)
+    # Sent by a scheduler, whose worker could not always know that a retry would follow; or ended by `error()`.
+    with suppress(TimeoutError):
+        await _activities.reopen_failed(parse_agent_id(message.labels[AGENT_ID]), _attempt_of(message), PATIENCE)
 
 
 def _why(delivery: _Delivery) -> BaseException | None:
-    """What to say of a task that is tried again; of one that has taken too long, taskiq tells us only later."""
+    """Why the task is retried. taskiq reports a timeout only after the retry is sent."""
     left_by = delivery.left_by
     if "timeout" in delivery.message.labels and (left_by is None or isinstance(left_by, asyncio.CancelledError)):
         return TimeoutError()
     return left_by
 
 
-def _telling(kick: _Kick) -> _Kick:
-    """The broker's `kick`, with an ending for the activities of messages that it cannot send."""
+def _ending_unsent(kick: _Kick) -> _Kick:
+    """The broker's `kick`, which ends the activity of a message that it cannot send."""
 
     async def send(message: BrokerMessage) -> None:
         try:
@@ -264,19 +253,17 @@ def _telling(kick: _Kick) -> _Kick:
 
 
 async def end_unsent(agent_id: UUID, exc: BaseException) -> None:
-    """End the activity of a task that could not be sent, and wait a bounded time for the commit."""
+    """End the activity of a task that could not be sent, and wait for the commit: `PATIENCE` at most."""
     with guarded("ending the activity of a task that was not sent"):
-        runtime = _runtime.active()
-        outcome = Outcome(qualified_name(type(exc)), "enqueue")
-        ended = submit_end(runtime, runtime.find(agent_id), Status.ERROR, error_message(exc), None, outcome)
-        await stored_within(CONF.terminal_timeout, ended)
+        ended = _activities.end_unsent(agent_id, exc)
+        await _activities.stored_within(min(PATIENCE, CONF.terminal_timeout), ended)
 
 
 # -- the task's function ----------------------------------------------------------------------------------------
 
 
 def _track(task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
-    """Have the task's function run in the block that its delivery has started."""
+    """Run the task's function in the block that its delivery has started."""
     function = task.original_func
     if not hasattr(function, _MARK):
         wrapper = _tracked(function) if inspect.iscoroutinefunction(function) else _tracked_sync(function)
@@ -292,7 +279,7 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
             return await function(*args, **kwargs)
         run = _run_of(delivery)
         with run:
-            # A task of its own, so that nothing but the function is canceled.
+            # An asyncio task of its own, so that a cancel reaches the function only.
             work = asyncio.create_task(_contained(function, *args, **kwargs))
             run.when_canceled(work)
             try:
@@ -303,7 +290,7 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
             except BaseException as exc:
                 delivery.left_by = exc
                 if run.canceled:
-                    raise NotRunError from exc  # What is raised in going is no reason to try again.
+                    raise NotRunError from exc  # An error while it cleans up is no reason to retry.
                 raise
 
     return run_tracked
@@ -312,7 +299,7 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
 async def _contained(
     function: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
 ) -> tuple[Any, SystemExit | None]:
-    """What it returns. `sys.exit()` that leaves a task of its own would end the event loop, and all tasks with it."""
+    """Call it, and return a SystemExit: raised in an asyncio task it would end the event loop and all other tasks."""
     try:
         return await function(*args, **kwargs), None
     except SystemExit as exc:

@@ -18,52 +18,54 @@ from taskiq.serializers import JSONSerializer
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 from agentexec_otel._config import CONF
-from agentexec_otel.tasks._listening import forgiving, heed_cancellation
+from agentexec_otel.tasks.taskiq.brokers import raise_if_canceled
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
 _TRIES: Final = 3
+_PAUSE: Final = 1.0
 
 
 class StreamBroker(RedisStreamBroker):
-    """A stream that is cleared of what is done, and from which what a dead worker has taken is taken again.
+    """A stream from which finished messages are deleted, and from which those of a dead worker are taken over.
 
-    taskiq-redis looks for such messages only behind a new one, and leaves all messages in the stream for ever.
+    taskiq-redis deletes nothing, looks for the messages of a dead worker only after a new message, and ends the worker
+    with all its tasks if Redis does not answer.
     """
 
     async def listen(self) -> AsyncGenerator[AckableMessage, None]:
-        """Messages for this worker, one by one."""
-        look_at = 0.0
+        """Messages for this worker."""
+        next_claim = 0.0
         async with Redis(connection_pool=self.connection_pool) as redis:
             while True:
                 try:
-                    taken = await self._fresh(redis)
-                    if time.monotonic() >= look_at:
-                        look_at = time.monotonic() + self.idle_timeout / 2_000
-                        taken += await self._left(redis)
-                except RedisError as exc:  # Whatever it is: if this ended, so would all tasks that are at work.
+                    taken = await self._new(redis)
+                    if time.monotonic() >= next_claim:
+                        next_claim = time.monotonic() + self.idle_timeout / 2_000
+                        taken += await self._abandoned(redis)
+                except RedisError as exc:
                     _logger.warning(
                         "Redis is away, or refuses us (%s): looking for tasks again in a second", type(exc).__name__
                     )
-                    await asyncio.sleep(1)
-                    with suppress(RedisError):
-                        await self._declare_consumer_group()  # It may be back without its data.
+                    await asyncio.sleep(_PAUSE)
+                    with suppress(RedisError):  # It may be back without its data.
+                        await redis.xgroup_create(self.queue_name, self.consumer_group_name, id="0", mkstream=True)
                     continue
                 if not taken:
-                    heed_cancellation()
+                    raise_if_canceled()
                 for message_id, fields in taken:
-                    yield AckableMessage(data=fields[b"data"], ack=forgiving(self._done(redis, message_id)))
+                    yield AckableMessage(data=fields[b"data"], ack=self._done(redis, message_id))
 
-    async def _fresh(self, redis: Redis) -> list[Any]:
-        """A message that nobody has yet, if one comes within `block` milliseconds."""
+    async def _new(self, redis: Redis) -> list[Any]:
+        """A message that no worker has taken, if one comes within `block` milliseconds."""
         streams: Any = {self.queue_name: ">"}
         answer: Any = await redis.xreadgroup(
             self.consumer_group_name, self.consumer_name, streams, count=1, block=self.block
         )
         return [entry for _, entries in answer or () for entry in entries]
 
-    async def _left(self, redis: Redis) -> list[Any]:
-        """Messages that others took, and have not done for too long."""
+    async def _abandoned(self, redis: Redis) -> list[Any]:
+        """Messages that other workers have taken, and not finished for too long."""
         answer: Any = await redis.xautoclaim(
             self.queue_name, self.consumer_group_name, self.consumer_name, self.idle_timeout
         )
@@ -71,7 +73,7 @@ class StreamBroker(RedisStreamBroker):
 
     def _done(self, redis: Redis, message_id: bytes) -> Callable[[], Awaitable[None]]:
         async def done() -> None:
-            async with redis.pipeline(transaction=False) as both:  # A client of its own would take longer than both.
+            async with redis.pipeline(transaction=False) as both:
                 queued: Any = both
                 queued.xack(self.queue_name, self.consumer_group_name, message_id)
                 queued.xdel(self.queue_name, message_id)
@@ -81,7 +83,7 @@ class StreamBroker(RedisStreamBroker):
 
 
 def _retry() -> Retry:
-    """Behind an outage each connection that the pool has kept is a dead one, and tells so when it is used."""
+    """Retries for a pool whose connections were broken by an outage. A connection of a pool has none by default."""
     return Retry(ExponentialBackoff(cap=0.5, base=0.05), _TRIES)
 
 
@@ -92,7 +94,7 @@ def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
         queue_name=queue,
         consumer_group_name=queue,
         consumer_id="0",
-        # A message is done as soon as its task has started. A worker that holds one longer may be dead.
+        # A message is finished as soon as its task has started. A worker that keeps one longer may be dead.
         idle_timeout=int(CONF.lease_seconds * 1_000),
         xread_block=1_000,
         retry=_retry(),

@@ -1,0 +1,464 @@
+"""The activities of tasks: created, started by one worker only, and ended as the task engine decides.
+
+The only module of this package that uses the runtime. `claim` is for engines with asynchronous hooks, `start` for those
+whose hooks are plain functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import UUID
+
+from opentelemetry import context
+
+from agentexec_otel._config import CONF
+from agentexec_otel._errors import ExportError
+from agentexec_otel._model.event import ActivityEvent, Outcome, Status
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._model.outcome import qualified_name
+from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime.live import LiveActivity
+from agentexec_otel._runtime.process import Runtime
+from agentexec_otel.activity import ActivityRun, aio
+from agentexec_otel.activity._lifecycle import create_async, create_later, describe_error, error_message, submit_end
+from agentexec_otel.export import Ack, ExportResult, StoredActivity
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+AGENT_ID: Final = "agentexec_agent_id"
+ATTEMPT: Final = "agentexec_attempt"
+"""What a task's message calls the id of its activity, and the attempt that it is sent for."""
+
+PATIENCE: Final = 2.0
+"""Seconds that the hooks of somebody else's task engine wait for the database."""
+
+HANDED_BACK: Final = "handed back"
+"""Message of the cancellation by which a worker that stops returns a task that has not started."""
+
+_FIRST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 1.0
+_READ_SECONDS: Final = 5.0
+_SHUT_DOWN: Final = "the writer has been shut down: the task was not started"
+
+
+# -- the runtime ------------------------------------------------------------------------------------------------
+
+
+def configure(engine_or_url: str | URL | Engine | AsyncEngine | None, create_tables: bool | None) -> None:
+    """Configure this process, unless it is configured and no database is given."""
+    if engine_or_url is not None or not _runtime.is_configured():
+        _runtime.configure(engine_or_url, create_tables=create_tables)
+
+
+def start_writer() -> None:
+    """Start the writer thread before there is an event: it also ends what a dead worker has left."""
+    _runtime.active().primary.start()
+
+
+def shutdown() -> None:
+    """Store what this process has reported, and stop."""
+    _runtime.shutdown()
+
+
+def is_in_trouble() -> bool:
+    """Whether storing fails at the moment."""
+    return _runtime.active().primary.last_error is not None
+
+
+def is_shut_down() -> bool:
+    """Whether nothing is stored or read any more, until `ax.configure` is called again."""
+    return _runtime.active().primary.closed
+
+
+def patience() -> float:
+    """How many seconds a hook waits for the database: none if storing fails already."""
+    return 0.0 if is_in_trouble() else PATIENCE
+
+
+async def stored_within(seconds: float, answer: Future[ExportResult]) -> None:
+    """Wait until an event is stored, but no longer than that; it stays in the queue."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.wrap_future(answer)  # Canceling the wait does not cancel the event.
+
+
+async def standing(agent_id: UUID, seconds: float) -> Ack | None:
+    """Status and outcome of an activity, from its row; None if there is no such activity.
+
+    Raises:
+        TimeoutError: the database does not answer in time.
+        ExportError: it refuses.
+    """
+    reading = asyncio.wrap_future(_runtime.active().needed_standings.soon(agent_id))
+    return await asyncio.wait_for(reading, seconds)
+
+
+async def _read(agent_id: UUID, seconds: float) -> StoredActivity | None:
+    """The activity from its row. Raises TimeoutError if the database does not answer in time, or refuses."""
+    lookups = _runtime.active().lookups
+    if lookups is None:
+        return None
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(lookups.soon(agent_id)), max(0.0, seconds))
+    except ExportError as exc:
+        raise TimeoutError from exc
+
+
+# -- create and end ---------------------------------------------------------------------------------------------
+
+create_stored = create_async
+"""Create an activity, and return when its row is committed; raises as `ax.activity.create`."""
+
+
+def create(task_name: str, agent_id: UUID, metadata: Mapping[str, Any] | None = None) -> Future[ExportResult]:
+    """Create an activity; the future resolves when its row is committed."""
+    return create_later(task_name, agent_id=agent_id, metadata=metadata)
+
+
+def created_with(agent_id: UUID) -> ActivityEvent | None:
+    """The event by which this process has just created the activity."""
+    live = _runtime.active().spans.known(agent_id)
+    return live.history[0] if live is not None and live.history else None
+
+
+def has_ended(agent_id: UUID) -> bool:
+    """Whether this process knows that the activity has ended."""
+    live = _runtime.active().spans.known(agent_id)
+    return live is not None and live.status.terminal
+
+
+def end_unsent(agent_id: UUID, exc: BaseException) -> Future[ExportResult]:
+    """End the activity of a task that could not be sent."""
+    runtime = _runtime.active()
+    outcome = Outcome(qualified_name(type(exc)), "enqueue")
+    return submit_end(runtime, runtime.find(agent_id), Status.ERROR, error_message(exc), None, outcome)
+
+
+def end_elsewhere(agent_id: UUID, reason: str, exc: BaseException | None = None) -> None:
+    """End an activity that runs in another process, or nowhere: as ERROR for an exception, else as CANCELED."""
+    runtime = _runtime.active()
+    known = runtime.spans.known(agent_id)
+    if known is None or known.owner is None:
+        runtime.spans.forget(agent_id)  # What this process knows of it may concern an earlier attempt.
+    live = runtime.spans.unresolved(agent_id)
+    if exc is None:
+        submit_end(runtime, live, Status.CANCELED, CONF.activity_message_cancel, None, Outcome(reason=reason))
+    else:
+        outcome = Outcome(qualified_name(type(exc)), reason)
+        submit_end(runtime, live, Status.ERROR, error_message(exc), None, outcome)
+
+
+def open_attempt(agent_id: UUID, attempt: int) -> None:
+    """Open the next attempt of an activity whose run was lost, QUEUED."""
+    runtime = _runtime.active()
+    runtime.primary.offer(_queued(runtime, agent_id)._replace(attempt=attempt, claims=True))
+
+
+async def reopen_failed(agent_id: UUID, attempt: int, seconds: float) -> None:
+    """Reopen an activity for an attempt, if the one before has ended as ERROR.
+
+    Raises:
+        TimeoutError: the database does not answer in time. The worker that gets the attempt's message reopens it then.
+    """
+    async with asyncio.timeout(seconds):
+        stored = await _read(agent_id, seconds)
+        if stored is not None and stored.status is Status.ERROR and stored.attempt < attempt:
+            await aio.retry(agent_id)
+
+
+async def _reopen(runtime: Runtime, stored: StoredActivity) -> None:
+    """Open the attempt after the stored one, QUEUED, and wait until that is stored."""
+    queued = _queued(runtime, stored.agent_id)
+    if stored.status.terminal:
+        queued = queued._replace(reopens=True)
+    else:
+        queued = queued._replace(attempt=stored.attempt + 1, claims=True)
+    answer = runtime.primary.submit(queued)
+    runtime.emit_to_others(queued)
+    await asyncio.wrap_future(answer)
+
+
+def _queued(runtime: Runtime, agent_id: UUID) -> ActivityEvent:
+    return runtime.event(agent_id, Status.QUEUED, CONF.activity_message_create)
+
+
+def agent_id_of(task_id: str) -> UUID | None:
+    """The agent id that an engine's task id is, if it is one."""
+    try:
+        return parse_agent_id(task_id)
+    except ValueError:
+        return None
+
+
+# -- a run ------------------------------------------------------------------------------------------------------
+
+
+class TaskRun(ActivityRun):
+    """A block that was started by `claim`. Entering and leaving it sets the context; `end` ends the activity."""
+
+    def __init__(self, runtime: Runtime, live: LiveActivity) -> None:
+        super().__init__(None, live.agent_id, None, None, None, waits=False)
+        self._runtime, self._live = runtime, live
+        self._owner = True
+        self._inside: context.Context | None = None
+        live.owner = self
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the activity this is: 1, 2, …"""
+        return self._entered()[0].attempt or 1
+
+    @property
+    def failed(self) -> bool:
+        """Whether the activity has ended as ERROR already, such as by `error()`."""
+        return self._entered()[0].status is Status.ERROR
+
+    def __enter__(self) -> Self:
+        self._attach(self._entered()[0])
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _attach(self, live: LiveActivity) -> None:
+        super()._attach(live)
+        self._inside = context.get_current()
+
+    def detach(self) -> None:
+        if self._tokens is not None and context.get_current() is not self._inside:
+            self._tokens = (self._tokens[0], None)  # Another library's hook has restored the context before us.
+        super().detach()
+
+    def end(self, exc: BaseException | None) -> Future[ExportResult] | None:
+        """End the activity as a block that is left by `exc`, or normally (None). The second call does nothing."""
+        live, _ = self._entered()
+        live.on_cancel = None
+        if self.canceled and not (live.usage or live.counts):
+            self._owner = False
+            live.owner = None
+            return None  # It has ended; there are no tokens to add.
+        return self._finish(exc)
+
+    def end_attempt(self, exc: BaseException | None) -> None:
+        """The attempt has failed and the engine tries again: the activity does not end, its next attempt is QUEUED."""
+        live, _ = self._entered()
+        runtime = _runtime.active()
+        if not self._owner:
+            return
+        self._owner = False
+        live.owner = live.on_cancel = None
+        _, outcome = self._outcome(live, exc)
+        text = CONF.activity_message_retry.replace("{error}", describe_error(exc))
+        failed = runtime.event(live.agent_id, Status.RUNNING, text, live=live)
+        runtime.emit(runtime.spans.observe(live, failed))
+        runtime.spans.forget(live.agent_id)
+        runtime.primary.call_soon(lambda: runtime.spans.end(live, Status.ERROR, outcome, failed, failed.message))
+        # Refused if the activity was canceled meanwhile. Not spooled: the worker that starts the attempt opens it, too.
+        queued = _queued(runtime, live.agent_id)._replace(attempt=(live.attempt or 1) + 1, claims=True)
+        runtime.primary.offer(queued)
+        runtime.emit_to_others(queued)
+
+    def when_canceled(self, stop: asyncio.Task[object]) -> None:
+        """Cancel this task of the running event loop as soon as the activity is canceled."""
+        live, _ = self._entered()
+        loop = asyncio.get_running_loop()
+        live.on_cancel = lambda: loop.call_soon_threadsafe(stop.cancel)
+        if self.canceled:
+            stop.cancel()
+
+
+class LateRun(TaskRun):
+    """The run of a task whose activity has ended: its logs are kept as late, and it ends nothing.
+
+    Attributes:
+        was_canceled: The activity was canceled before this run.
+    """
+
+    def __init__(self, runtime: Runtime, live: LiveActivity) -> None:
+        super().__init__(runtime, live)
+        self._owner = False
+        self.was_canceled: Final = live.status is Status.CANCELED
+
+    def end(self, exc: BaseException | None) -> Future[ExportResult] | None:
+        """Release the activity."""
+        live, runtime = self._entered()
+        live.owner = None
+        runtime.spans.forget(live.agent_id)
+        return None
+
+    def end_attempt(self, exc: BaseException | None) -> None:
+        """Release the activity."""
+        self.end(exc)
+
+
+# -- start ------------------------------------------------------------------------------------------------------
+
+
+async def claim(
+    agent_id: UUID, attempt: int, patience: float | None = None, opened: ActivityEvent | None = None
+) -> TaskRun | None:
+    """Start an attempt of an activity, unless another worker has.
+
+    Args:
+        opened: The event that has created the activity, if the message carries it: saves reading the row.
+        patience: If the database does not answer for so many seconds, start unguarded. None waits until it answers.
+
+    Returns:
+        The block to run in; None if another worker has started the attempt, or if it has ended or does not exist.
+
+    Raises:
+        TimeoutError: the writer was shut down.
+    """
+    runtime = _runtime.active()
+    deadline = None if patience is None else time.monotonic() + patience
+    try:
+        if opened is not None and attempt == 1 and runtime.spans.known(agent_id) is None:
+            runtime.spans.handed_over(opened)
+        live = await _find_attempt(runtime, agent_id, attempt, deadline)
+        if live is None or live.owner is not None or live.status is not Status.QUEUED:
+            return None
+        return await _claimed(runtime, live, deadline)
+    except _NoAnswerError:
+        return _start_unguarded(runtime, agent_id)
+
+
+class _NoAnswerError(Exception):
+    """The database has not answered until the deadline."""
+
+
+async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None) -> TaskRun | None:
+    run = TaskRun(runtime, live)
+    started = runtime.event(live.agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
+    started = runtime.spans.observe(live, started._replace(claims=True))
+    answer = runtime.primary.offer(started)
+    try:
+        async with asyncio.timeout(None if deadline is None else _left(deadline)):
+            result = await asyncio.wrap_future(answer)  # Canceling the wait does not cancel the event.
+    except TimeoutError:
+        return run  # Started as far as this process is concerned; the claim stays in the queue.
+    except asyncio.CancelledError as exc:
+        handed_back = HANDED_BACK in exc.args
+        answer.add_done_callback(lambda done: _release(run, done.result(), handed_back))
+        raise
+    if isinstance(result, Ack):
+        runtime.emit_to_others(started)
+        return run
+    if runtime.primary.closed:
+        raise TimeoutError(_SHUT_DOWN)
+    return None
+
+
+def _release(run: TaskRun, result: ExportResult, handed_back: bool) -> None:
+    """End a run whose claim was stored after its worker had stopped waiting."""
+    if not isinstance(result, Ack):
+        return
+    if handed_back:
+        run.end_attempt(TimeoutError("its worker has stopped"))  # Another worker gets its message.
+    else:
+        run.end(asyncio.CancelledError())
+
+
+async def _find_attempt(runtime: Runtime, agent_id: UUID, attempt: int, deadline: float | None) -> LiveActivity | None:
+    """The activity at this attempt or a later one, from its row if this process does not know it."""
+    known = runtime.spans.known(agent_id)
+    if known is not None and known.opening is not None and (known.attempt or 0) >= attempt and not known.over:
+        return known
+    if runtime.lookups is None:
+        return known or runtime.spans.unresolved(agent_id)
+    given_up = time.monotonic() + CONF.lookup_timeout
+    pause = _FIRST_PAUSE
+    while True:
+        with suppress(TimeoutError):  # The writer logs what is wrong.
+            stored = await _read(agent_id, _READ_SECONDS if deadline is None else _left(deadline))
+            if stored is not None and stored.attempt >= attempt:
+                return runtime.spans.adopt(stored)
+            if time.monotonic() >= given_up:
+                return None if stored is None else await _adopt_next(runtime, stored, attempt, deadline)
+        if deadline is not None and time.monotonic() >= deadline:
+            raise _NoAnswerError
+        if is_shut_down():
+            raise TimeoutError(_SHUT_DOWN)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+async def _adopt_next(runtime: Runtime, stored: StoredActivity, attempt: int, deadline: float | None) -> LiveActivity:
+    """The activity at an attempt that is not stored: the process that opens it may have died, or had no database."""
+    if stored.status is Status.ERROR:
+        async with asyncio.timeout(None if deadline is None else _left(deadline)):
+            await _reopen(runtime, stored)
+    status = stored.status if stored.status in (Status.CANCELED, Status.COMPLETE) else Status.QUEUED
+    return runtime.spans.adopt(
+        replace(stored, attempt=attempt, status=status, span=None, history=(), created_at_ns=time.time_ns())
+    )
+
+
+def _start_unguarded(runtime: Runtime, agent_id: UUID) -> TaskRun | None:
+    """Start an activity even if another worker may run it; None if this process does already."""
+    live = runtime.spans.known(agent_id)
+    if live is None or live.over:
+        runtime.spans.forget(agent_id)
+        live = runtime.spans.unresolved(agent_id)
+        live.opening_pending = True
+    if live.owner is not None:
+        return None
+    run = TaskRun(runtime, live)
+    started = runtime.event(agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
+    runtime.emit(runtime.spans.observe(live, started))
+    return run
+
+
+def start(agent_id: UUID, attempt: int, *, redelivered: bool = False) -> TaskRun | None:
+    """Start an attempt of an activity from a plain function; waits for the database no longer than `patience`.
+
+    If an engine delivers a task twice, both run, and the first to end decides. A redelivery of what still seems to run
+    is the next attempt, and so is the start of one that has failed. One that was canceled or is complete stays so: see
+    `LateRun`.
+
+    Args:
+        redelivered: The engine has given up an earlier delivery.
+
+    Returns:
+        None if this process runs the activity already.
+    """
+    runtime = _runtime.active()
+    if _runtime.on_event_loop():
+        return _start_unguarded(runtime, agent_id)
+    loop = asyncio.new_event_loop()  # The thread's current event loop stays as it is.
+    try:
+        return loop.run_until_complete(_start(runtime, agent_id, attempt, redelivered))
+    finally:
+        loop.close()
+
+
+async def _start(runtime: Runtime, agent_id: UUID, attempt: int, redelivered: bool) -> TaskRun | None:
+    deadline = time.monotonic() + patience()
+    run = await claim(agent_id, attempt, _left(deadline))
+    if run is not None:
+        return run
+    stored = None
+    with suppress(TimeoutError):
+        stored = await _read(agent_id, _left(deadline))
+    if stored is not None and stored.status in (Status.CANCELED, Status.COMPLETE):
+        return LateRun(runtime, runtime.spans.adopt(stored))
+    if stored is not None and (stored.status is Status.ERROR or (redelivered and stored.status is Status.RUNNING)):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_left(deadline)):
+                await _reopen(runtime, stored)
+        run = await claim(agent_id, stored.attempt + 1, _left(deadline))
+    return _start_unguarded(runtime, agent_id) if run is None else run
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

@@ -1,0 +1,144 @@
+"""A taskiq broker and a result backend from a URL."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend, InMemoryBroker
+from taskiq.utils import maybe_awaitable
+
+from agentexec_otel._errors import ConfigurationError, MissingExtraError
+from agentexec_otel._model.text import describe_url
+from agentexec_otel.tasks import _sdk
+
+_logger = logging.getLogger("agentexec_otel.tasks")
+
+_MAX_RESULTS: Final = 10_000
+_MAX_THREADS: Final = 32
+
+
+class InProcessBroker(InMemoryBroker):
+    """taskiq's in-memory broker, which can be started again after a shutdown: upstream drops its threads for good."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(sync_tasks_pool_size=threads, max_stored_results=_MAX_RESULTS)
+        self._threads = threads
+
+    async def shutdown(self) -> None:
+        """Wait for the tasks in threads, and prepare the next start."""
+        await super().shutdown()
+        _sdk.renew_threads(self, self._threads)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Our module for a broker, and the package and extra that it needs."""
+
+    module: str
+    package: str
+    extra: str
+
+
+_REDIS: Final = _Kind("redis", "taskiq_redis", "redis")
+_RABBITMQ: Final = _Kind("rabbitmq", "taskiq_aio_pika", "rabbitmq")
+_NATS: Final = _Kind("nats", "taskiq_nats", "nats")
+_BROKERS: Final = {"redis": _REDIS, "rediss": _REDIS, "amqp": _RABBITMQ, "amqps": _RABBITMQ, "nats": _NATS}
+_RESULTS: Final = {scheme: kind for scheme, kind in _BROKERS.items() if kind is not _RABBITMQ}
+_CLIENTS: Final = ("redis", "nats", "aio_pika")
+
+
+def make_broker(
+    broker: str | AsyncBroker | None, results: str | AsyncResultBackend[Any] | None, queue: str, concurrency: int
+) -> AsyncBroker:
+    """Return the given broker, or make one from a URL; None makes the one that runs tasks in this process.
+
+    Args:
+        queue: Name of the queue, stream or subject, and prefix of what else is created there.
+        concurrency: How many messages a worker process handles at once.
+
+    Raises:
+        ConfigurationError: the URL's scheme is not supported.
+        MissingExtraError: its package is not installed.
+        ValueError: the server does not accept a queue of that name.
+    """
+    if isinstance(broker, str):
+        made: AsyncBroker = _module_for(broker, "broker", _BROKERS).broker(broker, queue, concurrency)
+        if results is None and _scheme_of(broker) in _RESULTS:
+            results = broker
+    else:
+        made = broker or InProcessBroker(min(concurrency, _MAX_THREADS))
+    _tolerate_failed_acks(made)
+    if results is None:
+        return made
+    return made.with_result_backend(_results_at(results, queue) if isinstance(results, str) else results)
+
+
+def _results_at(url: str, queue: str) -> AsyncResultBackend[Any]:
+    made: AsyncResultBackend[Any] = _module_for(url, "results", _RESULTS).results(url, queue)
+    return made
+
+
+def _scheme_of(url: str) -> str:
+    scheme, found, _ = url.partition("://")
+    return scheme.lower() if found else ""
+
+
+def _module_for(url: str, argument: str, kinds: Mapping[str, _Kind]) -> Any:
+    scheme = _scheme_of(url)
+    kind = kinds.get(scheme)
+    if kind is None:
+        known = ", ".join(f"{name}://" for name in sorted(kinds))
+        raise ConfigurationError(
+            f"{argument}={describe_url(url)} is not supported: use one of {known}, or a taskiq object"
+        )
+    try:
+        return import_module(f"agentexec_otel.tasks.taskiq.{kind.module}")
+    except ModuleNotFoundError as exc:
+        if exc.name != kind.package and exc.name not in _CLIENTS:
+            raise
+        raise MissingExtraError(f"{argument}={scheme}://…", kind.package.replace("_", "-"), kind.extra) from None
+
+
+def _tolerate_failed_acks(broker: AsyncBroker) -> None:
+    """Run a task even if its message cannot be acknowledged: the activity has started, and a redelivery is refused.
+
+    taskiq acknowledges between the two, and drops the message if that fails.
+    """
+    original = broker.listen
+
+    async def listen() -> AsyncGenerator[bytes | AckableMessage, None]:
+        async with aclosing(original()) as messages:
+            async for message in messages:
+                yield _with_tolerant_ack(message) if isinstance(message, AckableMessage) else message
+
+    _sdk.replace(broker, "listen", listen)
+
+
+def _with_tolerant_ack(message: AckableMessage) -> AckableMessage:
+    async def ack() -> None:
+        try:
+            await maybe_awaitable(message.ack())
+        except Exception as exc:  # noqa: BLE001  # each broker has its own exceptions
+            _logger.warning("a message could not be acknowledged, and may come again: %s", type(exc).__name__)
+
+    return AckableMessage(data=message.data, ack=ack)
+
+
+def check_queue(queue: str, server: str, allowed: re.Pattern[str], said: str) -> None:
+    """Raise ValueError for a name that the server refuses: a worker would retry it for ever."""
+    if not allowed.fullmatch(queue):
+        raise ValueError(f"queue={queue!r} is no name for {server}: use {said}")
+
+
+def raise_if_canceled() -> None:
+    """Raise the cancellation that a client has swallowed: `asyncio.wait_for` of Python 3.11 may lose one."""
+    waiter = asyncio.current_task()
+    if waiter is not None and waiter.cancelling():
+        raise asyncio.CancelledError
