@@ -69,7 +69,9 @@ class LiveActivity:
     application is called meanwhile.
     """
 
-    def __init__(self, all_: LiveActivities, agent_id: UUID, attempt: int | None) -> None:
+    def __init__(
+        self, all_: LiveActivities, agent_id: UUID, attempt: int | None, *, may_lack_row: bool = False
+    ) -> None:
         self.agent_id = agent_id
         self.older: LiveActivity | None = None
         """The view of an earlier attempt that still has a span or a block here."""
@@ -92,7 +94,7 @@ class LiveActivity:
         self._expects_usage = False
         self._on_cancel: Callable[[], object] | None = None
         self._pending: UUID | None = None
-        self._creation_pending = False
+        self._creation_pending = may_lack_row
         self._ending: ActivityEvent | None = None
         self._description: str | None = None
         self._canceled = False
@@ -508,10 +510,10 @@ class LiveActivities:
         live.resolve(stored)
         return live
 
-    def join_next(self, agent_id: UUID) -> LiveActivity:
+    def join_next(self, agent_id: UUID, *, may_lack_row: bool = False) -> LiveActivity:
         """A view of whichever attempt is current by the time its first event is stored, in place of an earlier one."""
         with self.lock:
-            live = LiveActivity(self, agent_id, None)
+            live = LiveActivity(self, agent_id, None, may_lack_row=may_lack_row)
             known = self._live.get(agent_id)
             live.older = None if known is None or known.is_idle else known
             self._live[agent_id] = live

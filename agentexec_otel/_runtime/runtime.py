@@ -285,6 +285,10 @@ class Runtime:
             raise ActivityNotFoundError(agent_id)
         return self._following.live.adopt(stored)
 
+    def assume(self, agent_id: UUID) -> LiveActivity:
+        """A view of whichever attempt is current of an activity that is not known here, and whose row may be absent."""
+        return self._following.live.join_next(agent_id, may_lack_row=True)
+
     def adopt(self, stored: StoredActivity) -> LiveActivity:
         """The view of the attempt that a row is at, which is joined."""
         return self._following.live.adopt(stored)
@@ -350,10 +354,12 @@ class Runtime:
         self._primary.call_soon(lambda: self._following.follow_up(live.end_attempt(failed, outcome), None))
         self.announce(live.agent_id, (live.attempt or 1) + 1, queued)
 
-    def announce(self, agent_id: UUID, attempt: int, message: str) -> None:
+    def announce(self, agent_id: UUID, attempt: int, message: str) -> Future[ExportResult]:
         """Open this attempt, QUEUED, unless the activity has ended. Not spooled: its start opens it, too."""
         queued = self.event(agent_id, Status.QUEUED, message)._replace(attempt=attempt, claims=True)
-        self._to_others_if_stored(queued, self._primary.offer(queued))
+        future = self._primary.offer(queued)
+        self._to_others_if_stored(queued, future)
+        return future
 
     def claim(self, live: LiveActivity, message: str) -> Future[ExportResult]:
         """Start the attempt as the only worker: refused (`Refusal.STARTED`) if another one has, or if it has ended."""

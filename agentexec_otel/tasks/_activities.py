@@ -19,15 +19,15 @@ from uuid import UUID
 from opentelemetry import context
 
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import ExportError
+from agentexec_otel._errors import ConfigurationError
 from agentexec_otel._model.event import ActivityEvent, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import qualified_name
-from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity
-from agentexec_otel._runtime.process import Runtime
+from agentexec_otel._runtime.runtime import Runtime, on_event_loop
 from agentexec_otel.activity import ActivityRun, aio
-from agentexec_otel.activity._lifecycle import create_async, create_later, describe_error, error_message, submit_end
+from agentexec_otel.activity._lifecycle import create_async, create_soon, describe_error, error_message
 from agentexec_otel.export import Ack, ExportResult, StoredActivity
 
 if TYPE_CHECKING:
@@ -55,28 +55,28 @@ _SHUT_DOWN: Final = "the writer has been shut down: the task was not started"
 
 def configure(engine_or_url: str | URL | Engine | AsyncEngine | None, create_tables: bool | None) -> None:
     """Configure this process, unless it is configured and no database is given."""
-    if engine_or_url is not None or not _runtime.is_configured():
-        _runtime.configure(engine_or_url, create_tables=create_tables)
+    if engine_or_url is not None or not process.is_configured():
+        process.configure(engine_or_url, create_tables=create_tables)
 
 
 def start_writer() -> None:
     """Start the writer thread before there is an event: it also ends what a dead worker has left."""
-    _runtime.active().primary.start()
+    process.active().start_writer()
 
 
 def shutdown() -> None:
     """Store what this process has reported, and stop."""
-    _runtime.shutdown()
+    process.shutdown()
 
 
 def is_in_trouble() -> bool:
     """Whether storing fails at the moment."""
-    return _runtime.active().primary.last_error is not None
+    return process.active().in_trouble is not None
 
 
 def is_shut_down() -> bool:
     """Whether nothing is stored or read any more, until `ax.configure` is called again."""
-    return _runtime.active().primary.closed
+    return process.active().is_closed
 
 
 def patience() -> float:
@@ -91,26 +91,17 @@ async def stored_within(seconds: float, answer: Future[ExportResult]) -> None:
             await asyncio.wrap_future(answer)  # Canceling the wait does not cancel the event.
 
 
-async def standing(agent_id: UUID, seconds: float) -> Ack | None:
+async def standing(agent_id: UUID, seconds: float) -> StoredActivity | None:
     """Status and outcome of an activity, from its row; None if there is no such activity.
 
     Raises:
-        TimeoutError: the database does not answer in time.
-        ExportError: it refuses.
+        TimeoutError: the database does not answer in time, or refuses.
+        ConfigurationError: there is no database.
     """
-    reading = asyncio.wrap_future(_runtime.active().needed_standings.soon(agent_id))
-    return await asyncio.wait_for(reading, seconds)
-
-
-async def _read(agent_id: UUID, seconds: float) -> StoredActivity | None:
-    """The activity from its row. Raises TimeoutError if the database does not answer in time, or refuses."""
-    lookups = _runtime.active().lookups
-    if lookups is None:
-        return None
-    try:
-        return await asyncio.wait_for(asyncio.wrap_future(lookups.soon(agent_id)), max(0.0, seconds))
-    except ExportError as exc:
-        raise TimeoutError from exc
+    runtime = process.active()
+    if not runtime.has_store:
+        raise ConfigurationError("this call needs a database: call ax.configure(engine_or_url)")
+    return await runtime.read_async(agent_id, max(0.0, seconds), history=False)
 
 
 # -- create and end ---------------------------------------------------------------------------------------------
@@ -121,46 +112,45 @@ create_stored = create_async
 
 def create(task_name: str, agent_id: UUID, metadata: Mapping[str, Any] | None = None) -> Future[ExportResult]:
     """Create an activity; the future resolves when its row is committed."""
-    return create_later(task_name, agent_id=agent_id, metadata=metadata)
+    _, created = create_soon(task_name, agent_id=agent_id, metadata=metadata)
+    return created
 
 
 def created_with(agent_id: UUID) -> ActivityEvent | None:
     """The event by which this process has just created the activity."""
-    live = _runtime.active().spans.known(agent_id)
-    return live.history[0] if live is not None and live.history else None
+    live = process.active().known(agent_id)
+    return None if live is None else live.opening_event
 
 
 def has_ended(agent_id: UUID) -> bool:
     """Whether this process knows that the activity has ended."""
-    live = _runtime.active().spans.known(agent_id)
+    live = process.active().known(agent_id)
     return live is not None and live.status.terminal
 
 
 def end_unsent(agent_id: UUID, exc: BaseException) -> Future[ExportResult]:
     """End the activity of a task that could not be sent."""
-    runtime = _runtime.active()
+    runtime = process.active()
     outcome = Outcome(qualified_name(type(exc)), "enqueue")
-    return submit_end(runtime, runtime.find(agent_id), Status.ERROR, error_message(exc), None, outcome)
+    return runtime.end(runtime.find(agent_id), Status.ERROR, error_message(exc), outcome=outcome)
 
 
 def end_elsewhere(agent_id: UUID, reason: str, exc: BaseException | None = None) -> None:
     """End an activity that runs in another process, or nowhere: as ERROR for an exception, else as CANCELED."""
-    runtime = _runtime.active()
-    known = runtime.spans.known(agent_id)
-    if known is None or known.owner is None:
-        runtime.spans.forget(agent_id)  # What this process knows of it may concern an earlier attempt.
-    live = runtime.spans.unresolved(agent_id)
+    runtime = process.active()
+    live = runtime.known(agent_id) or runtime.assume(agent_id)
     if exc is None:
-        submit_end(runtime, live, Status.CANCELED, CONF.activity_message_cancel, None, Outcome(reason=reason))
+        runtime.end(
+            live, Status.CANCELED, CONF.activity_message_cancel, outcome=Outcome(reason=reason), of_current=True
+        )
     else:
         outcome = Outcome(qualified_name(type(exc)), reason)
-        submit_end(runtime, live, Status.ERROR, error_message(exc), None, outcome)
+        runtime.end(live, Status.ERROR, error_message(exc), outcome=outcome, of_current=True)
 
 
 def open_attempt(agent_id: UUID, attempt: int) -> None:
     """Open the next attempt of an activity whose run was lost, QUEUED."""
-    runtime = _runtime.active()
-    runtime.primary.offer(_queued(runtime, agent_id)._replace(attempt=attempt, claims=True))
+    process.active().announce(agent_id, attempt, CONF.activity_message_create)
 
 
 async def reopen_failed(agent_id: UUID, attempt: int, seconds: float) -> None:
@@ -170,25 +160,19 @@ async def reopen_failed(agent_id: UUID, attempt: int, seconds: float) -> None:
         TimeoutError: the database does not answer in time. The worker that gets the attempt's message reopens it then.
     """
     async with asyncio.timeout(seconds):
-        stored = await _read(agent_id, seconds)
+        stored = await process.active().read_async(agent_id, seconds, history=False)
         if stored is not None and stored.status is Status.ERROR and stored.attempt < attempt:
             await aio.retry(agent_id)
 
 
 async def _reopen(runtime: Runtime, stored: StoredActivity) -> None:
     """Open the attempt after the stored one, QUEUED, and wait until that is stored."""
-    queued = _queued(runtime, stored.agent_id)
+    text = CONF.activity_message_create
     if stored.status.terminal:
-        queued = queued._replace(reopens=True)
+        answer = runtime.requeue(stored.agent_id, text)
     else:
-        queued = queued._replace(attempt=stored.attempt + 1, claims=True)
-    answer = runtime.primary.submit(queued)
-    runtime.emit_to_others(queued)
+        answer = runtime.announce(stored.agent_id, stored.attempt + 1, text)
     await asyncio.wrap_future(answer)
-
-
-def _queued(runtime: Runtime, agent_id: UUID) -> ActivityEvent:
-    return runtime.event(agent_id, Status.QUEUED, CONF.activity_message_create)
 
 
 def agent_id_of(task_id: str) -> UUID | None:
@@ -205,26 +189,29 @@ def agent_id_of(task_id: str) -> UUID | None:
 class TaskRun(ActivityRun):
     """A block that was started by `claim`. Entering and leaving it sets the context; `end` ends the activity."""
 
-    def __init__(self, runtime: Runtime, live: LiveActivity) -> None:
-        super().__init__(None, live.agent_id, None, None, None, waits=False)
-        self._runtime, self._live = runtime, live
-        self._owner = True
+    def __init__(self, live: LiveActivity) -> None:
+        super().__init__(agent_id=live.agent_id, waits=False)
+        self._view = live
+        self._owner = live.own(self)
+        self._ended_before = live.ending
         self._inside: context.Context | None = None
-        live.owner = self
 
     @property
     def attempt(self) -> int:
         """Which attempt of the activity this is: 1, 2, …"""
-        return self._entered()[0].attempt or 1
+        return self._entered().attempt or 1
 
     @property
     def failed(self) -> bool:
         """Whether the activity has ended as ERROR already, such as by `error()`."""
-        return self._entered()[0].status is Status.ERROR
+        return self._entered().status is Status.ERROR
 
     def __enter__(self) -> Self:
-        self._attach(self._entered()[0])
+        self._attach(self._entered())
         return self
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -242,38 +229,30 @@ class TaskRun(ActivityRun):
 
     def end(self, exc: BaseException | None) -> Future[ExportResult] | None:
         """End the activity as a block that is left by `exc`, or normally (None). The second call does nothing."""
-        live, _ = self._entered()
-        live.on_cancel = None
-        if self.canceled and not (live.usage or live.counts):
+        live = self._entered()
+        if self.canceled and live.usage_total() is None and not live.expects_usage:
             self._owner = False
-            live.owner = None
+            live.disown(self)
             return None  # It has ended; there are no tokens to add.
         return self._finish(exc)
 
     def end_attempt(self, exc: BaseException | None) -> None:
         """The attempt has failed and the engine tries again: the activity does not end, its next attempt is QUEUED."""
-        live, _ = self._entered()
-        runtime = _runtime.active()
+        live = self._entered()
         if not self._owner:
             return
         self._owner = False
-        live.owner = live.on_cancel = None
+        live.disown(self)
         _, outcome = self._outcome(live, exc)
         text = CONF.activity_message_retry.replace("{error}", describe_error(exc))
-        failed = runtime.event(live.agent_id, Status.RUNNING, text, live=live)
-        runtime.emit(runtime.spans.observe(live, failed))
-        runtime.spans.forget(live.agent_id)
-        runtime.primary.call_soon(lambda: runtime.spans.end(live, Status.ERROR, outcome, failed, failed.message))
-        # Refused if the activity was canceled meanwhile. Not spooled: the worker that starts the attempt opens it, too.
-        queued = _queued(runtime, live.agent_id)._replace(attempt=(live.attempt or 1) + 1, claims=True)
-        runtime.primary.offer(queued)
-        runtime.emit_to_others(queued)
+        # The announcement is refused if the activity was canceled meanwhile.
+        process.active().end_attempt(live, text, outcome, CONF.activity_message_create)
 
     def when_canceled(self, stop: asyncio.Task[object]) -> None:
         """Cancel this task of the running event loop as soon as the activity is canceled."""
-        live, _ = self._entered()
+        live = self._entered()
         loop = asyncio.get_running_loop()
-        live.on_cancel = lambda: loop.call_soon_threadsafe(stop.cancel)
+        live.when_canceled(lambda: loop.call_soon_threadsafe(stop.cancel))
         if self.canceled:
             stop.cancel()
 
@@ -285,16 +264,16 @@ class LateRun(TaskRun):
         was_canceled: The activity was canceled before this run.
     """
 
-    def __init__(self, runtime: Runtime, live: LiveActivity) -> None:
-        super().__init__(runtime, live)
+    def __init__(self, live: LiveActivity) -> None:
+        super().__init__(live)
         self._owner = False
         self.was_canceled: Final = live.status is Status.CANCELED
 
     def end(self, exc: BaseException | None) -> Future[ExportResult] | None:
         """Release the activity."""
-        live, runtime = self._entered()
-        live.owner = None
-        runtime.spans.forget(live.agent_id)
+        live = self._entered()
+        live.disown(self)
+        process.active().live.forget(live.agent_id)
         return None
 
     def end_attempt(self, exc: BaseException | None) -> None:
@@ -320,11 +299,11 @@ async def claim(
     Raises:
         TimeoutError: the writer was shut down.
     """
-    runtime = _runtime.active()
+    runtime = process.active()
     deadline = None if patience is None else time.monotonic() + patience
     try:
-        if opened is not None and attempt == 1 and runtime.spans.known(agent_id) is None:
-            runtime.spans.handed_over(opened)
+        if opened is not None and attempt == 1 and runtime.known(agent_id) is None:
+            runtime.created_elsewhere(opened)
         live = await _find_attempt(runtime, agent_id, attempt, deadline)
         if live is None or live.owner is not None or live.status is not Status.QUEUED:
             return None
@@ -338,10 +317,8 @@ class _NoAnswerError(Exception):
 
 
 async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None) -> TaskRun | None:
-    run = TaskRun(runtime, live)
-    started = runtime.event(live.agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
-    started = runtime.spans.observe(live, started._replace(claims=True))
-    answer = runtime.primary.offer(started)
+    run = TaskRun(live)
+    answer = runtime.claim(live, CONF.activity_message_started)
     try:
         async with asyncio.timeout(None if deadline is None else _left(deadline)):
             result = await asyncio.wrap_future(answer)  # Canceling the wait does not cancel the event.
@@ -352,9 +329,8 @@ async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None)
         answer.add_done_callback(lambda done: _release(run, done.result(), handed_back))
         raise
     if isinstance(result, Ack):
-        runtime.emit_to_others(started)
         return run
-    if runtime.primary.closed:
+    if runtime.is_closed:
         raise TimeoutError(_SHUT_DOWN)
     return None
 
@@ -371,18 +347,18 @@ def _release(run: TaskRun, result: ExportResult, handed_back: bool) -> None:
 
 async def _find_attempt(runtime: Runtime, agent_id: UUID, attempt: int, deadline: float | None) -> LiveActivity | None:
     """The activity at this attempt or a later one, from its row if this process does not know it."""
-    known = runtime.spans.known(agent_id)
-    if known is not None and known.opening is not None and (known.attempt or 0) >= attempt and not known.over:
+    known = runtime.known(agent_id)
+    if known is not None and known.is_resolved and (known.attempt or 0) >= attempt and not known.is_over:
         return known
-    if runtime.lookups is None:
-        return known or runtime.spans.unresolved(agent_id)
+    if not runtime.has_store:
+        return known or runtime.assume(agent_id)
     given_up = time.monotonic() + CONF.lookup_timeout
     pause = _FIRST_PAUSE
     while True:
         with suppress(TimeoutError):  # The writer logs what is wrong.
-            stored = await _read(agent_id, _READ_SECONDS if deadline is None else _left(deadline))
+            stored = await runtime.read_async(agent_id, _READ_SECONDS if deadline is None else _left(deadline))
             if stored is not None and stored.attempt >= attempt:
-                return runtime.spans.adopt(stored)
+                return runtime.adopt(stored)
             if time.monotonic() >= given_up:
                 return None if stored is None else await _adopt_next(runtime, stored, attempt, deadline)
         if deadline is not None and time.monotonic() >= deadline:
@@ -399,23 +375,20 @@ async def _adopt_next(runtime: Runtime, stored: StoredActivity, attempt: int, de
         async with asyncio.timeout(None if deadline is None else _left(deadline)):
             await _reopen(runtime, stored)
     status = stored.status if stored.status in (Status.CANCELED, Status.COMPLETE) else Status.QUEUED
-    return runtime.spans.adopt(
+    return runtime.adopt(
         replace(stored, attempt=attempt, status=status, span=None, history=(), created_at_ns=time.time_ns())
     )
 
 
 def _start_unguarded(runtime: Runtime, agent_id: UUID) -> TaskRun | None:
     """Start an activity even if another worker may run it; None if this process does already."""
-    live = runtime.spans.known(agent_id)
-    if live is None or live.over:
-        runtime.spans.forget(agent_id)
-        live = runtime.spans.unresolved(agent_id)
-        live.opening_pending = True
+    live = runtime.known(agent_id)
+    if live is None or live.is_over:
+        live = runtime.assume(agent_id)
     if live.owner is not None:
         return None
-    run = TaskRun(runtime, live)
-    started = runtime.event(agent_id, Status.RUNNING, CONF.activity_message_started, live=live)
-    runtime.emit(runtime.spans.observe(live, started))
+    run = TaskRun(live)
+    runtime.record(live, Status.RUNNING, CONF.activity_message_started)
     return run
 
 
@@ -432,8 +405,8 @@ def start(agent_id: UUID, attempt: int, *, redelivered: bool = False) -> TaskRun
     Returns:
         None if this process runs the activity already.
     """
-    runtime = _runtime.active()
-    if _runtime.on_event_loop():
+    runtime = process.active()
+    if on_event_loop():
         return _start_unguarded(runtime, agent_id)
     loop = asyncio.new_event_loop()  # The thread's current event loop stays as it is.
     try:
@@ -449,9 +422,9 @@ async def _start(runtime: Runtime, agent_id: UUID, attempt: int, redelivered: bo
         return run
     stored = None
     with suppress(TimeoutError):
-        stored = await _read(agent_id, _left(deadline))
+        stored = await runtime.read_async(agent_id, _left(deadline))
     if stored is not None and stored.status in (Status.CANCELED, Status.COMPLETE):
-        return LateRun(runtime, runtime.spans.adopt(stored))
+        return LateRun(runtime.adopt(stored))
     if stored is not None and (stored.status is Status.ERROR or (redelivered and stored.status is Status.RUNNING)):
         with suppress(TimeoutError):
             async with asyncio.timeout(_left(deadline)):

@@ -15,12 +15,11 @@ from agentexec_otel._config import CONF
 from agentexec_otel._errors import (
     ActivityCanceledError,
     ActivityNotFoundError,
-    ExportError,
     TaskFailedError,
     TaskResultError,
 )
 from agentexec_otel._model.event import Outcome, Status
-from agentexec_otel.export import Ack
+from agentexec_otel.export import StoredActivity
 from agentexec_otel.tasks import _activities, _sdk
 from agentexec_otel.tasks._activities import TaskRun
 from agentexec_otel.tasks._definition import Definition
@@ -134,7 +133,7 @@ class Task:
                         return kept.return_value
             await asyncio.sleep(_FAST)
 
-    async def _ended(self, deadline: float | None) -> Ack:
+    async def _ended(self, deadline: float | None) -> StoredActivity:
         began = time.monotonic()
         while True:
             found = await self._standing(_READ_SECONDS if deadline is None else deadline - time.monotonic())
@@ -148,11 +147,11 @@ class Task:
             wait = pace - now % pace
             await asyncio.sleep(wait if deadline is None else min(wait, deadline - now))
 
-    async def _standing(self, seconds: float) -> Ack | None:
+    async def _standing(self, seconds: float) -> StoredActivity | None:
         """The activity's status; None if the database does not answer in time, or refuses."""
         try:
             found = await _activities.standing(self.agent_id, max(_SHORTEST_WAIT, seconds))
-        except (TimeoutError, ExportError):
+        except TimeoutError:
             if _activities.is_shut_down():
                 raise
             return None

@@ -37,8 +37,9 @@ from taskiq.utils import maybe_awaitable
 
 import agentexec_otel as ax
 from agentexec_otel._model.event import Outcome, Status
-from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime import process
 from agentexec_otel.activity.models import Activity
+from agentexec_otel.export import ActivityProcessor
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
 from tests.brokers import REDIS, need
@@ -227,17 +228,16 @@ async def test_canceled_while_it_runs(
 @on_sqlite
 async def test_who_cancels_is_first(works: Works, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one who cancels, on a thread of its own, is told so, however quickly the task goes and has a last word."""
-    primary = _runtime.active().primary
-    submit = primary.submit
+    submit = ActivityProcessor.submit
 
-    def slowly(event: Any) -> Any:
+    def slowly(processor: ActivityProcessor, event: Any) -> Any:
         time.sleep(0.2 if event.message == "By the user." else 0)
-        return submit(event)
+        return submit(processor, event)
 
-    monkeypatch.setattr(primary, "submit", slowly)
+    monkeypatch.setattr(ActivityProcessor, "submit", slowly)
     task = await ax.enqueue("research", Order(company="Acme", seconds=60))
     await works.begun.wait()
-    current = _runtime.active().spans.known(task.agent_id)
+    current = process.active().known(task.agent_id)
     assert current is not None
     assert isinstance(current.owner, ax.activity.ActivityRun)
     current.owner.record_usage(1, 1, 1)
@@ -1170,5 +1170,5 @@ async def test_watching_holds_nothing_up(
     ax.configure("postgresql+psycopg://nobody@127.0.0.1:1/none")
     caplog.set_level(logging.CRITICAL, "agentexec_otel")
     assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3
-    _runtime.reset_for_tests()
+    process.reset_for_tests()
     assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3
