@@ -1,11 +1,13 @@
 """Withdrawing a creation whose caller was told that it is not stored."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import make_url, text
 
 from agentexec_otel._model.event import Opening, Status
 from agentexec_otel.export import Ack
@@ -71,3 +73,30 @@ def test_creation_that_is_not_committed_yet(database: Database, exporter: SQLExp
     other.shutdown(1.0)
     assert answers == [Ack(Status.QUEUED)]
     assert count_rows(database.engine) == (0, 0)
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_role_that_may_not_delete(database: Database) -> None:
+    """Without the right to DELETE the activity is ended as CANCELED, and nothing waits for that right."""
+    role = f"agentexec_no_delete_{os.getpid()}"
+    tables = "agentexec_activity, agentexec_activity_log"
+    with database.engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        connection.execute(text(f"GRANT SELECT, INSERT, UPDATE ON {tables} TO {role}"))
+        connection.execute(text(f"GRANT USAGE ON SEQUENCE agentexec_activity_log_id_seq TO {role}"))
+    exporter = SQLExporter(make_url(database.url).set(username=role))
+    try:
+        created, other = opening(), opening()
+        exporter.export([created])
+        results = exporter.export([created._replace(withdraws=True), other])
+        assert [type(result) for result in results] == [Ack, Ack]
+        assert [(log.status, log.message) for log in lines(database.engine, created.agent_id)] == [
+            (Status.QUEUED, "queued"),
+            (Status.CANCELED, "Given up: stored too late."),
+        ]
+        assert row(database.engine, other.agent_id).status is Status.QUEUED
+    finally:
+        exporter.shutdown(1.0)
+        with database.engine.begin() as connection:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))

@@ -130,6 +130,11 @@ def is_unique_violation(exc: sa_exc.IntegrityError) -> bool:
     return _code(orig) in ("23505", "1062", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
 
 
+def is_denied(exc: sa_exc.DBAPIError) -> bool:
+    """Whether the user lacks a right on a table."""
+    return _code(exc.orig) in ("42501", "1142")
+
+
 def _code(orig: Any) -> str | None:
     if name := getattr(orig, "sqlite_errorname", None):
         return str(name)

@@ -14,12 +14,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from agentexec_otel._model.event import ActivityEvent, SpanRef
 from agentexec_otel.activity.models import Activity, Base
 from agentexec_otel.export import EndedActivity, Ending, ExportError, ExportResult, StoredActivity
-from agentexec_otel_exporters.sql._errors import is_unique_violation, translated
+from agentexec_otel_exporters.sql._errors import is_denied, is_unique_violation, translated
 from agentexec_otel_exporters.sql.connect import Connector
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
 from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
 from agentexec_otel_exporters.sql.write.load import load_activities
-from agentexec_otel_exporters.sql.write.transaction import join_transaction, write_events
+from agentexec_otel_exporters.sql.write.transaction import canceled, join_transaction, write_events
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -76,14 +76,23 @@ class SQLExporter:
         """Store a batch in one transaction; see `ActivityExporter.export`."""
         with translated():
             try:
-                with self._connector.writing() as connection:
-                    return write_events(connection, events, replay=replay, new=not replay)
-            except IntegrityError as exc:
-                # Stored before, by a try whose answer was lost or by another way in; or an activity was not new.
-                if replay or not is_unique_violation(exc):
+                return self._write(events, replay=replay)
+            except DBAPIError as exc:
+                # An ordinary user may lack the right to DELETE: such a one ends what it cannot take back.
+                if not (is_denied(exc) and any(event.withdraws for event in events)):
                     raise
+            return self._write([canceled(event) if event.withdraws else event for event in events], replay=True)
+
+    def _write(self, events: Sequence[ActivityEvent], *, replay: bool) -> Sequence[ExportResult]:
+        try:
             with self._connector.writing() as connection:
-                return write_events(connection, events, replay=True)
+                return write_events(connection, events, replay=replay, new=not replay)
+        except IntegrityError as exc:
+            # Stored before, by a try whose answer was lost or by another way in; or an activity was not new.
+            if replay or not is_unique_violation(exc):
+                raise
+        with self._connector.writing() as connection:
+            return write_events(connection, events, replay=True)
 
     def load(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]:
         """The present state of those that exist; see `ActivityStore.load`."""

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, delete, false, select, update
 
-from agentexec_otel._model.event import ActivityEvent
+from agentexec_otel._model.event import ActivityEvent, Status
 from agentexec_otel._model.fold import answer, fold, must_exist
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import ExportResult, Reject
@@ -108,6 +108,20 @@ def _withdraw(connection: Connection, events: Sequence[ActivityEvent]) -> list[E
                 state = row
         results.append(answer(state, event, verdict))
     return results
+
+
+def canceled(event: ActivityEvent) -> ActivityEvent:
+    """In place of a withdrawal: the end of an activity whose producer was told that it is not stored."""
+    return ActivityEvent(
+        event_id=uuid7(),
+        agent_id=event.agent_id,
+        status=Status.CANCELED,
+        message="Given up: stored too late.",
+        percentage=None,
+        occurred_at_ns=event.occurred_at_ns,
+        attempt=1,
+        expects_row=True,
+    )
 
 
 def _stubs(events: Iterable[ActivityEvent]) -> dict[UUID, Row]:
