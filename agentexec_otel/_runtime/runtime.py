@@ -289,6 +289,10 @@ class Runtime:
         """A view of whichever attempt is current of an activity that is not known here, and whose row may be absent."""
         return self._following.live.join_next(agent_id, may_lack_row=True)
 
+    def forget(self, live: LiveActivity) -> None:
+        """Read the activity's row again at the next call."""
+        self._following.live.forget(live.agent_id)
+
     def adopt(self, stored: StoredActivity) -> LiveActivity:
         """The view of the attempt that a row is at, which is joined."""
         return self._following.live.adopt(stored)

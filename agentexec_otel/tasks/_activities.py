@@ -273,7 +273,7 @@ class LateRun(TaskRun):
         """Release the activity."""
         live = self._entered()
         live.disown(self)
-        process.active().live.forget(live.agent_id)
+        process.active().forget(live)
         return None
 
     def end_attempt(self, exc: BaseException | None) -> None:

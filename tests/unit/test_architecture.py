@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -35,6 +36,13 @@ WALLS = [
     Wall("the core finds its exporters, it imports none", (CORE,), (EXPORTERS, "exporters")),
     Wall("exporters know the core only", (EXPORTERS,), ("exporters", f"{CORE}.openai_agents")),
     Wall("only openai_agents imports agents", (CORE, EXPORTERS), ("agents", "openai"), (f"{CORE}.openai_agents",)),
+    Wall("delivery knows no runtime", (f"{CORE}.export",), (f"{CORE}._runtime", f"{CORE}.activity")),
+    Wall(
+        "tasks report by one module",
+        (f"{CORE}.tasks",),
+        (f"{CORE}._runtime", f"{CORE}.activity._lifecycle"),
+        (f"{CORE}.tasks._activities",),
+    ),
     Wall("only web imports a web framework", (CORE, EXPORTERS), ("fastapi", "starlette"), (f"{CORE}.web",)),
     Wall("only cli imports a command line", (CORE, EXPORTERS), ("typer", "click", "rich"), (f"{CORE}.cli",)),
     Wall("only tasks imports a task engine", (CORE, EXPORTERS), ("taskiq", "celery"), (f"{CORE}.tasks",)),
@@ -146,6 +154,61 @@ def test_model_is_pure() -> None:
     named = {name for module in inside for name in imports_of(module)}
     assert not [name for name in named if under(name, [CORE, EXPORTERS]) and not under(name, [MODEL])]
     assert not [name for name in named if under(name, IO_MODULES) and name not in HARMLESS]
+
+
+def attributes_of(source: str) -> Iterator[tuple[str, ast.Attribute]]:
+    """Every attribute access, as dotted text (calls as ``name()``), with its node."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node), node
+
+
+REACHED_THROUGH = re.compile(r"(?:.*\.)?(?:runtime|active\(\))\.(?!session_store\b)\w+\.\w+")
+
+
+@pytest.mark.parametrize(
+    ("text", "reaches"),
+    [
+        ("runtime.primary.emit", True),
+        ("process.active().spans.known", True),
+        ("self._runtime.lookups.soon", True),
+        ("runtime.record", False),
+        ("runtime.find(agent_id).status", False),
+        ("runtime.session_store.write_in", False),
+    ],
+)
+def test_reaching_through_is_seen(text: str, reaches: bool) -> None:
+    """What the next test looks for."""
+    found = [REACHED_THROUGH.fullmatch(dotted.replace("_runtime.", "runtime.")) for dotted, _ in attributes_of(text)]
+    assert any(found) is reaches
+
+
+def test_the_runtime_is_used_by_its_verbs() -> None:
+    """Outside of `_runtime` no code reaches through the runtime to a part of it."""
+    breaches = {
+        f"{name}: {dotted}"
+        for name, path in modules().items()
+        if not under(name, [f"{CORE}._runtime"])
+        for dotted, _ in attributes_of(path.read_text(encoding="utf-8"))
+        if REACHED_THROUGH.fullmatch(dotted)
+    }
+    assert breaches == set()
+
+
+def test_a_view_is_changed_by_itself_alone() -> None:
+    """No field of a `LiveActivity` is assigned outside of its module: others call its methods."""
+    from agentexec_otel._runtime.live import LiveActivities, LiveActivity
+
+    fields = vars(LiveActivity(LiveActivities(), UUID(int=0), None)).keys() - {"agent_id"}
+    assert len(fields) > 20
+    breaches = {
+        f"{name}: {dotted}"
+        for name, path in modules().items()
+        if name != f"{CORE}._runtime.live"
+        for dotted, node in attributes_of(path.read_text(encoding="utf-8"))
+        if isinstance(node.ctx, ast.Store) and node.attr in fields and not dotted.startswith("self.")
+    }
+    assert breaches == set()
 
 
 def test_query_side_never_imports_the_delivery_side() -> None:
