@@ -36,7 +36,7 @@ from agentexec_otel._runtime.signals import install_signal_handlers
 from agentexec_otel.activity.models import Base
 
 if TYPE_CHECKING:
-    from agentexec_otel.openai_agents import AgentExecInstrumentor, OpenAIRunner
+    from agentexec_otel.instrumentation.openai_agents import AgentExecInstrumentor, OpenAIRunner
     from agentexec_otel.tasks import Pool, Task, enqueue
 
 __version__ = "0.1.0"
@@ -72,8 +72,8 @@ __all__ = [
 
 # What needs an extra: the module that has it, the package that may be missing, the extra that brings it.
 _LAZY = {
-    "AgentExecInstrumentor": ("agentexec_otel.openai_agents", "agents", "openai-agents"),
-    "OpenAIRunner": ("agentexec_otel.openai_agents", "agents", "openai-agents"),
+    "AgentExecInstrumentor": ("agentexec_otel.instrumentation.openai_agents", "agents", "openai-agents"),
+    "OpenAIRunner": ("agentexec_otel.instrumentation.openai_agents", "agents", "openai-agents"),
     "Pool": ("agentexec_otel.tasks", "taskiq", "tasks"),
     "Task": ("agentexec_otel.tasks", "taskiq", "tasks"),
     "enqueue": ("agentexec_otel.tasks", "taskiq", "tasks"),

@@ -26,7 +26,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._errors import MissingExtraError, guarded
 from agentexec_otel._model.event import Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
-from agentexec_otel._model.outcome import keep_to_yourself, qualified_name
+from agentexec_otel._model.outcome import qualified_name, replace_text
 from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity._lifecycle import error_message
 from agentexec_otel.tasks import _watched
@@ -188,7 +188,7 @@ def _end_rejected(run: TaskRun, rejected: Any) -> None:
     reason = rejected.reason
     raised: BaseException = reason if isinstance(reason, BaseException) else rejected
     if raised is rejected:
-        keep_to_yourself(rejected, str(reason or "it has rejected its message"))  # Its own text is that of a tuple.
+        replace_text(rejected, str(reason or "it has rejected its message"))  # Its own text is that of a tuple.
     if rejected.requeue:
         run.end_attempt(raised)
     else:
@@ -264,7 +264,7 @@ def _unknown(message: Any, name: str, **_: Any) -> None:
         agent_id = message.headers.get(AGENT_ID)
         if agent_id is not None:
             missing: BaseException = _errors.NotRegistered(name)
-            keep_to_yourself(missing, f"the worker has no task {name!r}: have it import the module that defines it")
+            replace_text(missing, f"the worker has no task {name!r}: have it import the module that defines it")
             outcome = Outcome(qualified_name(type(missing)), "other")
             _watched.end(parse_agent_id(agent_id), Status.ERROR, error_message(missing), outcome)
 

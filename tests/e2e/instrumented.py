@@ -1,5 +1,6 @@
 """What the tests of instrumented runs share: the SDK instrumented and silent, and a look at the activities."""
 
+import asyncio
 from typing import Any, cast
 
 import agents
@@ -15,6 +16,13 @@ def processors() -> tuple[TracingProcessor, ...]:
     """The SDK's trace processors."""
     provider: Any = agents.tracing.get_trace_provider()
     return cast("tuple[TracingProcessor, ...]", provider._multi_processor._processors)
+
+
+async def runs_done() -> None:
+    """Wait until no task of this loop runs any more, such as the background task of a streamed run."""
+    while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110  # nothing notifies
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0)  # for the callbacks of the last one
 
 
 def activities(database: Database) -> list[ActivityDetailSchema]:

@@ -24,10 +24,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import agentexec_otel as ax
 from agentexec_otel._runtime import process as _runtime
-from agentexec_otel.openai_agents import _stream, _wrap
+from agentexec_otel.instrumentation.openai_agents import _instrumentor
 from tests.conftest import reset_runtime
 from tests.databases import Database
-from tests.e2e.instrumented import activities, lines, only, processors
+from tests.e2e.instrumented import activities, lines, only, processors, runs_done
 from tests.e2e.scripted import INPUT_TOKENS, OUTPUT_TOKENS, agent, call, look_ups, say
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -162,8 +162,7 @@ async def test_an_activity_that_could_not_be_read_in_time_is_run_all_the_same(
     begun.set()
     async for _ in result.stream_events():
         pass
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     activity = only(database)
     assert (activity.agent_id, activity.agent_type) == (agent_id, "Agent" if how == "is new" else "import")
     assert (activity.status, activity.requests) == ("COMPLETE", 1)
@@ -208,8 +207,7 @@ async def test_a_stream_that_is_read_behind_its_trace_decides(
     assert ax.activity.current() is None
     for stream in streams:
         await asyncio.wait([cast("asyncio.Task[Any]", stream.run_loop_task)])
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     activity = only(database)
     assert (activity.agent_type, activity.status) == ("Chat", status)
     assert (activity.requests, activity.input_tokens) == ((6, 60) if status == "COMPLETE" else (5, 50))
@@ -225,8 +223,7 @@ async def test_what_a_stream_behind_its_trace_gets_over_is_no_error(database: Da
         stream = Runner.run_streamed(outer, "go")
     async for _ in stream.stream_events():
         pass
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     assert stream.final_output == "done anyway"
     assert (only(database).status, only(database).requests) == ("COMPLETE", 2)
 
@@ -289,8 +286,7 @@ async def test_a_block_does_not_wait_for_a_run_that_outlives_it(
             await ax.activity.aio.complete(run.agent_id, "Enough.")
     assert outliving is not None
     await asyncio.wait([outliving])
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     assert (only(database).agent_type, only(database).status) == ("block", "COMPLETE")
     assert [span.name for span in spans.get_finished_spans()] == ["block"]
 
@@ -338,8 +334,7 @@ async def test_a_run_that_begins_behind_the_one_it_came_from_is_one_of_its_own(
             await Runner.run(first, state)
     over.set()
     await asyncio.wait_for(asyncio.gather(*tasks), 10)
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     later, first_of_all = activities(database)
     assert (later.agent_type, later.status, later.requests) == ("Later", "COMPLETE", 2)
     assert (first_of_all.agent_type, first_of_all.status) == ("First", "COMPLETE")
@@ -500,7 +495,7 @@ async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(
     state: Any = await RunState.from_string(what, written)
     state.approve(state.get_interruptions()[0])
     if "streamed" in runner:
-        monkeypatch.setattr(_wrap, "_UNNOTICED_SECONDS", 0.0)
+        monkeypatch.setattr(_instrumentor, "UNNOTICED_SECONDS", 0.0)
         async for _ in Runner.run_streamed(what, state).stream_events():
             pass
         await asyncio.sleep(0)

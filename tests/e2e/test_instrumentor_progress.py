@@ -10,7 +10,7 @@ from agents.tracing import guardrail_span, mcp_tools_span
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
-from agentexec_otel.openai_agents._progress import BURST, Progress
+from agentexec_otel.instrumentation._progress import BURST, Progress
 from tests.databases import Database
 from tests.e2e.instrumented import lines, only
 from tests.e2e.outcome_scenarios import refuse_input

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel.openai_agents._report_status import LINES, MESSAGE_LIMIT, Quota, report_tool
+from agentexec_otel.instrumentation.openai_agents._report_tool import LINES, MESSAGE_LIMIT, Quota, report_tool
 from tests.databases import Database
 from tests.e2e.scripted import agent, call, say, told
 

@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import agentexec_otel as ax
 from agentexec_otel import ActivityCanceledError
-from agentexec_otel.openai_agents import _runner
+from agentexec_otel.instrumentation.openai_agents import _runner
 from tests.databases import Database
 from tests.e2e.scripted import (
     INPUT_TOKENS,
@@ -415,7 +415,7 @@ async def test_tools_work_beneath_the_span_of_their_activity(
 
 async def test_an_unknown_activity_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the call, and no task is left behind; where the database answers in time, which a loaded machine may not."""
-    monkeypatch.setattr(_runner, "_UNNOTICED_SECONDS", 10.0)
+    monkeypatch.setattr(_runner, "UNNOTICED_SECONDS", 10.0)
     before = len(asyncio.all_tasks())
     with pytest.raises(ax.ActivityNotFoundError):
         ax.OpenAIRunner(uuid4()).run_streamed(agent(say("unheard")), "go")
