@@ -34,6 +34,7 @@ from agentexec_otel._errors import (
 from agentexec_otel._runtime.process import configure, flush, health, recover, shutdown
 from agentexec_otel._runtime.signals import install_signal_handlers
 from agentexec_otel.activity.models import Base
+from agentexec_otel.instrumentation import instrument, uninstrument
 
 if TYPE_CHECKING:
     from agentexec_otel.instrumentation.openai_agents import AgentExecInstrumentor, OpenAIRunner
@@ -66,8 +67,10 @@ __all__ = [
     "flush",
     "health",
     "install_signal_handlers",
+    "instrument",
     "recover",
     "shutdown",
+    "uninstrument",
 ]
 
 # What needs an extra: the module that has it, the package that may be missing, the extra that brings it.
