@@ -13,8 +13,8 @@ from agentexec_otel._errors import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.instrumentation._activities import add_line, has_reports
 
-BURST: Final = 10  # lines of each kind that a run may write at once
-PER_SECOND: Final = 1.0
+_BURST: Final = 10  # lines of each kind that a run may write at once
+_PER_SECOND: Final = 1.0
 
 _LEVELS: Final = {"off": 0, "steps": 1, "detail": 2}
 _STEPS: Final = 1
@@ -51,15 +51,12 @@ class Progress:
 
     They carry no percentage. After the application or the agent has reported by itself, turns and tool calls are left
     out. Failures, handoffs and limits stay.
-
-    Args:
-        clock: Monotonic seconds.
     """
 
-    def __init__(self, block: ActivityRun, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, block: ActivityRun) -> None:
         self._block = ref(block)  # `_progress` holds this object for as long as the block lives.
-        self._routine = RateLimit(BURST, PER_SECOND, clock)
-        self._notable = RateLimit(BURST, PER_SECOND, clock)
+        self._routine = RateLimit(_BURST, _PER_SECOND)
+        self._notable = RateLimit(_BURST, _PER_SECOND)
         self.is_hooked = False
         """Whether run hooks report turns, tools and handoffs, so that spans need not."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
-from agents import Agent, ItemHelpers, ModelResponse, RunContextWrapper, RunItem, TResponseInputItem
+from agents import ItemHelpers, RunErrorDetails, RunItem, RunResultStreaming, TResponseInputItem
 from agents.run import RunOptions
 
 TContext = TypeVar("TContext")
@@ -18,19 +18,8 @@ now, from what you already know: say what you found, and name plainly what remai
 """
 
 
-class Unfinished(Protocol):
-    """What `RunErrorDetails` and `RunResultStreaming` have in common."""
-
-    @property
-    def input(self) -> str | list[TResponseInputItem]: ...
-    @property
-    def new_items(self) -> list[RunItem]: ...
-    @property
-    def raw_responses(self) -> list[ModelResponse]: ...
-    @property
-    def last_agent(self) -> Agent[Any]: ...
-    @property
-    def context_wrapper(self) -> RunContextWrapper[Any]: ...
+Unfinished = RunErrorDetails | RunResultStreaming
+"""What a run that reached its turn limit has left."""
 
 
 def wrap_up_input(left: Unfinished, options: RunOptions[Any], prompt: str) -> list[TResponseInputItem]:

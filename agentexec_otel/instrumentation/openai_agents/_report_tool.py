@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -59,22 +57,12 @@ _SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-class Quota:
-    """How many reports may still be stored: a total for the activity, and a rate.
+class _Quota:
+    """How many reports may still be stored: a total for the activity, and a rate."""
 
-    Args:
-        clock: Monotonic seconds.
-    """
-
-    def __init__(
-        self,
-        lines: int = LINES,
-        burst: int = BURST,
-        per_second: float = PER_SECOND,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._lines = lines
-        self._rate = RateLimit(burst, per_second, clock)
+    def __init__(self) -> None:
+        self._lines = LINES
+        self._rate = RateLimit(BURST, PER_SECOND)
 
     def refusal(self) -> str | None:
         """Take one report. Returns the answer for the model if none is left."""
@@ -86,12 +74,12 @@ class Quota:
         return None
 
 
-def report_tool(agent_id: UUID, quota: Quota | None = None) -> FunctionTool:
+def report_tool(agent_id: UUID) -> FunctionTool:
     """The tool for one activity, whose id the model can neither see nor choose. It never raises into the run."""
-    left = quota or Quota()
+    quota = _Quota()
 
     async def report(context: ToolContext[Any], arguments: str) -> str:
-        if refusal := left.refusal():
+        if refusal := quota.refusal():
             return refusal
         answer = _FAILED
         with guarded(f"the tool {TOOL_NAME}"):
