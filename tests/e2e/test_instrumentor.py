@@ -23,11 +23,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
-from agentexec_otel._runtime import process as _runtime
-from agentexec_otel.instrumentation.openai_agents import _instrumentor
 from tests.conftest import reset_runtime
 from tests.databases import Database
-from tests.e2e.instrumented import activities, lines, only, processors, runs_done
+from tests.e2e.instrumented import activities, gated_engine, lines, only, processors, runs_done
 from tests.e2e.scripted import INPUT_TOKENS, OUTPUT_TOKENS, agent, call, look_ups, say
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -154,12 +152,12 @@ async def test_an_activity_that_could_not_be_read_in_time_is_run_all_the_same(
         await asyncio.to_thread(ax.activity.retry, agent_id)
     reset_runtime()  # Another process has done that.
     spans.clear()
-    ax.configure(database.url, tracer_provider=tracer_provider)
+    engine, gate = gated_engine(database)
+    ax.configure(engine, tracer_provider=tracer_provider)
     config = RunConfig(trace_id=f"trace_{agent_id.hex}")
-    begun = threading.Event()
-    _runtime.active().primary.call_soon(lambda: begun.wait(10))  # The writer has other things to do.
+    gate.clear()
     result = Runner.run_streamed(agent(say("done")), "go", run_config=config)
-    begun.set()
+    gate.set()
     async for _ in result.stream_events():
         pass
     await runs_done()
@@ -477,9 +475,7 @@ async def test_a_state_that_is_resumed_twice_is_two_activities(database: Databas
 
 
 @pytest.mark.parametrize("runner", ["Runner", "Runner streamed, slowly", "OpenAIRunner"])
-async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(
-    database: Database, runner: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(database: Database, runner: str) -> None:
     """Those that were spent before it waited are in the totals, too; a database may take its time to say so."""
     what = agent(*look_ups(2), call("pay"), say("done"), tools=[pay])
 
@@ -491,14 +487,17 @@ async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(
     written = result.to_state().to_string()
     waiting = activities(database)[0].agent_id
     reset_runtime()
-    ax.configure(database.url)
+    engine, gate = gated_engine(database)
+    ax.configure(engine)
     state: Any = await RunState.from_string(what, written)
     state.approve(state.get_interruptions()[0])
     if "streamed" in runner:
-        monkeypatch.setattr(_instrumentor, "UNNOTICED_SECONDS", 0.0)
-        async for _ in Runner.run_streamed(what, state).stream_events():
+        gate.clear()
+        stream = Runner.run_streamed(what, state)
+        gate.set()
+        async for _ in stream.stream_events():
             pass
-        await asyncio.sleep(0)
+        await runs_done()
     else:
         await runs().run(what, state)
     (activity,) = (each for each in activities(database) if each.agent_id == waiting)
