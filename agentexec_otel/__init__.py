@@ -34,9 +34,10 @@ from agentexec_otel._errors import (
 from agentexec_otel._runtime.process import configure, flush, health, recover, shutdown
 from agentexec_otel._runtime.signals import install_signal_handlers
 from agentexec_otel.activity.models import Base
+from agentexec_otel.instrumentation import instrument, uninstrument
 
 if TYPE_CHECKING:
-    from agentexec_otel.openai_agents import AgentExecInstrumentor, OpenAIRunner
+    from agentexec_otel.instrumentation.openai_agents import AgentExecInstrumentor, OpenAIRunner
     from agentexec_otel.tasks import Pool, Task, enqueue
 
 __version__ = "0.1.0"
@@ -66,14 +67,16 @@ __all__ = [
     "flush",
     "health",
     "install_signal_handlers",
+    "instrument",
     "recover",
     "shutdown",
+    "uninstrument",
 ]
 
 # What needs an extra: the module that has it, the package that may be missing, the extra that brings it.
 _LAZY = {
-    "AgentExecInstrumentor": ("agentexec_otel.openai_agents", "agents", "openai-agents"),
-    "OpenAIRunner": ("agentexec_otel.openai_agents", "agents", "openai-agents"),
+    "AgentExecInstrumentor": ("agentexec_otel.instrumentation.openai_agents", "agents", "openai-agents"),
+    "OpenAIRunner": ("agentexec_otel.instrumentation.openai_agents", "agents", "openai-agents"),
     "Pool": ("agentexec_otel.tasks", "taskiq", "tasks"),
     "Task": ("agentexec_otel.tasks", "taskiq", "tasks"),
     "enqueue": ("agentexec_otel.tasks", "taskiq", "tasks"),

@@ -160,7 +160,7 @@ def _profile(database: Database, context: Context) -> Listing:
     events = live_events(max(4, 1_000 // share), 10, at_once=True)
     database.reset()
     exporter = SQLExporter(database.url)
-    exporter.lookup(events[0].agent_id)  # connects
+    exporter.load([events[0].agent_id])  # connects
     profile = cProfile.Profile()
 
     def write() -> None:

@@ -43,7 +43,7 @@ def main() -> None:
     engine = create_engine("sqlite:///auto_instrumented.db")
     set_trace_processors([])  # no uploads to the SDK's own dashboard
     ax.configure(engine, create_tables=True)
-    ax.AgentExecInstrumentor().instrument()
+    ax.instrument("openai_agents")
 
     asyncio.run(application())
 

@@ -26,21 +26,19 @@ _REASONS: Final[dict[str, str]] = {
 }
 _CANCELLATIONS: Final = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
 _CANCELED: Final = "agentexec_otel._errors.ActivityCanceledError"
+_TEXT: Final = "__agentexec_otel_text__"
 
 
-_SAYS: Final = "__agentexec_otel_says__"
-
-
-def keep_to_yourself(exc: BaseException, said: str) -> None:
-    """Have all that is ever stored of this exception's text be `said`, wherever it goes."""
+def replace_text(exc: BaseException, text: str) -> None:
+    """Store `text` instead of this exception's own text, wherever the exception goes."""
     with suppress(Exception):
-        setattr(exc, _SAYS, said)
+        setattr(exc, _TEXT, text)
 
 
 def text_of(exc: BaseException) -> str:
-    """What may be stored of an exception's text; its type's name where it has none or cannot tell it."""
+    """What may be stored of an exception's text; the name of its type if it has no text, or raises when asked."""
     with suppress(Exception):
-        return str(getattr(exc, _SAYS, "") or exc) or type(exc).__name__
+        return str(getattr(exc, _TEXT, "") or exc) or type(exc).__name__
     return type(exc).__name__
 
 

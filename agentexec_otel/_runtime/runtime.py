@@ -241,6 +241,11 @@ class Runtime:
             return live
         return self._following.live.join(agent_id) if on_event_loop() else self._read(agent_id, live)
 
+    async def find_async(self, agent_id: UUID) -> LiveActivity:
+        """As `find`, on an event loop."""
+        live = self._known(agent_id)
+        return live if live is not None and not live.is_fresh else await self.join_current_async(agent_id)
+
     def join_current(self, agent_id: UUID) -> LiveActivity:
         """The view of the current attempt, which is joined: its row is read unless a block here runs the activity."""
         live = self._known(agent_id)

@@ -25,7 +25,7 @@ from uuid import UUID, uuid4
 
 from agentexec_otel._errors import MissingExtraError, guarded
 from agentexec_otel._model.ids import parse_agent_id
-from agentexec_otel._model.outcome import keep_to_yourself
+from agentexec_otel._model.outcome import replace_text
 from agentexec_otel.tasks import _activities, _sdk
 from agentexec_otel.tasks._activities import AGENT_ID, ATTEMPT, LateRun, TaskRun, agent_id_of
 
@@ -192,7 +192,7 @@ def _end_rejected(run: TaskRun, rejected: Any) -> None:
     reason = rejected.reason
     raised: BaseException = reason if isinstance(reason, BaseException) else rejected
     if raised is rejected:
-        keep_to_yourself(rejected, str(reason or "it has rejected its message"))  # Its text is that of a tuple.
+        replace_text(rejected, str(reason or "it has rejected its message"))  # Its text is that of a tuple.
     if rejected.requeue:
         run.end_attempt(raised)
     else:
@@ -260,7 +260,7 @@ def _unknown(message: Any, name: str, **_: Any) -> None:
         agent_id = message.headers.get(AGENT_ID)
         if agent_id is not None:
             missing: BaseException = _errors.NotRegistered(name)
-            keep_to_yourself(missing, f"the worker has no task {name!r}: have it import the module that defines it")
+            replace_text(missing, f"the worker has no task {name!r}: have it import the module that defines it")
             _activities.end_elsewhere(parse_agent_id(agent_id), "other", missing)
 
 

@@ -24,7 +24,7 @@ import agentexec_otel as ax
 from tests.docs.blocks import blocks_of
 
 LARGE = (
-    "agentexec_otel.openai_agents",
+    "agentexec_otel.instrumentation.openai_agents",
     "agentexec_otel_exporters.sql",
     "agents.testing",
     "fastapi.testclient",

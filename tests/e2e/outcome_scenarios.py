@@ -38,7 +38,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel.openai_agents._trace_processor import ActivityTraceProcessor
+from agentexec_otel.instrumentation.openai_agents._trace_processor import ActivityTraceProcessor
 from tests.e2e.scripted import agent, call, look_ups, say
 
 OURS = ("ours", "processor", "untraced", "together")

@@ -23,11 +23,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
-from agentexec_otel._runtime import process as _runtime
-from agentexec_otel.openai_agents import _stream, _wrap
 from tests.conftest import reset_runtime
 from tests.databases import Database
-from tests.e2e.instrumented import activities, lines, only, processors
+from tests.e2e.instrumented import activities, gated_engine, lines, only, processors, runs_done
 from tests.e2e.scripted import INPUT_TOKENS, OUTPUT_TOKENS, agent, call, look_ups, say
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -154,16 +152,15 @@ async def test_an_activity_that_could_not_be_read_in_time_is_run_all_the_same(
         await asyncio.to_thread(ax.activity.retry, agent_id)
     reset_runtime()  # Another process has done that.
     spans.clear()
-    ax.configure(database.url, tracer_provider=tracer_provider)
+    engine, gate = gated_engine(database)
+    ax.configure(engine, tracer_provider=tracer_provider)
     config = RunConfig(trace_id=f"trace_{agent_id.hex}")
-    begun = threading.Event()
-    _runtime.active().primary.call_soon(lambda: begun.wait(10))  # The writer has other things to do.
+    gate.clear()
     result = Runner.run_streamed(agent(say("done")), "go", run_config=config)
-    begun.set()
+    gate.set()
     async for _ in result.stream_events():
         pass
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     activity = only(database)
     assert (activity.agent_id, activity.agent_type) == (agent_id, "Agent" if how == "is new" else "import")
     assert (activity.status, activity.requests) == ("COMPLETE", 1)
@@ -208,8 +205,7 @@ async def test_a_stream_that_is_read_behind_its_trace_decides(
     assert ax.activity.current() is None
     for stream in streams:
         await asyncio.wait([cast("asyncio.Task[Any]", stream.run_loop_task)])
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     activity = only(database)
     assert (activity.agent_type, activity.status) == ("Chat", status)
     assert (activity.requests, activity.input_tokens) == ((6, 60) if status == "COMPLETE" else (5, 50))
@@ -225,8 +221,7 @@ async def test_what_a_stream_behind_its_trace_gets_over_is_no_error(database: Da
         stream = Runner.run_streamed(outer, "go")
     async for _ in stream.stream_events():
         pass
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     assert stream.final_output == "done anyway"
     assert (only(database).status, only(database).requests) == ("COMPLETE", 2)
 
@@ -289,8 +284,7 @@ async def test_a_block_does_not_wait_for_a_run_that_outlives_it(
             await ax.activity.aio.complete(run.agent_id, "Enough.")
     assert outliving is not None
     await asyncio.wait([outliving])
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     assert (only(database).agent_type, only(database).status) == ("block", "COMPLETE")
     assert [span.name for span in spans.get_finished_spans()] == ["block"]
 
@@ -338,8 +332,7 @@ async def test_a_run_that_begins_behind_the_one_it_came_from_is_one_of_its_own(
             await Runner.run(first, state)
     over.set()
     await asyncio.wait_for(asyncio.gather(*tasks), 10)
-    while _stream.unfinished:  # noqa: ASYNC110  # nobody tells when the last one is done
-        await asyncio.sleep(0.01)
+    await runs_done()
     later, first_of_all = activities(database)
     assert (later.agent_type, later.status, later.requests) == ("Later", "COMPLETE", 2)
     assert (first_of_all.agent_type, first_of_all.status) == ("First", "COMPLETE")
@@ -482,9 +475,7 @@ async def test_a_state_that_is_resumed_twice_is_two_activities(database: Databas
 
 
 @pytest.mark.parametrize("runner", ["Runner", "Runner streamed, slowly", "OpenAIRunner"])
-async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(
-    database: Database, runner: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(database: Database, runner: str) -> None:
     """Those that were spent before it waited are in the totals, too; a database may take its time to say so."""
     what = agent(*look_ups(2), call("pay"), say("done"), tools=[pay])
 
@@ -496,14 +487,17 @@ async def test_a_run_that_is_resumed_by_another_process_keeps_its_tokens(
     written = result.to_state().to_string()
     waiting = activities(database)[0].agent_id
     reset_runtime()
-    ax.configure(database.url)
+    engine, gate = gated_engine(database)
+    ax.configure(engine)
     state: Any = await RunState.from_string(what, written)
     state.approve(state.get_interruptions()[0])
     if "streamed" in runner:
-        monkeypatch.setattr(_wrap, "_UNNOTICED_SECONDS", 0.0)
-        async for _ in Runner.run_streamed(what, state).stream_events():
+        gate.clear()
+        stream = Runner.run_streamed(what, state)
+        gate.set()
+        async for _ in stream.stream_events():
             pass
-        await asyncio.sleep(0)
+        await runs_done()
     else:
         await runs().run(what, state)
     (activity,) = (each for each in activities(database) if each.agent_id == waiting)

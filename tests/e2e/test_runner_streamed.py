@@ -27,8 +27,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import agentexec_otel as ax
 from agentexec_otel import ActivityCanceledError
-from agentexec_otel.openai_agents import _runner
 from tests.databases import Database
+from tests.e2e.instrumented import runs_done
 from tests.e2e.scripted import (
     INPUT_TOKENS,
     OUTPUT_TOKENS,
@@ -413,13 +413,16 @@ async def test_tools_work_beneath_the_span_of_their_activity(
         assert parent.span_id == context.span_id
 
 
-async def test_an_unknown_activity_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the call, and no task is left behind; where the database answers in time, which a loaded machine may not."""
-    monkeypatch.setattr(_runner, "_UNNOTICED_SECONDS", 10.0)
-    before = len(asyncio.all_tasks())
-    with pytest.raises(ax.ActivityNotFoundError):
-        ax.OpenAIRunner(uuid4()).run_streamed(agent(say("unheard")), "go")
-    assert len(asyncio.all_tasks()) == before
+async def test_an_unknown_activity_is_told_before_anything_runs() -> None:
+    """At the call, and no task is left behind, if the database answers within a few milliseconds."""
+    for _ in range(50):  # A loaded machine may not answer at the first try.
+        await runs_done()
+        try:
+            ax.OpenAIRunner(uuid4()).run_streamed(agent(say("unheard")), "go")
+        except ax.ActivityNotFoundError:
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            return
+    pytest.fail("the unknown activity was never reported")
 
 
 async def test_what_the_sdk_refuses_is_an_error(database: Database, agent_id: UUID) -> None:

@@ -262,3 +262,6 @@ def agents(agent_id: UUID) -> None:
     runner = ax.OpenAIRunner(agent_id, max_turns_recovery=True)
     assert_type(runner, ax.OpenAIRunner)
     assert_type(ax.AgentExecInstrumentor(), ax.AgentExecInstrumentor)
+    ax.instrument()
+    ax.instrument("openai_agents")
+    ax.uninstrument("openai_agents")

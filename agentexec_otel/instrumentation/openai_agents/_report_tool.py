@@ -1,10 +1,8 @@
-"""The tool through which an agent reports its progress. A model writes its input, so everything is bounded."""
+"""The tool by which an agent reports its progress. A model writes the input, so everything is bounded."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -13,14 +11,27 @@ from agents.tool_context import ToolContext
 
 from agentexec_otel import activity
 from agentexec_otel._errors import guarded
-from agentexec_otel._runtime import process as _runtime
+from agentexec_otel.instrumentation._activities import status_of
+from agentexec_otel.instrumentation._progress import RateLimit
 
 TOOL_NAME: Final = "report_activity"
 MESSAGE_LIMIT: Final = 1_000  # characters kept of one report
-ARGUMENTS_LIMIT: Final = 32_768  # characters of JSON that are looked at
+ARGUMENTS_LIMIT: Final = 32_768  # characters of JSON that are parsed
 LINES: Final = 500  # reports stored per runner, that is per activity
-BURST: Final = 30  # reports stored at once, refilled by
+BURST: Final = 30  # reports stored at once
 PER_SECOND: Final = 5.0
+
+REPORT_STATUS: Final = """\
+Somebody is following this task while you work on it. Keep them informed with the `report_activity` tool: \
+when you start, whenever a larger part of the work is done, and when you find something worth knowing.
+
+- `message`: one short, concrete sentence about what you are doing or have just found, \
+such as "Comparing the prices of three suppliers".
+- `percentage`: your honest estimate of how much of the whole task is done, from 0 to 100, never less than \
+before; null if you cannot tell.
+
+A report gets no answer from anybody, so carry on with the task right after it, and do not report the same thing twice.
+"""
 
 _STORED: Final = "Recorded. Continue with the task."
 _ENDED: Final = "This activity has already ended, so the report changes nothing. Stop reporting."
@@ -46,52 +57,34 @@ _SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-class Quota:
-    """How many reports may still be stored: a total for the activity, and a rate.
+class _Quota:
+    """How many reports may still be stored: a total for the activity, and a rate."""
 
-    Args:
-        clock: Monotonic seconds.
-    """
-
-    def __init__(
-        self,
-        lines: int = LINES,
-        burst: int = BURST,
-        per_second: float = PER_SECOND,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._lines = lines
-        self._burst = float(burst)
-        self._per_second = per_second
-        self._clock = clock
-        self._at_hand = float(burst)
-        self._refilled = clock()
+    def __init__(self) -> None:
+        self._lines = LINES
+        self._rate = RateLimit(BURST, PER_SECOND)
 
     def refusal(self) -> str | None:
-        """Take one report; what to answer the model when there is none to take."""
+        """Take one report. Returns the answer for the model if none is left."""
         if self._lines <= 0:
             return _TOO_MANY
-        now = self._clock()
-        self._at_hand = min(self._burst, self._at_hand + (now - self._refilled) * self._per_second)
-        self._refilled = now
-        if self._at_hand < 1:
+        if not self._rate.take():
             return _TOO_FAST
-        self._at_hand -= 1
         self._lines -= 1
         return None
 
 
-def report_tool(agent_id: UUID, quota: Quota | None = None) -> FunctionTool:
-    """The tool for one activity, whose id the model can neither see nor choose. It never raises into the model loop."""
-    left = quota or Quota()
+def report_tool(agent_id: UUID) -> FunctionTool:
+    """The tool for one activity, whose id the model can neither see nor choose. It never raises into the run."""
+    quota = _Quota()
 
     async def report(context: ToolContext[Any], arguments: str) -> str:
-        if refusal := left.refusal():
+        if refusal := quota.refusal():
             return refusal
         answer = _FAILED
         with guarded(f"the tool {TOOL_NAME}"):
             answer = await _store(agent_id, arguments)
-        return answer  # noqa: RET504  # it is _FAILED where the guard has swallowed something
+        return answer  # noqa: RET504  # still _FAILED if the guard has suppressed an exception
 
     return FunctionTool(
         name=TOOL_NAME,
@@ -106,7 +99,7 @@ async def _store(agent_id: UUID, arguments: str) -> str:
     message, percentage = parse(arguments)
     if not message:
         return _NO_MESSAGE
-    had_ended = _has_ended(agent_id)  # The row of one that has is read again, but not waited for.
+    had_ended = _has_ended(agent_id)  # The update may forget an ended activity, to read its row again.
     accepted = await activity.aio.update(agent_id, message, percentage)
     if had_ended or _has_ended(agent_id):
         return _ENDED
@@ -114,12 +107,12 @@ async def _store(agent_id: UUID, arguments: str) -> str:
 
 
 def _has_ended(agent_id: UUID) -> bool:
-    known = _runtime.active().spans.known(agent_id)
-    return known is not None and known.status.terminal
+    status = status_of(agent_id)
+    return status is not None and status.terminal
 
 
 def parse(arguments: str) -> tuple[str, int | None]:
-    """Message and percentage out of whatever a model has sent; an empty message when there is none."""
+    """Message and percentage from what a model has sent; an empty message if there is none."""
     try:
         value: object = json.loads(arguments) if len(arguments) <= ARGUMENTS_LIMIT else None
     except (ValueError, RecursionError):
@@ -133,7 +126,7 @@ def parse(arguments: str) -> tuple[str, int | None]:
 
 
 def percentage_of(value: object) -> int | None:
-    """The percentage a model means by `value`, clamped to 0 to 100; None when it means none."""
+    """The percentage that a model means by `value`, clamped to 0 to 100; None if it means none."""
     if isinstance(value, str):
         value = _number(value.strip().removesuffix("%"))
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # NaN

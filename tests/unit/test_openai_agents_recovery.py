@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 from agents import TResponseInputItem
 
-from agentexec_otel.openai_agents._recovery import answered
+from agentexec_otel.instrumentation.openai_agents._recovery import answered
 
 Item = dict[str, Any]
 

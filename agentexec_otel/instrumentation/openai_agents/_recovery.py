@@ -1,38 +1,32 @@
-"""What to go on with after a run has used up its turns. Pure: conversation in, conversation out."""
+"""The input and options of the run that wraps up after the turn limit. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
-from agents import Agent, ItemHelpers, ModelResponse, RunContextWrapper, RunItem, TResponseInputItem
+from agents import ItemHelpers, RunErrorDetails, RunItem, RunResultStreaming, TResponseInputItem
 from agents.run import RunOptions
 
 TContext = TypeVar("TContext")
 
 _Item = Mapping[str, object]
 
+WRAP_UP: Final = """\
+You have used all the turns that were planned for this task. Do not begin anything new. Give your final answer \
+now, from what you already know: say what you found, and name plainly what remains unfinished or uncertain.
+"""
 
-class Unfinished(Protocol):
-    """The part that `RunErrorDetails` and `RunResultStreaming` have in common."""
 
-    @property
-    def input(self) -> str | list[TResponseInputItem]: ...
-    @property
-    def new_items(self) -> list[RunItem]: ...
-    @property
-    def raw_responses(self) -> list[ModelResponse]: ...
-    @property
-    def last_agent(self) -> Agent[Any]: ...
-    @property
-    def context_wrapper(self) -> RunContextWrapper[Any]: ...
+Unfinished = RunErrorDetails | RunResultStreaming
+"""What a run that reached its turn limit has left."""
 
 
 def wrap_up_input(left: Unfinished, options: RunOptions[Any], prompt: str) -> list[TResponseInputItem]:
-    """Input of the run that wraps up: whatever the model will not be shown anyway, then the prompt.
+    """Input of the run that wraps up: what the model does not see otherwise, then the prompt.
 
-    A session or a conversation kept by the server replays itself. The server lacks only the outputs
-    of the tools that were called last.
+    A session replays itself, and so does a conversation kept by the server, which lacks only the outputs of the tools
+    that were called last.
     """
     ask = cast(TResponseInputItem, {"role": "user", "content": prompt})
     if options.get("session") is not None:
@@ -46,7 +40,7 @@ def wrap_up_options(left: Unfinished, options: RunOptions[TContext], turns: int)
     """The caller's options for `turns` more turns of the same conversation."""
     more = options.copy()
     more["max_turns"] = turns
-    # The wrapper and not only what it wraps: usage and approvals of the first run live on in it.
+    # The wrapper, not only the context in it: it holds the usage and the approvals of the first run.
     more["context"] = cast(TContext, left.context_wrapper)
     if options.get("conversation_id") is None and server_keeps_conversation(options) and left.raw_responses:
         more["previous_response_id"] = left.raw_responses[-1].response_id
@@ -54,7 +48,7 @@ def wrap_up_options(left: Unfinished, options: RunOptions[TContext], turns: int)
 
 
 def server_keeps_conversation(options: RunOptions[Any]) -> bool:
-    """Whether the provider stores the conversation, so that only what is new may be sent."""
+    """Whether the provider stores the conversation, so that only new items may be sent."""
     return bool(
         options.get("conversation_id")
         or options.get("previous_response_id")
@@ -63,12 +57,12 @@ def server_keeps_conversation(options: RunOptions[Any]) -> bool:
 
 
 def as_input(items: Sequence[RunItem]) -> list[TResponseInputItem]:
-    """What a run has produced, as input of the next. Requests for approval are nothing a model is shown."""
+    """What a run has produced, as input of the next. Models do not see requests for approval."""
     return [item.to_input_item() for item in items if item.type != "tool_approval_item"]
 
 
 def answered(items: Sequence[TResponseInputItem]) -> list[TResponseInputItem]:
-    """The conversation without calls that never got an output and the reasoning behind them; providers reject both."""
+    """The conversation without calls that have no output, and the reasoning that led to them: providers reject both."""
     outputs = {_call_id(item) for item in items if _type(item).endswith("_output")}
     kept: list[TResponseInputItem] = []
     orphaned = False
@@ -82,7 +76,7 @@ def answered(items: Sequence[TResponseInputItem]) -> list[TResponseInputItem]:
 
 
 def unsent_outputs(left: Unfinished) -> list[TResponseInputItem]:
-    """Outputs of the calls in the last response, which would have gone out with the turn that was not allowed."""
+    """Outputs of the calls in the last response, which the next turn would have sent."""
     last = left.raw_responses[-1].output if left.raw_responses else []
     called = {getattr(item, "call_id", None) for item in last} - {None}
     return [item for item in as_input(left.new_items) if _type(item).endswith("_output") and _call_id(item) in called]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -26,20 +25,17 @@ from agents import (
 from agents.run import DEFAULT_MAX_TURNS, RunOptions
 
 from agentexec_otel import activity
-from agentexec_otel._errors import ActivityCanceledError, ActivityNotFoundError, ExportError
+from agentexec_otel._errors import ActivityCanceledError
 from agentexec_otel._model.ids import parse_agent_id
-from agentexec_otel._runtime import process as _runtime
 from agentexec_otel.activity import ActivityRun
-from agentexec_otel.openai_agents._progress import remark
-from agentexec_otel.openai_agents._recovery import Unfinished, wrap_up_input, wrap_up_options
-from agentexec_otel.openai_agents._report_status import report_tool
-from agentexec_otel.openai_agents._steps import StepHooks, TrackedRun, watched
-from agentexec_otel.openai_agents._stream import ActivityStream, ContinuedStream
-from agentexec_otel.openai_agents._texts import REPORT_STATUS, WRAP_UP
+from agentexec_otel.instrumentation._activities import add_line, existing_block, find
+from agentexec_otel.instrumentation.openai_agents._hooks import track, with_hooks
+from agentexec_otel.instrumentation.openai_agents._recovery import WRAP_UP, Unfinished, wrap_up_input, wrap_up_options
+from agentexec_otel.instrumentation.openai_agents._report_tool import REPORT_STATUS, report_tool
+from agentexec_otel.instrumentation.openai_agents._stream import UNNOTICED_SECONDS, ActivityStream, ContinuedStream
 
 TContext = TypeVar("TContext")
 
-_UNNOTICED_SECONDS = 0.015  # of a stalled event loop, once per activity
 _WRAPPING_UP = "{limit}; the agent was asked to wrap up."
 
 
@@ -48,8 +44,8 @@ class Prompts:
     """Texts for agents.
 
     Attributes:
-        report_status: When and how to call the report tool; meant to be put into an agent's instructions.
-        wrap_up: What the agent is told when its turns are used up and `max_turns_recovery` is on.
+        report_status: When and how to call the report tool. Put it into an agent's instructions.
+        wrap_up: The prompt after the turn limit, with `max_turns_recovery`.
     """
 
     report_status: str
@@ -68,11 +64,11 @@ class Tools:
 
 
 class OpenAIRunner:
-    """Runs agents as `agents.Runner` does, and keeps the activity `agent_id` true to what happens.
+    """Runs agents as `agents.Runner` does, and reports the run to the activity `agent_id`.
 
-    The run is RUNNING while it works, then COMPLETE, ERROR (with the exception's type and a reason) or
-    CANCELED. Where a task or a block of `ax.activity.run` around it owns the activity, progress is
-    reported but the end is left to that owner. The activity's span is current while agents work.
+    The activity is RUNNING during the run, then COMPLETE, ERROR (with the exception's type and a reason) or CANCELED.
+    If a task or a block of `ax.activity.run` around the run owns the activity, only that owner ends it. The activity's
+    span is current while agents work.
 
     Args:
         agent_id: The activity, as `ax.activity.create` returned it.
@@ -122,13 +118,13 @@ class OpenAIRunner:
     ) -> RunResult:
         """Run as `agents.Runner.run` does, with the same arguments, result and exceptions.
 
-        After a recovery from the turn limit the result is that of the run that wrapped up, with the
-        conversation so far as its input.
+        After a recovery from the turn limit, the result is that of the run that wrapped up. Its input is the
+        conversation so far.
 
         Raises:
             ActivityNotFoundError: No activity has the runner's `agent_id`.
-            ActivityCanceledError: The activity was canceled from elsewhere; noticed before each model call.
-            MaxTurnsExceeded: Also when wrapping up fails; that failure is then its ``__cause__``.
+            ActivityCanceledError: The activity was canceled elsewhere; checked before each model and tool call.
+            MaxTurnsExceeded: The turn limit was reached. If wrapping up failed, its ``__cause__`` is that failure.
         """
         options: RunOptions[TContext] = {
             "context": context,
@@ -141,11 +137,11 @@ class OpenAIRunner:
             "conversation_id": conversation_id,
             "session": session,
         }
-        async with activity.run(self.agent_id) as run:
-            steps = StepHooks(run, hooks, input)
-            tracked = TrackedRun(run, steps, run_config)
+        async with activity.run(self.agent_id) as block:
+            tracked = track(block, input, run_config)
+            tracked.start()
             try:
-                result = await self._run(run, starting_agent, input, watched(options, steps))
+                result = await self._run(block, starting_agent, input, with_hooks(options, tracked))
             except BaseException as exc:
                 tracked.close(exc)
                 raise
@@ -169,10 +165,10 @@ class OpenAIRunner:
     ) -> RunResultStreaming:
         """Run as `agents.Runner.run_streamed` does, with the same arguments and result.
 
-        The run itself decides how the activity ends, not its consumer: a stream that is abandoned goes
-        on in the background and ends as it ends; `cancel()` on the result makes it CANCELED. With
-        `max_turns_recovery` the stream goes on with the events of the run that wraps up, and the
-        result's attributes are that run's.
+        The run decides how the activity ends, not the consumer of its stream. A run whose stream is not read
+        continues in the background. `cancel()` on the result ends the activity as CANCELED. With
+        `max_turns_recovery` the stream continues with the events of the run that wraps up, and the result's
+        attributes become that run's.
 
         Raises:
             ActivityNotFoundError: No activity has the runner's `agent_id`.
@@ -192,7 +188,7 @@ class OpenAIRunner:
 
     async def _run(
         self,
-        run: ActivityRun,
+        block: ActivityRun,
         agent: Agent[TContext],
         given: str | list[TResponseInputItem] | RunState[TContext],
         options: RunOptions[TContext],
@@ -203,7 +199,7 @@ class OpenAIRunner:
             left = limit.run_data
             if not self.max_turns_recovery or left is None:
                 raise
-            remark(run, _WRAPPING_UP.format(limit=limit))
+            add_line(block, _WRAPPING_UP.format(limit=limit))
             conversation, more = self._continued(left, options)
             try:
                 return await Runner.run(left.last_agent, conversation, **more)
@@ -218,26 +214,21 @@ class OpenAIRunner:
         given: str | list[TResponseInputItem] | RunState[TContext],
         options: RunOptions[TContext],
     ) -> RunResultStreaming:
-        _look_up(self.agent_id)
-        run = ActivityRun(None, self.agent_id, None, None, None, waits=False)  # The stream may end on any thread.
-        steps = StepHooks(run, options.get("hooks"), given)
-        options = watched(options, steps)
+        find(self.agent_id, UNNOTICED_SECONDS)  # Otherwise the spans of agents are not below the activity's span.
+        block = existing_block(self.agent_id)  # It does not wait: the stream may end on any thread.
+        tracked = track(block, given, options.get("run_config"))
+        options = with_hooks(options, tracked)
 
         def wrap_up(left: RunResultStreaming, limit: MaxTurnsExceeded) -> RunResultStreaming:
-            remark(run, _WRAPPING_UP.format(limit=limit))
+            add_line(block, _WRAPPING_UP.format(limit=limit))
             conversation, more = self._continued(left, options)
             return Runner.run_streamed(left.last_agent, conversation, **more)
 
-        within = copy_context()
-        within.run(run.__enter__)
-        tracked = within.run(TrackedRun, run, steps, options.get("run_config"))
-        stream = ActivityStream(tracked, within, wrap_up if self.max_turns_recovery else None)
-        try:
-            result = within.run(partial(Runner.run_streamed, agent, given, **options))
-        except BaseException as exc:
-            within.run(stream.end, exc)
-            raise
-        stream.follow(result)
+        context = copy_context()
+        context.run(block.__enter__)
+        context.run(tracked.start)
+        stream = ActivityStream(tracked, context, wrap_up if self.max_turns_recovery else None)
+        result = stream.start(partial(Runner.run_streamed, agent, given, **options))
         return ContinuedStream(result, stream) if self.max_turns_recovery else result
 
     def _continued(
@@ -245,20 +236,3 @@ class OpenAIRunner:
     ) -> tuple[list[TResponseInputItem], RunOptions[TContext]]:
         more = wrap_up_options(left, options, self.recovery_turns)
         return wrap_up_input(left, options, self.prompts.wrap_up), more
-
-
-def _look_up(agent_id: UUID) -> None:
-    """Read the row of an activity this process has not seen, if the database answers before anyone notices.
-
-    A streamed run starts without an `await` in which the row could be read, but its parent span is on that row. Where
-    the database takes longer, the writer reads it later, and the agents' own spans are not beneath the activity's.
-    """
-    runtime = _runtime.active()
-    store = runtime.store
-    if store is None or runtime.spans.known(agent_id) is not None:
-        return
-    with suppress(TimeoutError, ExportError):
-        stored = runtime.primary.call(lambda: store.lookup(agent_id), _UNNOTICED_SECONDS)
-        if stored is None:
-            raise ActivityNotFoundError(agent_id)
-        runtime.spans.adopt(stored)

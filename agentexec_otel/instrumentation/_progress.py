@@ -1,0 +1,137 @@
+"""Lines that a run writes about its own steps: which ones, and how many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+from weakref import WeakKeyDictionary, ref
+
+from agentexec_otel import activity
+from agentexec_otel._config import CONF
+from agentexec_otel._errors import guarded
+from agentexec_otel.activity import ActivityRun
+from agentexec_otel.instrumentation._activities import add_line, has_reports
+
+_BURST: Final = 10  # lines of each kind that a run may write at once
+_PER_SECOND: Final = 1.0
+
+_LEVELS: Final = {"off": 0, "steps": 1, "detail": 2}
+_STEPS: Final = 1
+_DETAIL: Final = 2
+
+
+class RateLimit:
+    """A token bucket: `burst` at once, then `per_second`.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, burst: int, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._burst = float(burst)
+        self._per_second = per_second
+        self._clock = clock
+        self._available = float(burst)
+        self._refilled = clock()
+
+    def take(self) -> bool:
+        """Take one, if one is left."""
+        now = self._clock()
+        self._available = min(self._burst, self._available + (now - self._refilled) * self._per_second)
+        self._refilled = now
+        if self._available < 1:
+            return False
+        self._available -= 1
+        return True
+
+
+class Progress:
+    """The lines of one activity's runs about their own steps, by ``AGENTEXEC_PROGRESS``.
+
+    They carry no percentage. After the application or the agent has reported by itself, turns and tool calls are left
+    out. Failures, handoffs and limits stay.
+    """
+
+    def __init__(self, block: ActivityRun) -> None:
+        self._block = ref(block)  # `_progress` holds this object for as long as the block lives.
+        self._routine = RateLimit(_BURST, _PER_SECOND)
+        self._notable = RateLimit(_BURST, _PER_SECOND)
+        self.is_hooked = False
+        """Whether run hooks report turns, tools and handoffs, so that spans need not."""
+
+    def turn(self, number: int, agent: str) -> None:
+        """A turn begins."""
+        self._add_routine(_STEPS, f"Turn {number}: {agent}")
+
+    def tool(self, name: str) -> None:
+        """A tool is called."""
+        self._add_routine(_STEPS, f"Calling {name}")
+
+    def tool_done(self, name: str) -> None:
+        """A tool has returned."""
+        self._add_routine(_DETAIL, f"{name} is done")
+
+    def tool_failed(self, name: str, error: str | None) -> None:
+        """A tool has raised; the model may recover from it. The level ``detail`` adds `error`."""
+        if (block := self._block()) is not None and block.canceled:
+            return  # The run was stopped, perhaps before the tool began.
+        detail = f": {error}" if error and _level() >= _DETAIL else ""
+        self._add_notable(_STEPS, f"{name} failed{detail}")
+
+    def handoff(self, from_agent: str, to_agent: str) -> None:
+        """One agent hands the conversation over to another."""
+        self._add_notable(_STEPS, f"{from_agent} → {to_agent}")
+
+    def guardrail(self, name: str, *, tripped: bool) -> None:
+        """A guardrail has decided."""
+        if tripped:
+            self._add_notable(_STEPS, f"Guardrail {name} tripped")
+        else:
+            self._add_routine(_DETAIL, f"Guardrail {name} passed")
+
+    def listed(self, server: str, count: int) -> None:
+        """An MCP server has listed its tools."""
+        self._add_routine(_DETAIL, f"{server} offers {count} tool{'' if count == 1 else 's'}")
+
+    def limit(self, max_turns: object) -> None:
+        """The turns are used up."""
+        self._add_notable(_STEPS, f"Max turns ({max_turns}) exceeded")
+
+    def _add_routine(self, level: int, message: str) -> None:
+        block = self._block()
+        if block is not None and _level() >= level and self._routine.take() and not _is_reported(block):
+            add_line(block, message)
+
+    def _add_notable(self, level: int, message: str) -> None:
+        block = self._block()
+        if block is not None and _level() >= level and self._notable.take():
+            add_line(block, message)
+
+
+def _is_reported(block: ActivityRun) -> bool:
+    with guarded("reporting what a run does"):
+        return has_reports(block.agent_id)
+    return True
+
+
+def _level() -> int:
+    return _LEVELS[CONF.progress]
+
+
+_progress: Final[WeakKeyDictionary[ActivityRun, Progress]] = WeakKeyDictionary()
+
+
+def progress_of(block: ActivityRun) -> Progress:
+    """The progress of this block, which all runs in it share."""
+    found = _progress.get(block)
+    if found is None:
+        found = _progress.setdefault(block, Progress(block))
+    return found
+
+
+def is_reported_by_hooks() -> bool:
+    """Whether run hooks report turns, tools and handoffs in this context, so that spans need not."""
+    block = activity.current()
+    found = None if block is None else _progress.get(block)
+    return found is not None and found.is_hooked

@@ -1,0 +1,103 @@
+"""What we use of the Agents SDK that it does not promise to keep.
+
+A test looks for each entry of `PRIVATE`, so that a release of the SDK without one fails with its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from agents import RunResult, RunResultStreaming, RunState
+from agents.tracing import Trace, TracingProcessor, get_trace_provider
+from agents.tracing.traces import TraceState
+from agents.usage import Usage
+
+PRIVATE: Final = {
+    "RunState": ("_context", "_trace_state"),
+    "RunResult": ("_trace_state",),
+    "RunResultStreaming": (
+        "_cancel_mode",
+        "_input_guardrails_task",
+        "_stored_exception",
+        "_tool_error_selected",
+        "_trace_state",
+    ),
+    "TraceProvider": ("_multi_processor",),
+    "SynchronousMultiTracingProcessor": ("_lock", "_processors"),
+}
+
+TOOL_FAILED: Final = "Error running tool"
+"""How the message of a `UserError` begins that the SDK makes of a tool's exception."""
+
+_DISABLED_TRACE_ID: Final = "no-op"
+
+Processors = tuple[TracingProcessor, ...]
+
+
+# -- states of interrupted runs ---------------------------------------------------------------------------------
+
+
+def trace_state_of(state: object) -> TraceState | None:
+    """What a run's state knows of its trace; None if `state` is not one."""
+    return getattr(cast(object, state), "_trace_state", None) if isinstance(state, RunState) else None
+
+
+def ensure_trace_state(result: RunResult | RunResultStreaming) -> TraceState:
+    """What `result.to_state()` will know of the run's trace, to be changed."""
+    private: Any = result
+    if private._trace_state is None:
+        private._trace_state = TraceState.from_trace(getattr(private, "trace", None)) or TraceState()
+    return cast(TraceState, private._trace_state)
+
+
+def usage_of(state: object) -> Usage | None:
+    """The tokens that a run had spent when it was interrupted."""
+    context = getattr(cast(object, state), "_context", None) if isinstance(state, RunState) else None
+    return getattr(context, "usage", None)
+
+
+# -- streamed runs ----------------------------------------------------------------------------------------------
+
+
+def guardrails_task(result: RunResultStreaming) -> asyncio.Task[Any] | None:
+    """The task of the input guardrails that run in parallel with the agent."""
+    return getattr(result, "_input_guardrails_task", None)
+
+
+def is_canceled(result: RunResultStreaming) -> bool:
+    """Whether `result.cancel()` was called."""
+    return getattr(result, "_cancel_mode", "none") != "none"
+
+
+def is_tool_error_raised(result: RunResultStreaming) -> bool:
+    """Whether the SDK raises the error of a tool, although a guardrail has failed as well."""
+    return getattr(result, "_tool_error_selected", False)
+
+
+def stored_exception(result: RunResultStreaming) -> BaseException | None:
+    """What the SDK raises at the end of `stream_events()`."""
+    return getattr(result, "_stored_exception", None)
+
+
+# -- traces -----------------------------------------------------------------------------------------------------
+
+
+def is_disabled(trace: Trace) -> bool:
+    """Whether tracing is disabled, so that processors do not hear of this trace."""
+    return trace.trace_id == _DISABLED_TRACE_ID
+
+
+def change_processors(change: Callable[[Processors], Processors]) -> bool:
+    """Replace the trace processors by what `change` returns for them. False if the provider is not the SDK's own.
+
+    The SDK can add a processor or replace all of them. It cannot list, order or remove them.
+    """
+    multi: Any = getattr(get_trace_provider(), "_multi_processor", None)
+    lock = getattr(multi, "_lock", None)
+    if not isinstance(getattr(multi, "_processors", None), tuple) or lock is None:
+        return False
+    with lock:
+        multi._processors = change(multi._processors)
+    return True
