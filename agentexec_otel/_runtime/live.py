@@ -64,9 +64,24 @@ class SpanEnd:
 class LiveActivity:
     """This process's view of one attempt of an activity: where it stands, its span, and the block that will end it.
 
-    What is reported through it concerns this attempt, also after another process has opened the next one.
+    What is reported through it concerns this attempt, also after another process has opened the next one. Others read
+    its attributes, and change it by its methods alone.
+
     `LiveActivities.lock` guards every field. It is held for field accesses only: neither the database nor code of the
     application is called meanwhile.
+
+    Attributes:
+        attempt: None until the row was read: then whichever is current.
+        older: The view of an earlier attempt that still has a span or a block here.
+        span: The span that this process has open for it.
+        ref: The activity's span, wherever it is open.
+        owner: The block of this process that will end the attempt.
+        on_cancel: Stops that block.
+        expects_usage: The block's final log reports token usage.
+        ending: The event by which this process has ended it, also if another ending came first.
+        has_reports: The application or the agent has added a log of its own.
+        may_lack_row: Its row may not be there yet, because nothing has waited for its commit.
+        is_unknown: The database has reported that no such activity exists.
     """
 
     def __init__(
@@ -74,9 +89,8 @@ class LiveActivity:
     ) -> None:
         self.agent_id = agent_id
         self.older: LiveActivity | None = None
-        """The view of an earlier attempt that still has a span or a block here."""
         self._all = all_
-        self._attempt = attempt
+        self.attempt = attempt
         self._state = ActivityState.unopened(agent_id, 0)
         self._state.attempt = attempt or 1
         self._opening: Opening | None = None
@@ -84,55 +98,30 @@ class LiveActivity:
         self._running_at_ns: int | None = None
         self._lines: deque[ActivityEvent] = deque(maxlen=DEFAULT_SPAN_EVENTS)
         self._log_count = 0
-        self._span: trace.Span | None = None
-        self._ref: SpanRef | None = None
+        self.span: trace.Span | None = None
+        self.ref: SpanRef | None = None
         self._starting = False
         self._missed_end: tuple[Status, Outcome | None, int] | None = None
         self._untraced = False
-        self._owner: object | None = None
+        self.owner: object | None = None
         self._usage: dict[object, Usage] = {}
-        self._expects_usage = False
-        self._on_cancel: Callable[[], object] | None = None
+        self.expects_usage = False
+        self.on_cancel: Callable[[], object] | None = None
         self._pending: UUID | None = None
-        self._creation_pending = may_lack_row
-        self._ending: ActivityEvent | None = None
+        self.may_lack_row = may_lack_row
+        self.ending: ActivityEvent | None = None
         self._description: str | None = None
         self._canceled = False
-        self._reported = False
+        self.has_reports = False
         self._started_here = False
-        self._unknown = False
+        self.is_unknown = False
 
     # -- what it knows ------------------------------------------------------------------------------------------
-
-    @property
-    def attempt(self) -> int | None:
-        """The attempt this view is of; None until the row was read: then whichever is current."""
-        return self._attempt
 
     @property
     def status(self) -> Status:
         """The last status seen here."""
         return self._state.status
-
-    @property
-    def owner(self) -> object | None:
-        """The block of this process that will end the attempt."""
-        return self._owner
-
-    @property
-    def span(self) -> trace.Span | None:
-        """The span that this process has open for it."""
-        return self._span
-
-    @property
-    def ref(self) -> SpanRef | None:
-        """The activity's span, wherever it is open."""
-        return self._ref
-
-    @property
-    def ending(self) -> ActivityEvent | None:
-        """The event by which this process has ended it, also if another ending came first."""
-        return self._ending
 
     @property
     def is_resolved(self) -> bool:
@@ -145,11 +134,6 @@ class LiveActivity:
         return self._opening is None and not self._log_count
 
     @property
-    def is_unknown(self) -> bool:
-        """Whether the database has reported that no such activity exists."""
-        return self._unknown
-
-    @property
     def is_canceled(self) -> bool:
         """Whether it was canceled, here or elsewhere, as far as this process has heard."""
         return self._canceled or self._state.status is Status.CANCELED
@@ -157,48 +141,28 @@ class LiveActivity:
     @property
     def is_over(self) -> bool:
         """Whether nothing of this attempt is left to do here."""
-        return self._state.status.terminal and self._span is None and self._owner is None
+        return self._state.status.terminal and self.span is None and self.owner is None
 
     @property
     def is_pending(self) -> bool:
         """Whether an event reported here may not be stored yet."""
-        return self._pending is not None or self._creation_pending or self._opening is None
-
-    @property
-    def may_lack_row(self) -> bool:
-        """Whether its row may not be there yet, because nothing has waited for its commit."""
-        return self._creation_pending
-
-    @property
-    def has_reports(self) -> bool:
-        """Whether the application or the agent has added a log of its own."""
-        return self._reported
-
-    @property
-    def expects_usage(self) -> bool:
-        """Whether the final log of its block reports token usage."""
-        return self._expects_usage
+        return self._pending is not None or self.may_lack_row or self._opening is None
 
     @property
     def runs_here(self) -> bool:
         """Whether this process has to extend its lease."""
-        return self._state.status is RUNNING and (self._started_here or self._owner is not None)
+        return self._state.status is RUNNING and (self._started_here or self.owner is not None)
 
     @property
     def is_idle(self) -> bool:
         """Whether it may be forgotten: its row has all that is needed to continue."""
-        return self._span is None and self._owner is None and not self._starting and not self.runs_here
+        return self.span is None and self.owner is None and not self._starting and not self.runs_here
 
     @property
     def opening_event(self) -> ActivityEvent | None:
         """The event that has created it, if this process created it and it has not started."""
         first = next(iter(self._lines), None)
         return first if first is not None and first.opening is not None else None
-
-    @property
-    def on_cancel(self) -> Callable[[], object] | None:
-        """What stops the block that runs it."""
-        return self._on_cancel
 
     def usage_total(self) -> Usage | None:
         """The usage of all blocks within one another; None if none was counted."""
@@ -210,20 +174,20 @@ class LiveActivity:
     def own(self, block: object) -> bool:
         """Make `block` the one that ends it. False if there is one already."""
         with self._all.lock:
-            if self._owner is None:
-                self._owner = block
-            return self._owner is block
+            if self.owner is None:
+                self.owner = block
+            return self.owner is block
 
     def disown(self, block: object) -> None:
         """The block is left: it no longer ends the attempt, and is no longer told of a cancellation."""
         with self._all.lock:
-            if self._owner is block:
-                self._owner = self._on_cancel = None
+            if self.owner is block:
+                self.owner = self.on_cancel = None
 
     def when_canceled(self, callback: Callable[[], object] | None) -> None:
         """Call this when it is canceled, on any thread, perhaps more than once."""
         with self._all.lock:
-            self._on_cancel = callback
+            self.on_cancel = callback
 
     def count_usage(self, block: object, usage: Usage) -> None:
         """Replace what this block has counted so far."""
@@ -233,7 +197,7 @@ class LiveActivity:
     def expect_usage(self, expected: bool) -> None:
         """Say whether the block's final log reports usage, even after the activity has ended: the span waits for it."""
         with self._all.lock:
-            self._expects_usage = expected
+            self.expects_usage = expected
 
     # -- events of this process ---------------------------------------------------------------------------------
 
@@ -244,7 +208,7 @@ class LiveActivity:
             reported: The application or the agent has said it, not the instrumentation.
         """
         with self._all.lock:
-            self._reported = self._reported or reported
+            self.has_reports = self.has_reports or reported
             self._pending = event.event_id
             if event.worker_id is not None:
                 self._started_here = True
@@ -254,11 +218,11 @@ class LiveActivity:
                 return None
             self._state.apply(event)
             if event.status.terminal:
-                self._ending = event
-            if self._span is None and self._ref is not None:
+                self.ending = event
+            if self.span is None and self.ref is not None:
                 return None  # Another process has its span.
             self._keep(event)
-            if self._ref is not None or self._opening is None or self._starting or not self._starts_span(event):
+            if self.ref is not None or self._opening is None or self._starting or not self._starts_span(event):
                 return None
             self._starting = True
             return self._span_start()
@@ -274,7 +238,7 @@ class LiveActivity:
     def created(self, event: ActivityEvent, *, committed: bool) -> None:
         """It was created with this event."""
         with self._all.lock:
-            self._creation_pending = not committed
+            self.may_lack_row = not committed
             self._opening = event.opening
             self._start_time_ns = event.occurred_at_ns
             self._state.apply(event)
@@ -285,7 +249,7 @@ class LiveActivity:
     def take_span_start(self) -> SpanStart | None:
         """What to start its span with, for a caller that is not `record`; None if there is one, or one is started."""
         with self._all.lock:
-            if self._span is not None or self._ref is not None or self._starting or self._opening is None:
+            if self.span is not None or self.ref is not None or self._starting or self._opening is None:
                 return None
             self._starting = True
             return self._span_start()
@@ -294,7 +258,7 @@ class LiveActivity:
         waited = None
         if self._running_at_ns is not None:
             waited = max(0, self._running_at_ns - self._start_time_ns) / 1e9
-        return SpanStart(self.agent_id, self._opening or Opening(""), self._attempt or 1, self._start_time_ns, waited)
+        return SpanStart(self.agent_id, self._opening or Opening(""), self.attempt or 1, self._start_time_ns, waited)
 
     def span_started(self, span: trace.Span | None, ref: SpanRef | None, max_logs: int | None) -> SpanEnd | None:
         """Its span is open, or None could be: there is no tracer provider, or a span processor failed.
@@ -308,7 +272,7 @@ class LiveActivity:
         with self._all.lock:
             self._starting = False
             self._untraced = span is None
-            self._span, self._ref = span, ref
+            self.span, self.ref = span, ref
             if span is not None and max_logs != self._lines.maxlen:
                 self._lines = deque(self._lines, max_logs)
             missed, self._missed_end = self._missed_end, None
@@ -317,9 +281,9 @@ class LiveActivity:
     def give_span_up(self, ref: SpanRef | None = None) -> None:
         """Another process's span, `ref`, is the one on the row: the one here never ends, so it is never exported."""
         with self._all.lock:
-            self._span = None
+            self.span = None
             self._lines.clear()
-            self._ref = ref if ref is not None else self._ref
+            self.ref = ref if ref is not None else self.ref
 
     # -- what the row says --------------------------------------------------------------------------------------
 
@@ -327,14 +291,14 @@ class LiveActivity:
         """Take over what the row says; if it is at another attempt, only what all attempts have in common."""
         with self._all.lock:
             self._opening = stored.opening
-            if self._attempt not in (None, stored.attempt):
+            if self.attempt not in (None, stored.attempt):
                 return
-            self._attempt = self._state.attempt = stored.attempt
+            self.attempt = self._state.attempt = stored.attempt
             if _RANK[stored.status] > _RANK[self._state.status]:
                 self._state.status = stored.status
-            if self._span is not None or self._starting:
+            if self.span is not None or self._starting:
                 return
-            self._ref = stored.span
+            self.ref = stored.span
             known = {event.event_id for event in stored.history}
             own = [event for event in self._lines if event.event_id not in known]
             self._lines = deque([*stored.history, *own], self._lines.maxlen)
@@ -348,7 +312,7 @@ class LiveActivity:
         """As `resolve`, before a bulk ending is followed: without the log of that ending itself."""
         self.resolve(stored)
         with self._all.lock:
-            if self._span is None:
+            if self.span is None:
                 kept = [event for event in self._lines if not event.status.terminal]
                 self._log_count -= len(self._lines) - len(kept)
                 self._lines = deque(kept, self._lines.maxlen)
@@ -357,28 +321,28 @@ class LiveActivity:
         """An event of this process is stored. True if that changes anything here: see `follow`."""
         with self._all.lock:
             self._settle(event)
-            if self._attempt is None:
-                self._attempt = self._state.attempt = ack.attempt
-            return ack.status.terminal or ack.attempt != self._attempt or self._is_named_otherwise(ack.span_id)
+            if self.attempt is None:
+                self.attempt = self._state.attempt = ack.attempt
+            return ack.status.terminal or ack.attempt != self.attempt or self._is_named_otherwise(ack.span_id)
 
     def refuse(self, event: ActivityEvent) -> None:
         """An event of this process was refused."""
         with self._all.lock:
             self._settle(event)
             if not event.claims:
-                self._unknown = event.expects_row
+                self.is_unknown = event.expects_row
             elif event.status is RUNNING:
                 # Another worker has started it, or it has ended: the span that was opened here is given up.
-                self._span = self._owner = self._on_cancel = None
+                self.span = self.owner = self.on_cancel = None
 
     def _settle(self, event: ActivityEvent) -> None:
         if self._pending == event.event_id:
             self._pending = None
         if event.opening is not None:
-            self._creation_pending = False
+            self.may_lack_row = False
 
     def _is_named_otherwise(self, span_id: str | None) -> bool:
-        return self._span is not None and self._ref is not None and span_id not in (None, self._ref.span_id)
+        return self.span is not None and self.ref is not None and span_id not in (None, self.ref.span_id)
 
     def lost_span(self, span_id: str | None) -> bool:
         """Whether the row names another span than the one that is open here."""
@@ -392,16 +356,16 @@ class LiveActivity:
             if not ours.status.terminal:
                 return None, None
             self._state.status = ours.status
-            canceled = ours.status is Status.CANCELED and self._ending is None
+            canceled = ours.status is Status.CANCELED and self.ending is None
             self._canceled = self._canceled or canceled
-            decided_here = self._ending is not None and self._ending.event_id == event.event_id and not ours.late
+            decided_here = self.ending is not None and self.ending.event_id == event.event_id and not ours.late
             if decided_here:
                 self._description = event.message
             end = None
             if ours is not ack_of_row or not self._more_to_come(event):
                 outcome = event.outcome if decided_here else _with_usage(ours.outcome, event.outcome)
                 end = self._end_span(ours.status, outcome, event.occurred_at_ns)
-            return end, self._on_cancel if canceled else None
+            return end, self.on_cancel if canceled else None
 
     def end_together(
         self, event: ActivityEvent, outcome: Outcome
@@ -411,11 +375,11 @@ class LiveActivity:
             self._state.status = event.status
             canceled = event.status is Status.CANCELED
             self._canceled = self._canceled or canceled
-            if self._ref is None or self._span is not None:
+            if self.ref is None or self.span is not None:
                 self._keep(event)
             self._description = event.message
             end = None if self._more_to_come(event) else self._end_span(event.status, outcome, event.occurred_at_ns)
-            return end, self._on_cancel if canceled else None
+            return end, self.on_cancel if canceled else None
 
     def end_attempt(self, event: ActivityEvent, outcome: Outcome | None) -> SpanEnd | None:
         """The attempt has failed with this log, and the engine tries again: the span is over, not the activity."""
@@ -427,7 +391,7 @@ class LiveActivity:
     def end_as_reported(self) -> SpanEnd | None:
         """At shutdown: end the span of an attempt whose terminal log is still on its way with what that log says."""
         with self._all.lock:
-            ending = self._ending
+            ending = self.ending
             if ending is None:
                 return None
             self._description = ending.message
@@ -436,21 +400,21 @@ class LiveActivity:
     def _more_to_come(self, event: ActivityEvent) -> bool:
         """Whether the span of an activity that was ended inside its block waits for the usage in the final log."""
         counted = event.outcome is not None and event.outcome.requests is not None
-        ended_inside = self._state.status is Status.CANCELED or self._ending is not None
-        return self._expects_usage and ended_inside and not counted
+        ended_inside = self._state.status is Status.CANCELED or self.ending is not None
+        return self.expects_usage and ended_inside and not counted
 
     def _of_this_attempt(self, ack: Ack) -> Ack:
         """What an answer says of this attempt: if the next one is open, this one has ended, or its worker was lost."""
-        if ack.attempt <= (self._attempt or 1):
+        if ack.attempt <= (self.attempt or 1):
             return ack
         status = self._state.status
         if not status.terminal:
             return replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
         canceled = Outcome(reason="cancelled") if status is Status.CANCELED else None
-        return replace(ack, status=status, outcome=canceled if self._ending is None else self._ending.outcome)
+        return replace(ack, status=status, outcome=canceled if self.ending is None else self.ending.outcome)
 
     def _end_span(self, status: Status, outcome: Outcome | None, occurred_at_ns: int) -> SpanEnd | None:
-        span, self._span = self._span, None
+        span, self.span = self.span, None
         if span is None:
             self._missed_end = (status, outcome, occurred_at_ns) if self._starting else None
             return None
