@@ -14,7 +14,7 @@ from agentexec_otel._model.event import RUNNING, ActivityEvent, SpanRef, Status
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import Ack, EndedActivity, Ending, ExportResult, Reject, StoredActivity
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity, SpanEnd, SpanStart
-from agentexec_otel._runtime.spans import ActivityTracer, Mirror, context_of, in_clean_context
+from agentexec_otel._runtime.spans import ActivityTracer, Mirror, in_clean_context
 from agentexec_otel.export import ActivityStore
 
 _CHUNK: Final = 500
@@ -192,8 +192,7 @@ class Following:
         """Emit a log as a log record, if those are wanted. On any thread."""
         if self._tracer.log_sink is not None:
             with guarded("emitting an activity's log record"):
-                span, ref = (None, None) if live is None else (live.span, live.ref)
-                self._tracer.log_sink(event, context_of(span, ref))
+                self._tracer.emit_record(event, *((None, None) if live is None else (live.span, live.ref)))
 
     def follow_up(self, end: SpanEnd | None, on_cancel: Callable[[], object] | None) -> None:
         """Do the application's part of what a view has decided."""

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from opentelemetry import trace
 
-from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.event import RUNNING, TERMINAL, ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._model.fold import ActivityState
 from agentexec_otel._model.results import Ack, StoredActivity
 from agentexec_otel._sdk import DEFAULT_SPAN_EVENTS
@@ -72,6 +72,7 @@ class LiveActivity:
 
     Attributes:
         attempt: None until the row was read: then whichever is current.
+        opening: Its type, metadata and trace context; None until the row was read.
         older: The view of an earlier attempt that still has a span or a block here.
         span: The span that this process has open for it.
         ref: The activity's span, wherever it is open.
@@ -93,7 +94,7 @@ class LiveActivity:
         self.attempt = attempt
         self._state = ActivityState.unopened(agent_id, 0)
         self._state.attempt = attempt or 1
-        self._opening: Opening | None = None
+        self.opening: Opening | None = None
         self._start_time_ns = 0
         self._running_at_ns: int | None = None
         self._lines: deque[ActivityEvent] = deque(maxlen=DEFAULT_SPAN_EVENTS)
@@ -126,12 +127,12 @@ class LiveActivity:
     @property
     def is_resolved(self) -> bool:
         """Whether its type, metadata and trace context are known, from its row or since it was created here."""
-        return self._opening is not None
+        return self.opening is not None
 
     @property
     def is_fresh(self) -> bool:
         """Whether neither its row was read nor anything was reported on it here."""
-        return self._opening is None and not self._log_count
+        return self.opening is None and not self._log_count
 
     @property
     def is_canceled(self) -> bool:
@@ -146,7 +147,7 @@ class LiveActivity:
     @property
     def is_pending(self) -> bool:
         """Whether an event reported here may not be stored yet."""
-        return self._pending is not None or self.may_lack_row or self._opening is None
+        return self._pending is not None or self.may_lack_row or self.opening is None
 
     @property
     def runs_here(self) -> bool:
@@ -156,7 +157,8 @@ class LiveActivity:
     @property
     def is_idle(self) -> bool:
         """Whether it may be forgotten: its row has all that is needed to continue."""
-        return self.span is None and self.owner is None and not self._starting and not self.runs_here
+        open_here = self.span is not None or self.owner is not None or self._starting or self.runs_here
+        return not open_here and (self.older is None or self.older.is_idle)
 
     @property
     def opening_event(self) -> ActivityEvent | None:
@@ -207,22 +209,25 @@ class LiveActivity:
         Args:
             reported: The application or the agent has said it, not the instrumentation.
         """
+        status = event.status
         with self._all.lock:
-            self.has_reports = self.has_reports or reported
             self._pending = event.event_id
+            if reported:
+                self.has_reports = True
             if event.worker_id is not None:
                 self._started_here = True
-            if event.status is RUNNING and self._running_at_ns is None:
+            if status is RUNNING and self._running_at_ns is None:
                 self._running_at_ns = event.occurred_at_ns
-            if self._state.status.terminal:
+            if self._state.status in TERMINAL:
                 return None
             self._state.apply(event)
-            if event.status.terminal:
+            if status in TERMINAL:
                 self.ending = event
             if self.span is None and self.ref is not None:
                 return None  # Another process has its span.
-            self._keep(event)
-            if self.ref is not None or self._opening is None or self._starting or not self._starts_span(event):
+            self._lines.append(event)
+            self._log_count += 1
+            if self.ref is not None or self.opening is None or self._starting or not self._starts_span(event):
                 return None
             self._starting = True
             return self._span_start()
@@ -239,7 +244,7 @@ class LiveActivity:
         """It was created with this event."""
         with self._all.lock:
             self.may_lack_row = not committed
-            self._opening = event.opening
+            self.opening = event.opening
             self._start_time_ns = event.occurred_at_ns
             self._state.apply(event)
             self._keep(event)
@@ -249,7 +254,7 @@ class LiveActivity:
     def take_span_start(self) -> SpanStart | None:
         """What to start its span with, for a caller that is not `record`; None if there is one, or one is started."""
         with self._all.lock:
-            if self.span is not None or self.ref is not None or self._starting or self._opening is None:
+            if self.span is not None or self.ref is not None or self._starting or self.opening is None:
                 return None
             self._starting = True
             return self._span_start()
@@ -258,7 +263,7 @@ class LiveActivity:
         waited = None
         if self._running_at_ns is not None:
             waited = max(0, self._running_at_ns - self._start_time_ns) / 1e9
-        return SpanStart(self.agent_id, self._opening or Opening(""), self.attempt or 1, self._start_time_ns, waited)
+        return SpanStart(self.agent_id, self.opening or Opening(""), self.attempt or 1, self._start_time_ns, waited)
 
     def span_started(self, span: trace.Span | None, ref: SpanRef | None, max_logs: int | None) -> SpanEnd | None:
         """Its span is open, or None could be: there is no tracer provider, or a span processor failed.
@@ -290,7 +295,7 @@ class LiveActivity:
     def resolve(self, stored: StoredActivity) -> None:
         """Take over what the row says; if it is at another attempt, only what all attempts have in common."""
         with self._all.lock:
-            self._opening = stored.opening
+            self.opening = stored.opening
             if self.attempt not in (None, stored.attempt):
                 return
             self.attempt = self._state.attempt = stored.attempt
@@ -458,7 +463,7 @@ class LiveActivities:
         """
         live = LiveActivity(self, event.agent_id, attempt)
         live.created(event, committed=committed)
-        return self._add(live)
+        return self._put(live)
 
     def join(self, agent_id: UUID, attempt: int | None = None) -> LiveActivity:
         """The view of this attempt; a new one if it is later than the one seen here. None: of whichever is current."""
@@ -466,7 +471,7 @@ class LiveActivities:
             known = self._live.get(agent_id)
             if known is not None and (attempt is None or (known.attempt or attempt) >= attempt):
                 return known
-            return self._add(LiveActivity(self, agent_id, attempt))
+            return self._put(LiveActivity(self, agent_id, attempt))
 
     def adopt(self, stored: StoredActivity) -> LiveActivity:
         """The view of the attempt that the row is at."""
@@ -477,24 +482,17 @@ class LiveActivities:
     def join_next(self, agent_id: UUID, *, may_lack_row: bool = False) -> LiveActivity:
         """A view of whichever attempt is current by the time its first event is stored, in place of an earlier one."""
         with self.lock:
-            live = LiveActivity(self, agent_id, None, may_lack_row=may_lack_row)
-            known = self._live.get(agent_id)
-            live.older = None if known is None or known.is_idle else known
-            self._live[agent_id] = live
-            return live
+            return self._put(LiveActivity(self, agent_id, None, may_lack_row=may_lack_row))
 
     def forget(self, agent_id: UUID) -> None:
         """Read the row again at the next call."""
         with self.lock:
             self._live.pop(agent_id, None)
 
-    def _add(self, live: LiveActivity) -> LiveActivity:
+    def _put(self, live: LiveActivity) -> LiveActivity:
         with self.lock:
             known = self._live.get(live.agent_id)
-            if known is not None and (known.attempt or 0) >= (live.attempt or 0):
-                return known
-            if known is not None and not known.is_idle:
-                live.older = known
+            live.older = None if known is None or known.is_idle else known
             self._live[live.agent_id] = live
             if len(self._live) > max(MAX_KNOWN, self._needed):
                 self._evict(live)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agentexec_otel._runtime.parts import Database
 
 _runtime: Runtime | None = None
-_lock = threading.RLock()
+_lock = threading.RLock()  # Guards `_runtime`; held by a first call that configures from the environment, too.
 
 
 def configure(
@@ -62,8 +62,9 @@ def configure(
         from agentexec_otel._runtime.otlp import set_up_otlp
 
         tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=CONF.event_mode != "span_event")
+    # Built without the lock: providers are code of the application.
+    runtime = Runtime(sinks, tracer_provider, logger_provider, redact, on_start=_flush_at_exit_of_child)
     with _lock:
-        runtime = Runtime(sinks, tracer_provider, logger_provider, redact, on_start=_flush_at_exit_of_child)
         if _runtime is not None:
             runtime.take_over(_runtime)
         previous, _runtime = _runtime, runtime

@@ -80,6 +80,11 @@ class Reader:
             self._processor.call_soon(self._answer_all, self._give_up)
         return answer
 
+    def after_fork_in_child(self) -> None:
+        """The questions are the parent's."""
+        self._asked = {}
+        self._is_queued = False
+
     # -- the writer's thread ------------------------------------------------------------------------------------
 
     def _take(self) -> list[tuple[UUID, bool, _Answer]]:

@@ -77,7 +77,9 @@ class Runtime:
             log_sink=log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
             canceled_is_error=CONF.canceled_is_error,
         )
+        self._emits_records = self._tracer.log_sink is not None
         self._following = Following(self._store, self._tracer, self._to_others, self._call_soon)
+        self._live = self._following.live
         self._processors = [
             ActivityProcessor(
                 exporter,
@@ -105,7 +107,7 @@ class Runtime:
     @property
     def live(self) -> LiveActivities:
         """The activities that this process has seen."""
-        return self._following.live
+        return self._live
 
     @property
     def session_store(self) -> SessionStore:
@@ -203,7 +205,7 @@ class Runtime:
         """An activity was created with this event, and its row is committed."""
         self._to_others(event)
         self._following.emit_record(event)
-        self._following.live.create(event)
+        self._live.create(event)
 
     def create_soon(self, event: ActivityEvent, *, may_exist: bool = False) -> Future[ExportResult]:
         """Create an activity without waiting; the future resolves when its row is committed.
@@ -211,7 +213,7 @@ class Runtime:
         Args:
             may_exist: There may be one with this ``agent_id`` already; logs then belong to its current attempt.
         """
-        live = self._following.live.create(event, attempt=None if may_exist else 1, committed=False)
+        live = self._live.create(event, attempt=None if may_exist else 1, committed=False)
         self._following.emit_record(event, live)
         with self._in_order():
             self._to_others(event)
@@ -219,13 +221,13 @@ class Runtime:
 
     def created_elsewhere(self, event: ActivityEvent) -> LiveActivity:
         """The view of an activity whose creating event has come with a message."""
-        return self._following.live.create(event)
+        return self._live.create(event)
 
     # -- find ---------------------------------------------------------------------------------------------------
 
     def known(self, agent_id: UUID) -> LiveActivity | None:
         """The view of an activity that this process has seen. Does no I/O."""
-        return self._following.live.get(agent_id)
+        return self._live.get(agent_id)
 
     def find(self, agent_id: UUID) -> LiveActivity:
         """The view of an activity; its row is read once if this process has not seen it.
@@ -237,9 +239,9 @@ class Runtime:
             ActivityNotFoundError: there is no such activity.
         """
         live = self._known(agent_id)
-        if live is not None and not live.is_fresh:
+        if live is not None and (live.opening is not None or not live.is_fresh):
             return live
-        return self._following.live.join(agent_id) if on_event_loop() else self._read(agent_id, live)
+        return self._live.join(agent_id) if on_event_loop() else self._read(agent_id, live)
 
     async def find_async(self, agent_id: UUID) -> LiveActivity:
         """As `find`, on an event loop."""
@@ -251,34 +253,34 @@ class Runtime:
         live = self._known(agent_id)
         if live is not None and (live.owner is not None or live.may_lack_row or on_event_loop()):
             return live
-        return self._following.live.join(agent_id) if on_event_loop() else self._read(agent_id)
+        return self._live.join(agent_id) if on_event_loop() else self._read(agent_id)
 
     async def join_current_async(self, agent_id: UUID) -> LiveActivity:
         """As `join_current`, on an event loop: the writer reads the row for all that wait."""
         live = self._known(agent_id)
         if self._reader is None or (live is not None and (live.owner is not None or live.may_lack_row)):
-            return self._following.live.join(agent_id)
+            return self._live.join(agent_id)
         try:
             stored = await self._reader.get_async(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
-            return self._following.live.join(agent_id)
+            return self._live.join(agent_id)
         return self._found(agent_id, stored)
 
     def _known(self, agent_id: UUID) -> LiveActivity | None:
-        live = self._following.live.get(agent_id)
+        live = self._live.get(agent_id)
         if live is not None and live.is_unknown:
-            self._following.live.forget(agent_id)
+            self._live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
         return live
 
     def _read(self, agent_id: UUID, live: LiveActivity | None = None) -> LiveActivity:
         """The view as the row has it; `live` stays at its attempt, without one the current attempt is joined."""
         if self._reader is None:
-            return self._following.live.join(agent_id)
+            return self._live.join(agent_id)
         try:
             stored = self._reader.get(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
-            return self._following.live.join(agent_id)
+            return self._live.join(agent_id)
         if live is not None and stored is not None:
             live.resolve(stored)
             return live
@@ -286,21 +288,21 @@ class Runtime:
 
     def _found(self, agent_id: UUID, stored: StoredActivity | None) -> LiveActivity:
         if stored is None:
-            self._following.live.forget(agent_id)
+            self._live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
-        return self._following.live.adopt(stored)
+        return self._live.adopt(stored)
 
     def assume(self, agent_id: UUID) -> LiveActivity:
         """A view of whichever attempt is current of an activity that is not known here, and whose row may be absent."""
-        return self._following.live.join_next(agent_id, may_lack_row=True)
+        return self._live.join_next(agent_id, may_lack_row=True)
 
     def forget(self, live: LiveActivity) -> None:
         """Read the activity's row again at the next call."""
-        self._following.live.forget(live.agent_id)
+        self._live.forget(live.agent_id)
 
     def adopt(self, stored: StoredActivity) -> LiveActivity:
         """The view of the attempt that a row is at, which is joined."""
-        return self._following.live.adopt(stored)
+        return self._live.adopt(stored)
 
     def read(self, agent_id: UUID, seconds: float, *, history: bool = True) -> StoredActivity | None:
         """The row; None if there is none, or if there is no database. Blocks for at most that many seconds.
@@ -359,7 +361,7 @@ class Runtime:
         """The attempt has failed with `message`, and its engine tries again: the next one is announced, QUEUED."""
         failed = self.event(live.agent_id, RUNNING, message, live=live)
         self._emit(self._mirror_on(live, failed), live)
-        self._following.live.forget(live.agent_id)
+        self._live.forget(live.agent_id)
         self._primary.call_soon(lambda: self._following.follow_up(live.end_attempt(failed, outcome), None))
         self.announce(live.agent_id, (live.attempt or 1) + 1, queued)
 
@@ -394,9 +396,9 @@ class Runtime:
     def requeue(self, agent_id: UUID, message: object, percentage: object = None) -> Future[ExportResult]:
         """Report QUEUED: opens and joins the next attempt if the activity has ended, otherwise only a log."""
         event = self._reopening(agent_id, message, percentage)
-        live = self._following.live.get(agent_id)
+        live = self._live.get(agent_id)
         if live is not None and live.status.terminal:
-            self._following.live.join_next(agent_id)
+            self._live.join_next(agent_id)
         self._following.emit_record(event)
         with self._in_order():
             self._to_others(event)
@@ -411,7 +413,8 @@ class Runtime:
         if start is not None:
             ref = self._following.start_span(live, start)
             event = event if ref is None else event._replace(span=ref)
-        self._following.emit_record(event, live)
+        if self._emits_records:
+            self._following.emit_record(event, live)
         return event
 
     # -- to the exporters ---------------------------------------------------------------------------------------
@@ -419,7 +422,7 @@ class Runtime:
     def _emit(self, event: ActivityEvent, live: LiveActivity) -> bool:
         if self._successor is not None:
             return self._successor._emit(event, live)
-        if len(self._processors) < 2:
+        if not self._behind_first:
             return not self._processors or self._processors[0].emit(event)
         with self._order:
             accepted = self._processors[0].emit(event)
@@ -506,9 +509,9 @@ class Runtime:
             self._to_others(event)
             self._following.emit_record(event)
             if isinstance(result, Ack):
-                self._following.live.join(event.agent_id, result.attempt)
+                self._live.join(event.agent_id, result.attempt)
             return
-        live = self._following.live.adopt(stored)
+        live = self._live.adopt(stored)
         mirrored = self._mirror_on(live, event, reported=True)
         self._to_others(mirrored, live)
         if event.status is Status.CANCELED and live.ending is not None and live.ending.event_id == event.event_id:
@@ -519,7 +522,7 @@ class Runtime:
 
     def has_pending(self, agent_id: UUID) -> bool:
         """Whether events of this activity may wait to be stored."""
-        live = self._following.live.get(agent_id)
+        live = self._live.get(agent_id)
         return live.is_pending if live is not None else self._primary.pending > 0  # It may have been forgotten.
 
     def _tick(self) -> None:
@@ -584,6 +587,7 @@ class Runtime:
         Both know them from here on: what the previous one's writer has still to store may be their end.
         """
         self._following.take_over(previous._following)
+        self._live = self._following.live
         previous._successor = self
 
     def after_fork_in_child(self) -> None:
@@ -591,6 +595,8 @@ class Runtime:
         self.pid = os.getpid()
         self._order = threading.RLock()
         self._following.after_fork_in_child()
+        if self._reader is not None:
+            self._reader.after_fork_in_child()
         for processor in self._processors:
             processor.after_fork_in_child()
 

@@ -63,7 +63,7 @@ class ActivityTracer:
         previous = span_ref_of(carrier.pop(semconv.PREVIOUS_SPAN, ""))
         parent = propagate.extract(carrier, context=Context())
         here = trace.get_current_span().get_span_context()
-        links = [] if previous is None else [trace.Link(span_context(previous))]
+        links = [] if previous is None else [trace.Link(_span_context(previous))]
         creator = trace.get_current_span(parent).get_span_context()
         if not creator.is_valid:
             parent, creator = get_current(), here
@@ -85,6 +85,12 @@ class ActivityTracer:
         ref = SpanRef(f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags.sampled)
         return span, ref, max_span_events(span) if self._span_events and span.is_recording() else 0
 
+    def emit_record(self, event: ActivityEvent, span: trace.Span | None, ref: SpanRef | None) -> None:
+        """Emit a log as a log record in the context of the activity's span, if log records are wanted."""
+        if self.log_sink is not None:
+            emit = partial(self.log_sink, event, _context_of(span, ref))
+            contextvars.Context().run(emit) if instrumentation_is_suppressed() else emit()
+
     def end(self, end: SpanEnd) -> None:
         """Put the logs on the span and end it, with the status that the row has."""
         span = end.span
@@ -98,18 +104,18 @@ class ActivityTracer:
         span.end(end.end_time_ns)
 
 
-def span_context(ref: SpanRef) -> trace.SpanContext:
+def _span_context(ref: SpanRef) -> trace.SpanContext:
     """The span's identity as OpenTelemetry has it."""
     flags = trace.TraceFlags(trace.TraceFlags.SAMPLED if ref.sampled else trace.TraceFlags.DEFAULT)
     return trace.SpanContext(int(ref.trace_id, 16), int(ref.span_id, 16), is_remote=True, trace_flags=flags)
 
 
-def context_of(span: trace.Span | None, ref: SpanRef | None) -> Context:
+def _context_of(span: trace.Span | None, ref: SpanRef | None) -> Context:
     """The context of an activity's span, open here or elsewhere; the current one if it has none."""
     if span is not None:
         return trace.set_span_in_context(span)
     if ref is not None:
-        return trace.set_span_in_context(trace.NonRecordingSpan(span_context(ref)))
+        return trace.set_span_in_context(trace.NonRecordingSpan(_span_context(ref)))
     return get_current()
 
 
