@@ -56,20 +56,21 @@ def create(
 ) -> UUID:
     """Create an activity with the status QUEUED, and return its ``agent_id`` once the row is committed.
 
-    The one call that waits for the database: another process may look for the row at once. On an event loop use
-    `ax.activity.aio.create`. The creator's trace context is stored with it; the span starts with the first RUNNING.
+    This call waits for the database, because another process may look for the row at once. On an event loop use
+    `ax.activity.aio.create`. The caller's trace context is stored with it; the span starts with the first RUNNING log.
 
     Args:
         task_name: Becomes ``agent_type`` and the span's name.
-        message: First line. Default: ``AGENTEXEC_ACTIVITY_MESSAGE_CREATE``.
+        message: The first log. Default: ``AGENTEXEC_ACTIVITY_MESSAGE_CREATE``.
         agent_id: Default: a new random UUID.
-        session: Write in this session instead: committed where its transaction was begun implicitly, only joined
-            where the caller began it.
+        session: Write in this session instead. The call commits a transaction that was begun implicitly, and joins one
+            that the caller began.
         metadata: JSON-serialisable values, at most 64 keys and 16 KiB; for `metadata_filter`.
 
     Raises:
         ValueError: a bad argument, or an ``agent_id`` that exists already.
-        ActivityNotStoredError: the row could not be committed within ``AGENTEXEC_CREATE_TIMEOUT`` seconds.
+        ActivityNotStoredError: the row could not be committed within ``AGENTEXEC_CREATE_TIMEOUT`` seconds. If it is
+            committed later, it is removed.
     """
     runtime = process.active()
     event = _opening_event(runtime, task_name, message, agent_id, metadata)
@@ -117,17 +118,21 @@ def update(
     status: Status | str | None = None,
     session: AnySession | None = None,
 ) -> bool:
-    """Add a line to an activity's history: committed within milliseconds, and an event on its span. Never waits.
+    """Add a log to an activity: committed within milliseconds, and an event on its span.
+
+    The log belongs to the attempt that this process has seen: another process may have retried the activity meanwhile,
+    and its attempt is left alone. Nothing waits for the commit of a RUNNING log.
 
     Args:
         percentage: 0 to 100, rounded down and clamped; None leaves the latest one as it is.
         status: Default RUNNING. A terminal one ends the activity as `complete`, `error` and `cancel` do; QUEUED after
-            a terminal one is a `retry`.
+            a terminal one retries it. Off an event loop these wait for the commit, ``AGENTEXEC_TERMINAL_TIMEOUT``
+            seconds at most.
         session: As for `create`.
 
     Returns:
-        True where the line was accepted; False where it was dropped because the queue is full, or (for a terminal
-        status) where the activity had ended already.
+        True if the log was accepted. False if it was dropped because the queue is full, or if its status is terminal
+        and the attempt had ended already.
 
     Raises:
         ValueError: a bad ``agent_id`` or status.
@@ -156,10 +161,12 @@ def _requeue(runtime: Runtime, live: LiveActivity, message: str, percentage: flo
 def complete(
     agent_id: UUID | str, message: str | None = None, percentage: float | None = 100, session: AnySession | None = None
 ) -> bool:
-    """End an activity as COMPLETE. Off an event loop it waits for the commit, ``AGENTEXEC_TERMINAL_TIMEOUT`` at most.
+    """End an activity as COMPLETE: the attempt that this process has seen.
+
+    Off an event loop it waits for the commit, ``AGENTEXEC_TERMINAL_TIMEOUT`` seconds at most.
 
     Returns:
-        False where the activity had ended already: the line is kept as late, and the first ending stays.
+        False if the attempt had ended already: the log is kept as late, and the first ending stays.
 
     Raises:
         ValueError, ActivityNotFoundError: as `update`.
@@ -182,19 +189,24 @@ def error(
 
 
 def cancel(agent_id: UUID | str, message: str | None = None, session: AnySession | None = None) -> bool:
-    """End an activity as CANCELED, at once; the worker that runs it is told. Waits, returns, raises as `complete`."""
+    """End the current attempt of an activity as CANCELED; the worker that runs it is notified.
+
+    Waits, returns and raises as `complete`.
+    """
     text = CONF.activity_message_cancel if message is None else message
     return _terminal(agent_id, Status.CANCELED, text, None, Outcome(reason="cancelled"), session)
 
 
 def retry(agent_id: UUID | str, message: str | None = None) -> int:
-    """Re-open an activity that has ended, as its next attempt, QUEUED. Waits for the commit as `create` does.
+    """Re-open an activity that has ended, as its next attempt, QUEUED, which this process joins.
+
+    Waits for the commit as `create` does. The database decides: of several callers at once, one opens the attempt.
 
     Returns:
         The number of the new attempt: 2, 3, …
 
     Raises:
-        ActivityStateError: it has not ended.
+        ActivityStateError: it has not ended, or another caller has just retried it.
         ActivityNotFoundError, ActivityNotStoredError, ValueError: as `create` and `update`.
     """
     runtime = process.active()
@@ -219,15 +231,15 @@ def cancel_pending(
     older_than: timedelta | datetime | None = None,
     metadata_filter: Mapping[str, Any] | None = None,
 ) -> int:
-    """CANCEL every activity that is QUEUED or RUNNING and meets all the given criteria.
+    """Cancel every activity that is QUEUED or RUNNING and meets all the given criteria.
 
     Args:
-        session: As for `create`. None: in a transaction of its own.
-        worker_id: Only those that this worker runs.
-        older_than: Only those without news for that long, or since then.
+        session: As for `create`. None uses a transaction of its own.
+        worker_id: Only activities that this worker runs.
+        older_than: Only activities without a log for that long, or since then.
 
     Returns:
-        How many were really changed.
+        How many were changed.
 
     Raises:
         ValueError: a malformed criterion.
@@ -246,14 +258,14 @@ def cancel_pending(
 def reap(session: AnySession | None = None) -> int:
     """End every activity whose worker is lost as ERROR with the reason ``lost``: RUNNING, and its lease has expired.
 
-    Every process that stores activities does this by itself every ``AGENTEXEC_SWEEP_INTERVAL`` seconds; call it where
-    none is left to do it. QUEUED activities have no worker and are never reaped.
+    Every process that stores activities does this every ``AGENTEXEC_SWEEP_INTERVAL`` seconds; call it if no such
+    process is left. QUEUED activities have no worker and are never reaped.
 
     Args:
-        session: As for `create`. None: in a transaction of its own.
+        session: As for `create`. None uses a transaction of its own.
 
     Returns:
-        How many were really changed.
+        How many were changed.
     """
     runtime = process.active()
     ending = lost_ending()
@@ -272,7 +284,7 @@ def error_message(exc: BaseException | None) -> str:
 
 
 def describe_error(exc: BaseException | None) -> str:
-    """An exception's text; its type's name where it has none or cannot tell it."""
+    """An exception's text; the name of its type if it has none."""
     return "unknown error" if exc is None else text_of(exc)
 
 

@@ -33,16 +33,17 @@ def run(
     agent_id: UUID | str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> ActivityRun:
-    """Run an activity as a ``with`` or ``async with`` block: RUNNING at its start, and at its end what happened.
+    """Run an activity as a ``with`` or ``async with`` block: RUNNING when it is entered, and ended as its code ends.
 
     Leaving normally is COMPLETE, an exception ERROR with its type and a reason, a cancellation (``CancelledError``,
-    ``KeyboardInterrupt``) CANCELED; the exception goes on. Inside, the activity's span is the current OpenTelemetry
-    span and `current()` returns the block. A block inside another one of the same activity reports, and leaves the end
-    to the outer one.
+    ``KeyboardInterrupt``) CANCELED; the exception propagates. Inside, the activity's span is the current OpenTelemetry
+    span and `current()` returns the block. A block inside another block of the same activity adds logs and leaves the
+    end to the outer one.
 
     Args:
-        task_name_or_agent_id: A task name creates an activity; an ``agent_id`` runs one that exists.
-        message: The first RUNNING line. Default: ``AGENTEXEC_ACTIVITY_MESSAGE_STARTED``.
+        task_name_or_agent_id: A task name creates an activity; an ``agent_id`` runs an existing one, and joins its
+            current attempt.
+        message: The first RUNNING log. Default: ``AGENTEXEC_ACTIVITY_MESSAGE_STARTED``.
         agent_id: With a task name: the id of the new activity.
         metadata: With a task name: as for `create`.
 
@@ -136,7 +137,7 @@ class ActivityRun:
         self._entered().count_usage(self, Usage(_count(input_tokens), _count(output_tokens), _count(requests)))
 
     def leave_open(self) -> None:
-        """Do not end the activity when the block is left without an exception: the work goes on elsewhere, or later."""
+        """Do not end the activity if the block is left without an exception: the work continues elsewhere, or later."""
         self._left_open = True
 
     # -- entering -------------------------------------------------------------------------------------------
@@ -257,7 +258,7 @@ class ActivityRun:
         return status, outcome
 
     def detach(self) -> None:
-        """Be current no longer, in the context that entered the block; leaving it may come later, and elsewhere."""
+        """Stop being the current activity of the context that entered the block; the block may be left later."""
         tokens, self._tokens = self._tokens, None
         if tokens is None:
             return
