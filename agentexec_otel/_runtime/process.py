@@ -13,12 +13,18 @@ from opentelemetry import metrics, trace
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError
 from agentexec_otel._runtime.metrics import register
-from agentexec_otel._runtime.parts import check_hooks, checked_exporters, flush_at_exit_of_child, sql_exporter
 from agentexec_otel._runtime.runtime import Runtime, forget_complaints
+from agentexec_otel._runtime.setup import (
+    check_hooks,
+    checked_exporters,
+    flush_at_exit_of_child,
+    set_up_otlp,
+    sql_exporter,
+)
 from agentexec_otel.export import ActivityExporter
 
 if TYPE_CHECKING:
-    from agentexec_otel._runtime.parts import Database
+    from agentexec_otel._runtime.setup import Database
 
 _runtime: Runtime | None = None
 _lock = threading.RLock()  # Guards `_runtime`; held by a first call that configures from the environment, too.
@@ -35,7 +41,7 @@ def configure(
     otlp_endpoint: str | None = None,
     create_tables: bool | None = None,
 ) -> None:
-    """Say where activities are stored and traced. Calling it again flushes and replaces what was set up before.
+    """Set up where activities are stored and traced. Calling it again flushes and replaces the earlier set-up.
 
     Args:
         database: A SQLAlchemy URL or engine, sync or async. Default: ``AGENTEXEC_DATABASE_URL``, else the SQLite file
@@ -59,8 +65,6 @@ def configure(
     if database is not None or exporters is None:
         sinks.insert(0, sql_exporter(database, create_tables))
     if otlp_endpoint is not None:
-        from agentexec_otel._runtime.otlp import set_up_otlp
-
         tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=CONF.event_mode != "span_event")
     # Built without the lock: providers are code of the application.
     runtime = Runtime(sinks, tracer_provider, logger_provider, redact, on_start=_flush_at_exit_of_child)
@@ -82,7 +86,7 @@ def is_configured() -> bool:
 
 
 def active() -> Runtime:
-    """The runtime; set up from ``AGENTEXEC_DATABASE_URL`` at the first call where nobody has."""
+    """The runtime. The first call sets it up from ``AGENTEXEC_DATABASE_URL`` if `configure` was not called."""
     runtime = _runtime
     if runtime is None:
         return _configured_from_environment()
@@ -103,7 +107,7 @@ def _configured_from_environment() -> Runtime:
 
 
 def flush(timeout: float = 5.0) -> bool:
-    """Wait until every event emitted so far is stored. True where it is, within `timeout` seconds."""
+    """Wait until everything reported so far is stored, and on its span. True if that took at most `timeout` seconds."""
     return active().flush(timeout) if _runtime is not None else True
 
 
@@ -116,14 +120,14 @@ def shutdown(timeout: float | None = None) -> bool:
         timeout: Seconds. Default: ``AGENTEXEC_SHUTDOWN_TIMEOUT``.
 
     Returns:
-        True where everything was stored in time.
+        True if everything was stored in time.
     """
     runtime = active() if _runtime is not None else None
     return runtime.shutdown(CONF.shutdown_timeout if timeout is None else timeout) if runtime is not None else True
 
 
 def health() -> dict[str, Any]:
-    """What the writers are doing: ``ok``, and one entry per exporter with what is pending, in trouble and counted.
+    """The state of the writers: ``ok``, and one entry per exporter with its pending events, its trouble and its counters.
 
     Values are plain; nothing in it is secret. ``durability`` is ``process``, ``disk`` or ``memory``.
     """
@@ -133,7 +137,7 @@ def health() -> dict[str, Any]:
 
 
 def recover(timeout: float = 60.0) -> int:
-    """Deliver what dead processes left in the spool, now; every process also does it at its start and every minute.
+    """Deliver what dead processes left in the spool. Every process does the same at its start and every minute.
 
     Args:
         timeout: Seconds at the most.

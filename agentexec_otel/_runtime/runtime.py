@@ -37,8 +37,8 @@ from agentexec_otel._model.text import clean_percentage, prepare_message
 from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
-from agentexec_otel._runtime.parts import Worker, spool_for
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
+from agentexec_otel._runtime.setup import Worker, spool_for
 from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
 

@@ -1,4 +1,4 @@
-"""Ending in good order on SIGTERM, for processes that have no handler of their own."""
+"""Ending cleanly on SIGTERM, for processes that have no handler of their own."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from types import FrameType
 from typing import Any
 
 from agentexec_otel._config import CONF
-from agentexec_otel._runtime import process as _runtime
+from agentexec_otel._runtime import process
 
 
 def install_signal_handlers(signals: Iterable[signal.Signals] = (signal.SIGTERM,)) -> None:
-    """On these signals, flush within ``AGENTEXEC_SHUTDOWN_TIMEOUT`` seconds, then do what would have been done before.
+    """On these signals, flush within ``AGENTEXEC_SHUTDOWN_TIMEOUT`` seconds, then do what the signal did before.
 
-    Never installed by itself. A handler that is in place is called after the flush, and reporting goes on until the
-    process ends; where there is none, the process ends as the signal would have ended it. Call it from the main thread.
-    Raises ValueError elsewhere.
+    Never installed automatically. An existing handler is called after the flush, and reporting continues until the
+    process ends. Without one, the process ends as the signal would have ended it. Call it from the main thread; any
+    other raises ValueError.
     """
     for number in signals:
         signal.signal(number, _chained(signal.getsignal(number)))
@@ -25,12 +25,12 @@ def install_signal_handlers(signals: Iterable[signal.Signals] = (signal.SIGTERM,
 def _chained(previous: Any) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
         if callable(previous) or previous is signal.SIG_IGN:
-            # The process may live on, a server that drains its requests for one: what it runs still reports.
-            _runtime.flush(CONF.shutdown_timeout)
+            # The process may continue, such as a server that drains its requests: what it runs still reports.
+            process.flush(CONF.shutdown_timeout)
             if callable(previous):
                 previous(number, frame)
             return
-        _runtime.shutdown()
+        process.shutdown()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 

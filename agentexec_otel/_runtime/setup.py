@@ -1,4 +1,4 @@
-"""The parts that a runtime is made of, as the settings want them."""
+"""What a runtime is set up with: checked arguments, the SQL exporter, spools, and providers that send to OTLP."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import trace
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError
-from agentexec_otel._model.text import describe
+from agentexec_otel._model.text import describe, describe_url
 from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export.spool import Spool, SpoolUnavailableError, default_directory
@@ -42,7 +44,7 @@ class Worker:
         """Host, pid and start time, unique over restarts.
 
         Args:
-            pid: This process's, where the caller has just asked for it: that costs a fifth of a microsecond.
+            pid: That of this process, if the caller knows it: asking costs a fifth of a microsecond.
         """
         if pid is None:
             pid = os.getpid()
@@ -53,14 +55,14 @@ class Worker:
 
 
 def checked_exporters(exporters: Sequence[ActivityExporter] | None) -> list[ActivityExporter]:
-    """The exporters. Raises `ConfigurationError` for one that is not in a list, and for what is none."""
+    """The exporters. Raises `ConfigurationError` for anything that is no list of exporters."""
     if exporters is not None and not hasattr(exporters, "__iter__"):
         raise ConfigurationError(f"exporters is {describe(exporters)}: hand in a list, such as exporters=[exporter]")
     return [_checked(exporter) for exporter in exporters or ()]
 
 
 def check_hooks(redact: object, **providers: object) -> None:
-    """Raise `ConfigurationError` for a hook that cannot be called, and for a provider that is none."""
+    """Raise `ConfigurationError` for a hook that cannot be called, or an object that is no provider."""
     if not (redact is None or callable(redact)):
         raise ConfigurationError(f"redact is {describe(redact)}: hand in a function that takes a text and returns one")
     for argument, provider in providers.items():
@@ -80,7 +82,7 @@ def _checked(exporter: ActivityExporter) -> ActivityExporter:
 
 
 def spool_for(exporter: ActivityExporter) -> Spool | None:
-    """A spool for this exporter's events; None, with one warning, where none can be kept."""
+    """A spool for this exporter's events; None if it has none, with one warning if none can be kept."""
     identity = getattr(exporter, "identity", f"{type(exporter).__module__}.{type(exporter).__qualname__}")
     if identity is None or (CONF.spool_dir or "").lower() == "off":
         return None
@@ -98,7 +100,7 @@ def spool_for(exporter: ActivityExporter) -> Spool | None:
 
 
 def flush_at_exit_of_child(shutdown: Callable[[], bool]) -> None:
-    """A child of multiprocessing ends without `atexit`; it has a list of its own."""
+    """Register `shutdown` with multiprocessing, whose children end without `atexit`."""
     util = sys.modules.get("multiprocessing.util")
     process = sys.modules.get("multiprocessing.process")
     if util is not None and process is not None and process.parent_process() is not None:
@@ -122,3 +124,53 @@ def sql_exporter(database: Database | None, create_tables: bool | None) -> Activ
         except ExportError as exc:
             raise ConfigurationError(f"the tables cannot be created: {exc}") from exc
     return exporter  # type: ignore[no-any-return]
+
+
+# -- a TracerProvider for applications that have none, if they ask for it -----------------------------------------
+
+_set_up: dict[str, trace.TracerProvider] = {}
+
+
+def set_up_otlp(endpoint: str, tracer_provider: trace.TracerProvider | None, *, logs: bool) -> trace.TracerProvider:
+    """Make the global TracerProvider (and LoggerProvider, with `logs`) send to an OTLP/HTTP endpoint.
+
+    Raises:
+        ConfigurationError: no such URL; or the application has a provider already, which is never replaced.
+    """
+    base = endpoint.rstrip("/")
+    if not base.startswith(("http://", "https://")) or base.endswith(("/v1/traces", "/v1/logs")):
+        raise ConfigurationError(
+            f"otlp_endpoint is {describe_url(endpoint)}: write it like http://localhost:4318, the path is added to it"
+        )
+    if tracer_provider is None and (ours := _set_up.get(endpoint)) is not None:
+        return ours
+    if tracer_provider is not None or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        raise ConfigurationError(
+            "otlp_endpoint was given, but the application has a TracerProvider already: add an OTLP"
+            " span processor to that one, and leave otlp_endpoint out"
+        )
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError:
+        raise MissingExtraError("otlp_endpoint", "opentelemetry-exporter-otlp-proto-http", "otlp") from None
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{base}/v1/traces")))
+    trace.set_tracer_provider(provider)
+    _set_up[endpoint] = provider
+    if logs:
+        _set_up_logs(f"{base}/v1/logs")
+    return provider
+
+
+def _set_up_logs(url: str) -> None:
+    from opentelemetry._logs import set_logger_provider
+    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+
+    provider: Any = LoggerProvider()
+    provider.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(endpoint=url)))
+    set_logger_provider(provider)
