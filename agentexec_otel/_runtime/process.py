@@ -127,7 +127,7 @@ def shutdown(timeout: float | None = None) -> bool:
 
 
 def health() -> dict[str, Any]:
-    """The state of the writers: ``ok``, and one entry per exporter with its pending events, its trouble and its counters.
+    """The state of the writers: ``ok``, and per exporter what is pending, what is in trouble, and its counters.
 
     Values are plain; nothing in it is secret. ``durability`` is ``process``, ``disk`` or ``memory``.
     """
