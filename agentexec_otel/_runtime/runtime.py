@@ -38,7 +38,7 @@ from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
-from agentexec_otel._runtime.setup import Worker, spool_for
+from agentexec_otel._runtime.setup import new_worker_id, spool_for
 from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
 
@@ -69,7 +69,7 @@ class Runtime:
         self._redact = redact
         self._successor: Runtime | None = None  # of a caller that has this one in hand while it is replaced
         self.pid = os.getpid()
-        self._worker = Worker()
+        self._worker_id = new_worker_id()
         self._order = threading.RLock()  # Guards that all exporters get events in one order; only they are called.
         self._tracer = ActivityTracer(
             trace.get_tracer(semconv.SCOPE, tracer_provider=tracer_provider),
@@ -102,7 +102,7 @@ class Runtime:
 
     def worker_id(self) -> str:
         """Names this process in the rows that it runs."""
-        return self._worker.id()
+        return self._worker_id
 
     @property
     def live(self) -> LiveActivities:
@@ -173,7 +173,7 @@ class Runtime:
             opening,
             None,
             outcome,
-            self._worker.id(self.pid) if status is RUNNING else None,
+            self._worker_id if status is RUNNING else None,
             live is not None and not live.may_lack_row,
         )
 
@@ -592,7 +592,7 @@ class Runtime:
 
     def after_fork_in_child(self) -> None:
         """Activities, spans, queues and connections are the parent's."""
-        self.pid = os.getpid()
+        self.pid, self._worker_id = os.getpid(), new_worker_id()  # A forked child is another worker.
         self._order = threading.RLock()
         self._following.after_fork_in_child()
         if self._reader is not None:
