@@ -229,42 +229,39 @@ class Runtime:
         """The view of an activity that this process has seen. Does no I/O."""
         return self._live.get(agent_id)
 
-    def find(self, agent_id: UUID) -> LiveActivity:
+    def find(self, agent_id: UUID, *, join: bool = False) -> LiveActivity:
         """The view of an activity; its row is read once if this process has not seen it.
 
         Waits up to ``AGENTEXEC_LOOKUP_TIMEOUT`` seconds; not at all on an event loop, where the writer reads the row
         with the first event, and an unknown id is only logged.
 
+        Args:
+            join: Join the current attempt: the row is read again, unless a block of this process runs the activity.
+
         Raises:
             ActivityNotFoundError: there is no such activity.
         """
         live = self._known(agent_id)
-        if live is not None and (live.opening is not None or not live.is_fresh):
+        if live is not None and not join and (live.opening is not None or not live.is_fresh):
             return live
-        return self._live.join(agent_id) if on_event_loop() else self._read(agent_id, live)
+        if self._reader is None or on_event_loop() or (live is not None and not self._is_outdated(live, join)):
+            return self._live.join(agent_id)
+        try:
+            stored = self._reader.get(agent_id, CONF.lookup_timeout)
+        except RowUnavailableError:
+            return self._live.join(agent_id)
+        return self._found(agent_id, stored, None if join else live)
 
-    async def find_async(self, agent_id: UUID) -> LiveActivity:
-        """As `find`, on an event loop."""
+    async def find_async(self, agent_id: UUID, *, join: bool = False) -> LiveActivity:
+        """As `find`, on an event loop: the writer reads the rows of all that wait together."""
         live = self._known(agent_id)
-        return live if live is not None and not live.is_fresh else await self.join_current_async(agent_id)
-
-    def join_current(self, agent_id: UUID) -> LiveActivity:
-        """The view of the current attempt, which is joined: its row is read unless a block here runs the activity."""
-        live = self._known(agent_id)
-        if live is not None and (live.owner is not None or live.may_lack_row or on_event_loop()):
-            return live
-        return self._live.join(agent_id) if on_event_loop() else self._read(agent_id)
-
-    async def join_current_async(self, agent_id: UUID) -> LiveActivity:
-        """As `join_current`, on an event loop: the writer reads the row for all that wait."""
-        live = self._known(agent_id)
-        if self._reader is None or (live is not None and (live.owner is not None or live.may_lack_row)):
+        if self._reader is None or (live is not None and not self._is_outdated(live, join)):
             return self._live.join(agent_id)
         try:
             stored = await self._reader.get_async(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
             return self._live.join(agent_id)
-        return self._found(agent_id, stored)
+        return self._found(agent_id, stored, None if join else live)
 
     def _known(self, agent_id: UUID) -> LiveActivity | None:
         live = self._live.get(agent_id)
@@ -273,24 +270,20 @@ class Runtime:
             raise ActivityNotFoundError(agent_id)
         return live
 
-    def _read(self, agent_id: UUID, live: LiveActivity | None = None) -> LiveActivity:
-        """The view as the row has it; `live` stays at its attempt, without one the current attempt is joined."""
-        if self._reader is None:
-            return self._live.join(agent_id)
-        try:
-            stored = self._reader.get(agent_id, CONF.lookup_timeout)
-        except RowUnavailableError:
-            return self._live.join(agent_id)
-        if live is not None and stored is not None:
-            live.resolve(stored)
-            return live
-        return self._found(agent_id, stored)
+    @staticmethod
+    def _is_outdated(live: LiveActivity, join: bool) -> bool:
+        """Whether the row of an activity that is known here has to be read."""
+        return live.owner is None and not live.may_lack_row if join else live.is_fresh
 
-    def _found(self, agent_id: UUID, stored: StoredActivity | None) -> LiveActivity:
+    def _found(self, agent_id: UUID, stored: StoredActivity | None, live: LiveActivity | None) -> LiveActivity:
+        """The view as the row has it; `live` stays at its attempt, without it the current attempt is joined."""
         if stored is None:
             self._live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
-        return self._live.adopt(stored)
+        if live is None:
+            return self._live.adopt(stored)
+        live.resolve(stored)
+        return live
 
     def assume(self, agent_id: UUID) -> LiveActivity:
         """A view of whichever attempt is current of an activity that is not known here, and whose row may be absent."""

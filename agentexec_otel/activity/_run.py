@@ -145,8 +145,7 @@ class ActivityRun:
     def __enter__(self) -> Self:
         self._refuse_second_entry()
         if self._task_name is None:
-            runtime = process.active()
-            self._view = runtime.join_current(self.agent_id) if self._waits else runtime.find(self.agent_id)
+            self._view = process.active().find(self.agent_id, join=self._waits)
         elif self._waits:
             self._view = self._created(
                 _lifecycle.create(self._task_name, agent_id=self._wanted_id, metadata=self._metadata)
@@ -161,9 +160,7 @@ class ActivityRun:
         if not process.is_configured():
             await asyncio.to_thread(process.active)  # Setting up may wait for the database.
         if self._task_name is None:
-            runtime = process.active()
-            find = runtime.join_current_async if self._waits else runtime.find_async
-            self._view = await find(self.agent_id)
+            self._view = await process.active().find_async(self.agent_id, join=self._waits)
         elif self._waits:
             self._view = self._created(
                 await _lifecycle.create_async(self._task_name, agent_id=self._wanted_id, metadata=self._metadata)
