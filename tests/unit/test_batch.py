@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentexec_otel._model.event import ActivityEvent, Status
+from agentexec_otel._model.fold import moment
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel.export import Ack, ExportResult, Reject
-from agentexec_otel_exporters.sql.write.batch import Line, Row, apply_events, stub
+from agentexec_otel_exporters.sql.write.batch import Line, Row, apply_events
 from tests.unit.test_fold import AGENT, NOW, NOW_NS, any_events, event, opening
 
 
 def empty() -> Row:
-    return stub(UUID(int=1), AGENT, NOW_NS)
+    return Row.unopened(AGENT, NOW_NS, UUID(int=1), moment(NOW_NS))
 
 
 def apply(row: Row, events: Sequence[ActivityEvent], now: datetime = NOW) -> tuple[list[Line], list[ExportResult]]:

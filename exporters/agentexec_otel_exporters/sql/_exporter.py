@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from agentexec_otel._model.event import ActivityEvent, SpanRef
+from agentexec_otel._model.event import ActivityEvent, SpanRef, late_cancellation
 from agentexec_otel.activity.models import Activity, Base
 from agentexec_otel.export import EndedActivity, Ending, ExportError, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._errors import is_denied, is_unique_violation, translated
@@ -19,7 +19,7 @@ from agentexec_otel_exporters.sql.connect import Connector
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
 from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
 from agentexec_otel_exporters.sql.write.load import load_activities
-from agentexec_otel_exporters.sql.write.transaction import canceled, join_transaction, write_events
+from agentexec_otel_exporters.sql.write.transaction import join_transaction, write_events
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -81,7 +81,8 @@ class SQLExporter:
                 # An ordinary user may lack the right to DELETE: such a one ends what it cannot take back.
                 if not (is_denied(exc) and any(event.withdraws for event in events)):
                     raise
-            return self._write([canceled(event) if event.withdraws else event for event in events], replay=True)
+            given = [late_cancellation(event.agent_id, 1) if event.withdraws else event for event in events]
+            return self._write(given, replay=True)
 
     def _write(self, events: Sequence[ActivityEvent], *, replay: bool) -> Sequence[ExportResult]:
         try:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from agentexec_otel._model.event import ActivityEvent, Status
-from agentexec_otel._model.fold import STUB_TYPE, TICK, ActivityState, answer, fold, moment
+from agentexec_otel._model.fold import TICK, ActivityState, answer, fold
 from agentexec_otel._model.results import ExportResult
 
 
@@ -48,15 +48,6 @@ class Row(ActivityState):
             self.agent_type, self.status, self.attempt, self.started_at, self.trace_context, self.span_id,
             self.worker_id, self.error_type, self.reason, self.input_tokens, self.output_tokens, self.requests,
         )  # fmt: skip
-
-
-def stub(row_id: UUID, agent_id: UUID, occurred_at_ns: int) -> Row:
-    """The row of an activity before its first event."""
-    created_at = moment(occurred_at_ns)
-    return Row(
-        agent_id, STUB_TYPE, created_at, Status.QUEUED, None, 0, 1,
-        None, None, None, None, None, None, None, None, None, None, None, None, row_id, created_at,
-    )  # fmt: skip
 
 
 def apply_events(

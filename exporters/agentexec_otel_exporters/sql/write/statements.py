@@ -114,6 +114,7 @@ class Write:
     how: Literal["insert", "insert absent", "update"] = "insert"
     lease: Lease = "keep"
 
+    @cache  # noqa: B019  # of a few constants
     def row_by_row(self, dialect: str) -> UpdateBase:
         """The statement for one row, its values bound as ``new_…``."""
         values = {name: bindparam(f"new_{name}", type_=self.table.c[name].type) for name in self.names}
@@ -186,12 +187,6 @@ class Bind:
     name: str
     kind: type[TypeEngine[Any]] | None
     value: Any
-
-
-@cache
-def row_by_row(write: Write, dialect: str) -> UpdateBase:
-    """As `Write.row_by_row`."""
-    return write.row_by_row(dialect)
 
 
 @cache

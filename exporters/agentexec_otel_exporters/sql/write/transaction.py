@@ -11,11 +11,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, delete, false, select, update
 
-from agentexec_otel._model.event import ActivityEvent, Status
-from agentexec_otel._model.fold import answer, fold, must_exist
+from agentexec_otel._model.event import ActivityEvent
+from agentexec_otel._model.fold import answer, fold, moment, must_exist
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import ExportResult, Reject
-from agentexec_otel_exporters.sql.write.batch import Row, apply_events, stub
+from agentexec_otel_exporters.sql.write.batch import Row, apply_events
 from agentexec_otel_exporters.sql.write.bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG
 
@@ -110,26 +110,16 @@ def _withdraw(connection: Connection, events: Sequence[ActivityEvent]) -> list[E
     return results
 
 
-def canceled(event: ActivityEvent) -> ActivityEvent:
-    """In place of a withdrawal: the end of an activity whose producer was told that it is not stored."""
-    return ActivityEvent(
-        event_id=uuid7(),
-        agent_id=event.agent_id,
-        status=Status.CANCELED,
-        message="Given up: stored too late.",
-        percentage=None,
-        occurred_at_ns=event.occurred_at_ns,
-        attempt=1,
-        expects_row=True,
-    )
-
-
 def _stubs(events: Iterable[ActivityEvent]) -> dict[UUID, Row]:
     """A new row for each activity, in the order of ``agent_id``, before anything was applied to it."""
     first: dict[UUID, ActivityEvent] = {}
     for event in events:
         first.setdefault(event.agent_id, event)
-    return {agent_id: stub(uuid7(), agent_id, first[agent_id].occurred_at_ns) for agent_id in _sorted(first)}
+    stubs: dict[UUID, Row] = {}
+    for agent_id in _sorted(first):
+        occurred_at_ns = first[agent_id].occurred_at_ns
+        stubs[agent_id] = Row.unopened(agent_id, occurred_at_ns, uuid7(), moment(occurred_at_ns))
+    return stubs
 
 
 def _sorted(ids: Iterable[UUID]) -> list[UUID]:
