@@ -68,10 +68,8 @@ def outcome_of(exc: BaseException | None) -> tuple[Status, Outcome | None]:
     """How a run ended that was left by `exc` (None: by its end): the status, and why."""
     if exc is None:
         return Status.COMPLETE, None
-    if isinstance(exc, SystemExit) and not exc.code:
+    if (isinstance(exc, SystemExit) and not exc.code) or _is_cancellation(exc):
         return Status.CANCELED, Outcome(reason="cancelled")
-    if _is_cancellation(exc):
-        return Status.CANCELED, Outcome(error_type=None, reason="cancelled")
     reason = reason_of(type(exc))
     if reason == "user_error" and exc.__cause__ is not None and text_of(exc).startswith("Error running tool"):
         reason = "tool"  # How the Agents SDK passes on what a tool has raised.

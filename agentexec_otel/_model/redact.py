@@ -42,12 +42,12 @@ def _end(name: str, length: int) -> str:
     return next(name[-n:] for n in (length, length - 1) if re.fullmatch(r"[a-z0-9]+[_-]?", name[-n:]))
 
 
-def _compound(last: str, firsts: str) -> list[str]:
-    return [first + joint + last for first in firsts.split() for joint in ("", "[._ -]")]
-
-
 def _words(words: str) -> list[str]:
     return words.split()
+
+
+def _compound(last: str, firsts: str) -> list[str]:
+    return [first + joint + last for first in firsts.split() for joint in ("", "[._ -]")]
 
 
 _KEY_WORDS: Final = (
@@ -154,23 +154,10 @@ def _token(prefix: str, charset: str = r"[\w-]", least: int = 16) -> tuple[str, 
 
 
 _PREFIXED: Final = (
-    _token("sk-"),
-    *(_token(f"gh{kind}_") for kind in "pousr"),
-    _token("github_pat_"),
-    _token("glpat-"),
+    *map(_token, _words("sk- ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ glpat- hf_ gsk_ xai- pplx- tvly- nvapi- lsv2_")),
+    *map(_token, _words("npm_ pypi- dop_v1_")),
     *(_token(f"xox{kind}-", least=10) for kind in "abeoprs"),
-    _token("xapp-", least=10),
-    *(_token(f"{kind}k_{mode}_", least=10) for kind in "sr" for mode in ("live", "test")),
-    _token("hf_"),
-    _token("gsk_"),
-    _token("xai-"),
-    _token("pplx-"),
-    _token("tvly-"),
-    _token("nvapi-"),
-    _token("lsv2_"),
-    _token("npm_"),
-    _token("pypi-"),
-    _token("dop_v1_"),
+    *(_token(prefix, least=10) for prefix in _words("xapp- sk_live_ sk_test_ rk_live_ rk_test_")),
 )
 # Ordinary words have less behind a dash or underscore, and other letters before it.
 _MAYBE_PREFIXED: Final = re.compile(
@@ -244,22 +231,15 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         text = redact_secrets(text)
-        return text if self._hook is None else _call_hook(self._hook, text)
-
-
-def redactor(redact: Callable[[str], str] | None) -> Redactor:
-    """The application's ``redact`` setting as a `Redactor`: the patterns apply whatever the hook does."""
-    return redact if isinstance(redact, Redactor) else Redactor(redact)
-
-
-def _call_hook(hook: Callable[[str], object], text: str) -> str:
-    try:
-        kept = hook(text)
-    except Exception as exc:  # noqa: BLE001  # its text and traceback may quote the secret: only the type is told
-        return _hook_failed(f"raised {type(exc).__name__}")
-    if not issubclass(type(kept), str):
-        return _hook_failed(f"returned {type(kept).__name__} instead of str")
-    return str.__str__(cast(str, kept))
+        if self._hook is None:
+            return text
+        try:
+            kept: object = self._hook(text)
+        except Exception as exc:  # noqa: BLE001  # its text and traceback may quote the secret, so only the type is logged
+            return _hook_failed(f"raised {type(exc).__name__}")
+        if not issubclass(type(kept), str):
+            return _hook_failed(f"returned {type(kept).__name__} instead of str")
+        return str.__str__(cast(str, kept))
 
 
 def _hook_failed(how: str) -> str:

@@ -14,7 +14,14 @@ from decimal import Decimal
 from typing import Any, Final, cast
 from uuid import UUID
 
-from agentexec_otel._model.redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, redactor, unique_key
+from agentexec_otel._model.redact import (
+    HOOK_FAILED,
+    LONGEST_CLOSED,
+    Redactor,
+    redact_mapping,
+    redact_secrets,
+    unique_key,
+)
 
 MESSAGE_LIMIT: Final = 8_192
 NAME_LIMIT: Final = 255
@@ -27,7 +34,6 @@ KEY_LIMIT: Final = 128
 _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Secrets are looked for this many characters beyond the cut, so that none is seen only by half.
 _MARGIN: Final = 2 * LONGEST_CLOSED
-_DEFAULT: Final = Redactor()
 # What is further from the cut is not encoded only to count its bytes: that would stall an event loop.
 _COUNTED: Final = 1 << 20
 _NUMERAL: Final = re.compile(
@@ -64,7 +70,7 @@ def prepare_message(value: object, limit: int, redact: Callable[[str], str] | No
         redact: Called with the cleaned text; where it fails, the message is ``[redacted: the redact hook failed]``.
     """
     text = value if type(value) is str else _as_text(value)
-    find = _DEFAULT if redact is None else redactor(redact)
+    find = redact_secrets if redact is None else Redactor(redact)
     if len(text) > limit + _MARGIN:
         return _shortened(text, limit, _MARGIN, find)
     cleaned = _visible(text)
