@@ -1,6 +1,6 @@
-"""The state machine of an activity: a state and an event make the next state, and a verdict on the event.
+"""The state machine of an activity. A state and an event make the next state, and a verdict on the event.
 
-Every holder of a state calls it: the SQL exporter with a locked row, the testing kit, and the live view of a process.
+The SQL exporter calls it with a locked row. The testing kit and the live view of a process call it as well.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def nanoseconds(value: datetime) -> int:
 def context_after_span(
     trace_context: Mapping[str, str] | None, trace_id: str, span_id: str, sampled: bool | None
 ) -> dict[str, str]:
-    """The trace context of an activity whose next span is to be linked to this one."""
+    """The trace context with which the next span of an activity is linked to this one."""
     return {**(trace_context or {}), PREVIOUS_SPAN: f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an event means for its activity. Accepted, unless `refusal` is set; a refused event changes nothing.
+    """What an event means for its activity. It is accepted unless `refusal` is set. A refused event changes nothing.
 
     Attributes:
         refusal: The rule that the event breaks.
@@ -76,7 +76,7 @@ _SENTENCES: Final = {
 }
 
 
-# A few values, which are asked for with each event.
+# There are few different ones, and each event needs one.
 _verdict = cache(Verdict)
 # Neighbors in a batch often get equal answers: 0.6 instead of 1.9 µs each.
 _ack = lru_cache(maxsize=256)(Ack)
@@ -87,7 +87,7 @@ class ActivityState:
     """The state of one activity, changed in place by its events.
 
     Attributes:
-        last_seq: How many events it has accepted.
+        last_seq: Number of accepted events.
         lease: What the events applied so far mean for the worker's lease.
     """
 

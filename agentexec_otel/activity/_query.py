@@ -1,4 +1,4 @@
-"""Reading: SELECTs in the caller's session. Nothing here knows how events are delivered."""
+"""Queries: SELECTs in the caller's session, independent of delivery."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from agentexec_otel.activity.schemas import (
     ActivityLogSchema,
 )
 
-# A Select of many columns; its exact type is of no use to anybody.
+# A Select of many columns, whose exact type is not needed.
 _Select: TypeAlias = "Select[*tuple[Any, ...]]"
 
 _MOST_PER_PAGE = 1_000
-_MOST_ROWS = (1 << 63) - 1  # that a database can skip
+_MOST_ROWS = (1 << 63) - 1  # the largest offset that a database accepts
 _LAST_SEQ = (1 << 31) - 1
 
-# Statements over the plain tables, made once: building one and finding it in SQLAlchemy's cache takes longer than
-# most of these queries.
+# Statements on the plain tables, made once. Building one and finding it in SQLAlchemy's cache takes longer than most of
+# these queries.
 _ACTIVITY: Final = cast(Table, Activity.__table__)
 _LOG: Final = cast(Table, ActivityLog.__table__)
 _IN_OUR_TABLES: Final = {"mapper": Activity}
@@ -57,7 +57,7 @@ _TAIL: Final = (
     .order_by(_LOG.c.seq)
 )
 _EARLIER: Final = _LOG.alias()
-# Not a late one: that says nothing new about an activity that has ended.
+# Late logs are left out: they change nothing of an activity that has ended.
 _LATEST_SEQ: Final = (
     select(_EARLIER.c.seq)
     .where(_EARLIER.c.activity_id == _ACTIVITY.c.id, _EARLIER.c.late.is_(False))
@@ -73,10 +73,10 @@ _COUNT_ACTIVE: Final = _COUNT.where(_ACTIVITY.c.status.in_(ACTIVE))
 def detail(
     session: Session, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None = None
 ) -> ActivityDetailSchema | None:
-    """An activity with all its lines, oldest first; None where there is none, or its metadata does not match.
+    """Return an activity with all its logs, oldest first. None if it does not exist or its metadata does not match.
 
     Raises:
-        ValueError: a malformed ``agent_id`` or filter.
+        ValueError: A malformed ``agent_id`` or filter.
     """
     parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
     statement = _DETAIL.where(*criteria) if criteria else _DETAIL
@@ -98,18 +98,18 @@ def list(
     created_before: datetime | None = None,
     total: int | None = None,
 ) -> ActivityListSchema:
-    """One page of activities, newest first, each with its most recent line.
+    """Return one page of activities, newest first, each with its most recent log.
 
     Args:
-        page: 1, 2, …; a page behind the last one is empty.
+        page: 1, 2, …. A page after the last one is empty.
         page_size: 1 to 1,000.
         status: One status, or several.
-        created_after: Only those created then or later. A naive datetime means UTC.
-        created_before: Only those created earlier than that.
-        total: A total known from an earlier page: saves the exact count, which is most of the cost of a page.
+        created_after: Only activities created then or later. A naive datetime means UTC.
+        created_before: Only activities created earlier.
+        total: The total of an earlier page. Saves the exact count, which is the most expensive part of a page.
 
     Raises:
-        ValueError: an argument out of range or malformed.
+        ValueError: An argument is malformed or out of range.
     """
     if not _whole(page, 1):
         raise ValueError(f"page is {describe(page)}: pages are numbered from 1")
@@ -135,16 +135,16 @@ def list(
 def logs(
     session: Session, agent_id: UUID | str, after_seq: int = 0, limit: int | None = None
 ) -> builtins.list[ActivityLogSchema]:
-    """The lines of an activity behind a cursor, oldest first: poll it with the last ``seq`` to follow a run.
+    """Return the logs of an activity after a cursor, oldest first. Poll it with the last ``seq`` to follow a run.
 
-    Lines become visible in the order of ``seq``, so a reader that goes on from the last one misses none.
+    Logs become visible in the order of ``seq``, so a reader that continues after the last one misses none.
 
     Args:
-        after_seq: The last ``seq`` seen; 0 for all.
-        limit: At most so many lines.
+        after_seq: The last ``seq`` seen. 0 for all.
+        limit: Maximum number of logs.
 
     Raises:
-        ValueError: a malformed ``agent_id``, or a negative limit.
+        ValueError: A malformed ``agent_id``, or a negative limit.
     """
     if limit is not None and limit < 0:
         raise ValueError(f"limit is {limit!r}: ask for 0 lines or more, or leave it out for all")
@@ -154,12 +154,12 @@ def logs(
 
 
 def count_active(session: Session) -> int:
-    """How many activities are QUEUED or RUNNING."""
+    """Count the activities that are QUEUED or RUNNING."""
     return int(_execute(session, _COUNT_ACTIVE).scalar_one())
 
 
 def _page(criteria: Sequence[ColumnElement[bool]]) -> _Select:
-    # The page is cut from the index first, so that only its own rows and their last lines are read.
+    # The page is first read from the index, so that only its own rows and their last logs are fetched.
     newest_first = (_ACTIVITY.c.created_at.desc(), _ACTIVITY.c.id.desc())
     keys = (
         select(_ACTIVITY.c.id)
