@@ -57,9 +57,7 @@ class Settings(BaseSettings):
         "steps", description="Which logs an instrumented run writes about itself: `off`, `steps` or `detail`."
     )
 
-    create_timeout: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="How long `create()` waits for its commit before it raises."
-    )
+    create_timeout: Annotated[float, Field(gt=0)] = Field(10.0, description="How long `create()` waits for its commit.")
     terminal_timeout: Annotated[float, Field(ge=0)] = Field(
         2.0, description="How long `complete`, `error` and `cancel` wait for their commit, but not on an event loop."
     )
@@ -70,16 +68,12 @@ class Settings(BaseSettings):
         5.0, description="How long the flush at exit and in `ax.shutdown()` may take."
     )
     max_queue_size: Annotated[int, Field(ge=16)] = Field(
-        10_000,
-        description="Number of events that wait in memory. More wait in the spool; without one, progress is dropped.",
+        10_000, description="Number of events that wait in memory. Further ones wait in the spool, if there is one."
     )
-    max_batch_size: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        5_000, description="Maximum number of events per transaction."
-    )
+    max_batch_size: Annotated[int, Field(ge=1, le=10_000)] = Field(5_000, description="Maximum events per transaction.")
 
     sqlite_wal: bool = Field(
-        True,
-        description="Switch a SQLite file to write-ahead logging for good: readers and writers do not block each other.",
+        True, description="Switch a SQLite file to write-ahead logging for good: readers do not block writers."
     )
 
     spool_dir: str | None = Field(
@@ -88,8 +82,7 @@ class Settings(BaseSettings):
         " platform's folder for the state of a user.",
     )
     spool_durability: Literal["process", "disk"] = Field(
-        "process",
-        description="What the spool survives: the death of the `process`, or also that of the machine (`disk`).",
+        "process", description="What the spool survives: the death of the `process`, or also of the machine (`disk`)."
     )
     spool_max_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
         256 << 20, description="Limit for all spool files of one database together."
@@ -106,8 +99,7 @@ class Settings(BaseSettings):
         30.0, description="A RUNNING activity is lost if its worker has not extended its lease for that long."
     )
     heartbeat_interval: Annotated[float, Field(gt=0)] = Field(
-        10.0,
-        description="How often a worker extends the leases of its activities. At most a third of the lease is used.",
+        10.0, description="How often a worker extends the leases of its activities, at least three times a lease."
     )
     sweep_interval: Annotated[float, Field(ge=0)] = Field(
         10.0, description="How often this process ends lost activities. 0 leaves that to other processes."

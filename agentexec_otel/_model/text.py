@@ -14,14 +14,7 @@ from decimal import Decimal
 from typing import Any, Final, cast
 from uuid import UUID
 
-from agentexec_otel._model.redact import (
-    HOOK_FAILED,
-    LONGEST_CLOSED,
-    Redactor,
-    redact_mapping,
-    redact_secrets,
-    unique_key,
-)
+from agentexec_otel._model.redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, unique_key
 
 MESSAGE_LIMIT: Final = 8_192
 NAME_LIMIT: Final = 255
@@ -36,6 +29,7 @@ _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202
 _MARGIN: Final = 2 * LONGEST_CLOSED
 # Longer text is not encoded only to count its bytes, because that would block an event loop.
 _COUNTED: Final = 1 << 20
+_DEFAULT: Final = Redactor()
 _NUMERAL: Final = re.compile(
     r"\s{0,8}[+-]?(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})(?:[eE][+-]?[0-9]{1,3})?\s{0,8}"
 )
@@ -70,7 +64,7 @@ def prepare_message(value: object, limit: int, redact: Callable[[str], str] | No
         redact: Called with the cleaned text. If it fails, the message is ``[redacted: the redact hook failed]``.
     """
     text = value if type(value) is str else _as_text(value)
-    find = redact_secrets if redact is None else Redactor(redact)
+    find = _DEFAULT if redact is None else Redactor(redact)
     if len(text) > limit + _MARGIN:
         return _shortened(text, limit, _MARGIN, find)
     cleaned = _visible(text)

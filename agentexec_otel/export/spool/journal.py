@@ -18,7 +18,6 @@ from itertools import count
 from typing import Final, TypeAlias
 from zlib import crc32
 
-from agentexec_otel.export.spool import ownership
 from agentexec_otel.export.spool.directory import SpoolDirectory, SpoolError, SpoolFullError, SpoolUnavailableError
 from agentexec_otel.export.spool.segment import (
     LEFT,
@@ -26,7 +25,9 @@ from agentexec_otel.export.spool.segment import (
     MAX_RECORD,
     RECORD_HEAD,
     DamagedSegmentError,
+    create,
     header,
+    let_go,
     pack_record,
     records,
     segment_stem,
@@ -179,7 +180,7 @@ class Journal:
             number = next(self.numbers)
             stem = segment_stem(self._owner, self._rand, number)
             try:
-                fd = ownership.create(self._directory, stem, self._header)
+                fd = create(self._directory, stem, self._header)
             except OSError as exc:
                 raise _failure(exc) from None
             if fd is not None:
@@ -318,7 +319,7 @@ class Journal:
                     else:
                         self._directory.rename(segment.stem + LIVE, segment.stem + LEFT)
                 _close(segment)
-                ownership.let_go(segment.stem)
+                let_go(segment.stem)
 
     def abandon(self) -> None:
         """In a forked child: close the copies of the parent's descriptors. The files stay the parent's."""
