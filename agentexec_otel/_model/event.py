@@ -92,7 +92,7 @@ class ActivityEvent(NamedTuple):
             or the attempt before it has ended. Together with `reopens`: rejected unless the activity has ended, so
             that one of several callers opens the next attempt.
         withdraws: Removes the activity that the event with this ``event_id`` has created, unless anything else was
-            reported on it. Its producer was told that it is not stored.
+            reported on it. Its producer has reported that it is not stored.
     """
 
     event_id: UUID
@@ -113,7 +113,7 @@ class ActivityEvent(NamedTuple):
 
 
 def late_cancellation(agent_id: UUID, attempt: int | None) -> ActivityEvent:
-    """The end of an attempt that cannot be removed. Its producer was told that it is not stored."""
+    """The end of an attempt that cannot be removed, after its producer has reported that it is not stored."""
     now_ns, text = time_ns(), "Given up: stored too late."
     return ActivityEvent(
         uuid7(now_ns), agent_id, Status.CANCELED, text, None, now_ns, attempt=attempt, expects_row=True

@@ -55,7 +55,7 @@ class Verdict:
     Attributes:
         refusal: The rule that the event breaks.
         late: Its attempt had already ended. The event is kept in the history and changes no status.
-        opens: It creates the activity, or adds the opening to one that is known by other events only.
+        opens: It creates the activity, or adds the opening to an activity of which only other events have arrived.
         ends: It ends the current attempt.
         reopens: It starts the next attempt.
     """

@@ -44,14 +44,14 @@ _SUMMARY: Final = tuple(
         "trace_id", "span_id", "error_type", "reason", "metadata",
     )
 )  # fmt: skip
-_LINE: Final = tuple(
+_LOG_COLUMNS: Final = tuple(
     _LOG.c[name] for name in ("id", "message", "status", "percentage", "created_at", "seq", "attempt", "late")
 )
 _TOTALS: Final = tuple(_ACTIVITY.c[name] for name in ("input_tokens", "output_tokens", "requests"))
 _DETAIL: Final = select(_ACTIVITY.c.id, *_SUMMARY, *_TOTALS).where(_ACTIVITY.c.agent_id == bindparam("of_agent"))
-_LINES: Final = select(*_LINE).where(_LOG.c.activity_id == bindparam("of_activity")).order_by(_LOG.c.seq)
+_LOGS: Final = select(*_LOG_COLUMNS).where(_LOG.c.activity_id == bindparam("of_activity")).order_by(_LOG.c.seq)
 _TAIL: Final = (
-    select(*_LINE)
+    select(*_LOG_COLUMNS)
     .join(_ACTIVITY, _ACTIVITY.c.id == _LOG.c.activity_id)
     .where(_ACTIVITY.c.agent_id == bindparam("of_agent"), _LOG.c.seq > bindparam("after_seq"))
     .order_by(_LOG.c.seq)
@@ -83,7 +83,7 @@ def detail(
     row = _execute(session, statement, of_agent=parsed).mappings().one_or_none()
     if row is None:
         return None
-    return ActivityDetailSchema(**_fields(row), logs=_lines(session, _LINES, of_activity=row["id"]))
+    return ActivityDetailSchema(**_fields(row), logs=_logs(session, _LOGS, of_activity=row["id"]))
 
 
 def list(
@@ -147,10 +147,10 @@ def logs(
         ValueError: A malformed ``agent_id``, or a negative limit.
     """
     if limit is not None and limit < 0:
-        raise ValueError(f"limit is {limit!r}: ask for 0 lines or more, or leave it out for all")
+        raise ValueError(f"limit is {limit!r}: ask for 0 logs or more, or leave it out for all")
     statement = _TAIL if limit is None else _TAIL.limit(min(limit, _LAST_SEQ))
     after_seq = max(0, min(after_seq, _LAST_SEQ))
-    return _lines(session, statement, of_agent=parse_agent_id(agent_id), after_seq=after_seq)
+    return _logs(session, statement, of_agent=parse_agent_id(agent_id), after_seq=after_seq)
 
 
 def count_active(session: Session) -> int:
@@ -199,5 +199,5 @@ def _fields(row: RowMapping) -> dict[str, Any]:
     return {str(name): value for name, value in row.items() if name != "id"}
 
 
-def _lines(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:
-    return [ActivityLogSchema(**line) for line in _execute(session, statement, **parameters).mappings()]
+def _logs(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:
+    return [ActivityLogSchema(**log) for log in _execute(session, statement, **parameters).mappings()]

@@ -138,7 +138,7 @@ class Journal:
                     return self.append(payload, vital)
             except SpoolError:
                 raise
-            except BaseException:  # interrupted: it is unknown where the file ends
+            except BaseException:  # interrupted: the end of the file is unknown
                 if segment is not None:
                     segment.retired = True
                 raise
@@ -297,13 +297,13 @@ class Journal:
                 raise _failure(exc) from None
 
     def close(self) -> None:
-        """Take no more. The next `recover` of any process gets what is not acknowledged."""
+        """Accept no more records. The next `recover` of any process gets those that are not acknowledged."""
         with self._lock:
             self._closed = True
             live, self._live = self._live, None
             if live is not None:
                 live.retired = True
-            # The others are in the hands of an append that a signal handler has interrupted, by closing the spool.
+            # The others belong to an append that was interrupted by a signal handler, which closes the spool.
             left = [segment for segment in self.segments() if segment.retired and self._forget(segment)]
             for segment in self.segments():
                 segment.limit = 0

@@ -121,7 +121,7 @@ class Spool:
         return journal.size + journal.measure()
 
     def close(self) -> None:
-        """Take no more records. The next `recover` gets those that are not acknowledged. Idempotent."""
+        """Accept no more records. The next `recover` gets those that are not acknowledged. Idempotent."""
         with suppress(SpoolError):
             self.sync()
         self._current().close()

@@ -40,7 +40,7 @@ class SQLExporter:
             synchronous driver and at most one connection at a time.
 
     Raises:
-        ConfigurationError: the URL is malformed or names a database that is not supported.
+        ConfigurationError: The URL is malformed or names a database that is not supported.
     """
 
     def __init__(self, database: str | URL | Engine | AsyncEngine) -> None:
@@ -78,7 +78,7 @@ class SQLExporter:
             try:
                 return self._write(events, replay=replay)
             except DBAPIError as exc:
-                # An ordinary user may lack the right to DELETE: such a one ends what it cannot take back.
+                # The user may lack the right to DELETE. Then the activities are ended instead of removed.
                 if not (is_denied(exc) and any(event.withdraws for event in events)):
                     raise
             given = [late_cancellation(event.agent_id, 1) if event.withdraws else event for event in events]
@@ -89,7 +89,7 @@ class SQLExporter:
             with self._connector.writing() as connection:
                 return write_events(connection, events, replay=replay, new=not replay)
         except IntegrityError as exc:
-            # Stored before, by a try whose answer was lost or by another way in; or an activity was not new.
+            # Stored before, by a try whose answer was lost or by another exporter, or an activity was not new.
             if replay or not is_unique_violation(exc):
                 raise
         with self._connector.writing() as connection:
@@ -121,7 +121,7 @@ class SQLExporter:
         with translated(), self._connector.writing() as connection:
             release(connection, worker_id, agent_ids, spans)
 
-    # -- in a transaction of the caller, where SQLAlchemy's exceptions pass through ------------------------------
+    # -- in a transaction of the caller: SQLAlchemy's exceptions pass through ------------------------------------
 
     def load_in(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:
         """The present state of an activity; see `SessionStore.load_in`."""
@@ -165,7 +165,7 @@ class SQLExporter:
 
     @property
     def identity(self) -> str:
-        """Which database and tables, without user and password: spooled events go nowhere else."""
+        """Names the database and tables, without user and password. Spooled events are sent to no other ones."""
         url = self._connector.engine.url
         place = Path(url.database or "").absolute() if url.get_backend_name() == "sqlite" else url.database
         where = "&".join(f"{name}={value}" for name, value in sorted(url.query.items()) if name in _PLACES)
@@ -173,12 +173,12 @@ class SQLExporter:
         return f"{url.get_backend_name()}://{url.host}:{url.port}/{place}{named}#{Activity.__tablename__}"
 
     def force_flush(self, timeout: float) -> bool:
-        """Nothing is held back."""
+        """Do nothing: no event is buffered."""
         return True
 
     def shutdown(self, timeout: float) -> None:
-        """Close the connections, within `timeout` seconds also if the database does not answer.
+        """Close the connections within `timeout` seconds, even if the database does not answer.
 
-        A transaction under way has until then to finish; then its connection is cut, and it is rolled back.
+        A running transaction may finish until then. After that its connection is cut, and it is rolled back.
         """
         self._connector.shutdown(timeout)

@@ -16,9 +16,9 @@ from sqlalchemy import JSON, Boolean, Connection, String, Text, Uuid
 from agentexec_otel._config import CONF
 from agentexec_otel._model.fold import Lease, moment
 from agentexec_otel.activity.models import StatusText, UtcDateTime
-from agentexec_otel_exporters.sql.write.batch import Line, Row
+from agentexec_otel_exporters.sql.write.batch import LogRow, Row
 from agentexec_otel_exporters.sql.write.statements import (
-    INSERT_LINES,
+    INSERT_LOGS,
     INSERT_ROWS,
     INSERT_STUBS,
     LOCK,
@@ -40,10 +40,10 @@ def insert_stubs(connection: Connection, stubs: Sequence[Row]) -> None:
     _write(connection, INSERT_STUBS, _attributes(INSERT_STUBS, stubs))
 
 
-def insert_lines(connection: Connection, lines: Sequence[Line]) -> None:
+def insert_logs(connection: Connection, logs: Sequence[LogRow]) -> None:
     """Insert log rows."""
-    values = {f"new_{name}": list(map(itemgetter(at), lines)) for at, name in enumerate(INSERT_LINES.names)}
-    _write(connection, INSERT_LINES, values)
+    values = {f"new_{name}": list(map(itemgetter(at), logs)) for at, name in enumerate(INSERT_LOGS.names)}
+    _write(connection, INSERT_LOGS, values)
 
 
 def insert_rows(connection: Connection, new: Sequence[Row]) -> None:

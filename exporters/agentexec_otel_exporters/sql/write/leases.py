@@ -1,4 +1,4 @@
-"""Which worker runs an activity, and which span it has. Opens and commits nothing."""
+"""Leases and spans of activities. Opens and commits no transaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transaction of a batch: lock the rows, apply the events, write logs and rows. Opens and commits nothing."""
+"""The transaction of a batch: lock the rows, apply the events, write logs and rows. Commits nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agentexec_otel._model.fold import answer, fold, moment, must_exist
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import ExportResult, Reject
 from agentexec_otel_exporters.sql.write.batch import Row, apply_events
-from agentexec_otel_exporters.sql.write.bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
+from agentexec_otel_exporters.sql.write.bulk import insert_logs, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG
 
 _STORED: Final = select(LOG.c.event_id, LOG.c.late).where(LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
@@ -66,10 +66,10 @@ def _store(connection: Connection, events: Sequence[ActivityEvent], *, replay: b
             insert_stubs(connection, list(absent.values()))
             rows = lock_rows(connection, agent_ids)
     stored = _stored(connection, events) if replay else dict[UUID, bool]()
-    lines, changed, results = apply_events(rows | fresh, events, stored, datetime.now(UTC), replay=replay)
-    if lines:
+    logs, changed, results = apply_events(rows | fresh, events, stored, datetime.now(UTC), replay=replay)
+    if logs:
         insert_rows(connection, [row for row in changed if row.agent_id in fresh])
-        insert_lines(connection, lines)
+        insert_logs(connection, logs)
         update_rows(connection, [row for row in changed if row.agent_id not in fresh])
     return results if replay else _without_duplicates(connection, rows, events, results)
 
