@@ -202,11 +202,6 @@ class ActivityProcessor:
         """Why storing is failing. None while events are being stored."""
         return self._delivery.last_error
 
-    @property
-    def refused(self) -> bool:
-        """Whether events wait for a destination that refuses us, which does not pass by itself."""
-        return isinstance(self._delivery.failure, MisconfiguredExportError) and self.pending > 0
-
     def health(self) -> dict[str, Any]:
         """What the writer is doing, as plain values.
 
