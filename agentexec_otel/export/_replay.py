@@ -35,7 +35,7 @@ class Replay:
         if not self.pending:
             return []
         self._chunks = self._chunks or self._read()
-        chunk = next(self._chunks, [])
+        chunk = next(self._chunks, list[Entry]())
         if not chunk:
             self._chunks = None
             self._due = time.monotonic() + INTERVAL

@@ -18,7 +18,7 @@ from agentexec_otel_exporters.sql.write.statements import ACTIVITY, database_now
 
 _NOW: Final = database_now(literal(0))
 _LEASE_END: Final = database_now(bindparam("lease_seconds", type_=Float))
-_SPAN: Final = ("trace_id", "span_id", "sampled")
+_SPAN: Final[dict[str, Any]] = {name: bindparam(f"new_{name}") for name in ("trace_id", "span_id", "sampled")}
 _UNCHANGED: Final[dict[str, Any]] = {"updated_at": ACTIVITY.c.updated_at}
 _ATTACH: Final = (
     update(ACTIVITY)
@@ -27,12 +27,12 @@ _ATTACH: Final = (
         ACTIVITY.c.attempt == bindparam("of_attempt"),
         ACTIVITY.c.span_id.is_(None),
     )
-    .values({name: bindparam(f"new_{name}") for name in _SPAN} | _UNCHANGED)
+    .values(_SPAN | _UNCHANGED)
 )
 _DROP_SPAN: Final = (
     update(ACTIVITY)
     .where(ACTIVITY.c.id == bindparam("of_row"))
-    .values({"trace_context": bindparam("new_context")} | dict.fromkeys(_SPAN) | _UNCHANGED)
+    .values(**_UNCHANGED, **dict.fromkeys(_SPAN), trace_context=bindparam("new_context"))
 )
 
 
