@@ -1,6 +1,6 @@
-"""Every attribute name we write, once.
+"""Names of all attributes that we write.
 
-``agentexec.*`` is ours; ``error.type`` and ``gen_ai.*`` follow the OpenTelemetry semantic conventions.
+``agentexec.*`` is ours. ``error.type`` and ``gen_ai.*`` follow the OpenTelemetry semantic conventions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REQUESTS: Final = "agentexec.requests"
 OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 
 PREVIOUS_SPAN: Final = "agentexec.previous_span"
-"""Key in a row's ``trace_context``: the traceparent of the span of the attempt before."""
+"""Key in the ``trace_context`` of a row: the traceparent of the previous attempt's span."""
 
 METRIC_EVENTS: Final = "agentexec.exporter.events"
 METRIC_PENDING: Final = "agentexec.exporter.pending"

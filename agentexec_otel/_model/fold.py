@@ -1,6 +1,6 @@
-"""The state machine of an activity: a state and an event make the next state, and a verdict on the event.
+"""The state machine of an activity. A state and an event make the next state, and a verdict on the event.
 
-Every holder of a state calls it: the SQL exporter with a locked row, the testing kit, and the live view of a process.
+The SQL exporter calls it with a locked row. The testing kit and the live view of a process call it as well.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from typing import Any, Final, Literal
+from functools import cache, lru_cache
+from typing import Any, Final, Literal, Self
 from uuid import UUID
 
 from agentexec_otel._model.attributes import PREVIOUS_SPAN
@@ -21,6 +21,8 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
 _RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
 _REASON_LIMIT: Final = 64
+_UNKNOWN: Final[tuple[Any, ...]] = (None,) * 12
+"""What `ActivityState` has after its attempt, before the first event."""
 
 STUB_TYPE: Final = ""
 """agent_type of an activity whose opening event has not arrived yet."""
@@ -42,18 +44,18 @@ def nanoseconds(value: datetime) -> int:
 def context_after_span(
     trace_context: Mapping[str, str] | None, trace_id: str, span_id: str, sampled: bool | None
 ) -> dict[str, str]:
-    """The trace context of an activity whose next span is to be linked to this one."""
+    """The trace context with which the next span of an activity is linked to this one."""
     return {**(trace_context or {}), PREVIOUS_SPAN: f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an event means for its activity. Accepted, unless `refusal` is set; a refused event changes nothing.
+    """What an event means for its activity. It is accepted unless `refusal` is set. A refused event changes nothing.
 
     Attributes:
         refusal: The rule that the event breaks.
         late: Its attempt had already ended. The event is kept in the history and changes no status.
-        opens: It creates the activity, or adds the opening to one that is known by other events only.
+        opens: It creates the activity, or adds the opening to an activity of which only other events have arrived.
         ends: It ends the current attempt.
         reopens: It starts the next attempt.
     """
@@ -66,7 +68,6 @@ class Verdict:
 
 
 _ACCEPTED: Final = Verdict()
-_REFUSED: Final = {refusal: Verdict(refusal) for refusal in Refusal}
 _SENTENCES: Final = {
     Refusal.EXISTS: "an activity with the agent_id {} exists already",
     Refusal.STARTED: "the activity {} has been started by another worker, or has ended",
@@ -75,9 +76,10 @@ _SENTENCES: Final = {
 }
 
 
-@cache
-def _verdict(late: bool, opens: bool, ends: bool, reopens: bool) -> Verdict:
-    return Verdict(None, late, opens, ends, reopens)
+# There are few different ones, and each event needs one.
+_verdict = cache(Verdict)
+# Neighbors in a batch often get equal answers: 0.6 instead of 1.9 µs each.
+_ack = lru_cache(maxsize=256)(Ack)
 
 
 @dataclass(slots=True)
@@ -85,7 +87,7 @@ class ActivityState:
     """The state of one activity, changed in place by its events.
 
     Attributes:
-        last_seq: How many events it has accepted.
+        last_seq: Number of accepted events.
         lease: What the events applied so far mean for the worker's lease.
     """
 
@@ -109,15 +111,11 @@ class ActivityState:
     output_tokens: int | None
     requests: int | None
     lease: Lease = field(default="keep", kw_only=True)
-    _ack: Ack | None = field(default=None, init=False, compare=False, repr=False)
 
     @classmethod
-    def unopened(cls, agent_id: UUID, occurred_at_ns: int) -> ActivityState:
-        """The state before the first event."""
-        return cls(
-            agent_id, STUB_TYPE, moment(occurred_at_ns), QUEUED, None, 0, 1,
-            None, None, None, None, None, None, None, None, None, None, None, None,
-        )  # fmt: skip
+    def unopened(cls, agent_id: UUID, occurred_at_ns: int, *more: Any) -> Self:
+        """The state before the first event. `more` are the fields of a subclass."""
+        return cls(agent_id, STUB_TYPE, moment(occurred_at_ns), QUEUED, None, 0, 1, *_UNKNOWN, *more)
 
     @property
     def is_unopened(self) -> bool:
@@ -136,7 +134,7 @@ class ActivityState:
         if ahead or event.opening is not None or event.claims or event.reopens:
             refusal = self._refusal(event)
             if refusal is not None:
-                return _REFUSED[refusal]
+                return Verdict(refusal)
             opens, reopens = self._open(event), self._reopen(event)
         late = self.status in TERMINAL or (attempt is not None and attempt < self.attempt)
         if not late:
@@ -145,22 +143,12 @@ class ActivityState:
             self._count_tokens(event.outcome)
         self.last_seq += 1
         ends = not late and self.status in TERMINAL
-        return _verdict(late, opens, ends, reopens) if late or opens or ends or reopens else _ACCEPTED
+        return _verdict(None, late, opens, ends, reopens) if late or opens or ends or reopens else _ACCEPTED
 
     def acknowledge(self, late: bool, *, duplicate: bool = False) -> Ack:
-        """The answer for a stored event: where the activity stands now."""
-        ack = self._ack
-        if (
-            ack is None
-            or ack.status is not self.status
-            or ack.attempt != self.attempt
-            or ack.late is not late
-            or ack.duplicate is not duplicate
-            or ack.span_id != self.span_id
-        ):
-            outcome = Outcome(self.error_type, self.reason) if self.status.terminal else None
-            self._ack = ack = Ack(self.status, self.attempt, late, duplicate, self.span_id, outcome)
-        return ack
+        """The answer for a stored event, with the present state of the activity."""
+        outcome = Outcome(self.error_type, self.reason) if self.status in TERMINAL else None
+        return _ack(self.status, self.attempt, late, duplicate, self.span_id, outcome)
 
     def _refusal(self, event: ActivityEvent) -> Refusal | None:
         if event.opening is not None and event.status is QUEUED and self.agent_type != STUB_TYPE:
@@ -256,7 +244,7 @@ def fold(
     if event.withdraws:
         return (state if state is not None and state.last_seq > 1 else None), _ACCEPTED
     if (state is None or state.is_unopened) and must_exist(event):
-        return state, _REFUSED[Refusal.UNKNOWN]
+        return state, Verdict(Refusal.UNKNOWN)
     if state is None:
         state = ActivityState.unopened(event.agent_id, event.occurred_at_ns)
     return state, state.apply(event, replay=replay)

@@ -1,4 +1,4 @@
-"""Identifiers: time-ordered UUIDs for events, and the agent ids that callers hand in."""
+"""Time-ordered UUIDs for events, and the agent ids of callers."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ _HEX_ID: Final = re.compile(
     r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}"
 )
 
-# One `next()` on this chain of C iterators takes the highest clock reading so far together with the next number,
-# and no thread, signal handler or fork gets in between: the order needs no lock that one of them could find taken.
+# One `next()` on this chain of C iterators returns the highest clock reading so far and the next number. It is atomic
+# for threads, signal handlers and forks, so no lock is needed, which one of them could find locked.
 _readings: Final[deque[int]] = deque()
 _stamps: Final = zip(accumulate(iter(_readings.pop, None), max), count(int.from_bytes(urandom(3), "big")), strict=False)
 _read = _readings.append
 
 _VERSION_AND_VARIANT: Final = 0x7 << 76 | 0b10 << 62
-# Names looked up once: these few nanoseconds are a fifth of the whole.
+# Looking these names up takes a fifth of the whole time.
 _new = object.__new__
 _from_bytes = int.from_bytes
 _UNKNOWN: Final = SafeUUID.unknown
-# The slots of an immutable class: `UUID(int=...)` takes four times as long.
+# Sets the slots of an immutable class: `UUID(int=...)` takes four times as long.
 _set_int: Final[Callable[[UUID, int], None]] = UUID.__dict__["int"].__set__
 _set_is_safe: Final[Callable[[UUID, SafeUUID], None]] = UUID.__dict__["is_safe"].__set__
 
 
 def uuid7(now_ns: int | None = None) -> UUID:
-    """A new RFC 9562 version 7 UUID: sorts after every id that this process was given before.
+    """Return a new RFC 9562 version 7 UUID, which sorts after all earlier ones of this process.
 
-    48 bits of Unix milliseconds, a 26-bit counter of this process, and 48 bits fresh from the operating system for
-    each id: processes share no state that a fork or a resumed snapshot could repeat.
+    It has 48 bits of Unix milliseconds, a 26-bit counter of this process, and 48 new bits from the operating system. So
+    a fork or a resumed snapshot repeats no id.
 
     Args:
-        now_ns: Nanoseconds since the epoch, where the caller has read the clock already. Once a later time
-            was seen, that one is kept: a clock that steps back breaks no order.
+        now_ns: Nanoseconds since the epoch, if the caller has read the clock already. If a later time was seen before,
+            that one is used, so a clock that is set back does not change the order.
     """
     _read(time_ns() if now_ns is None else now_ns)
     seen_ns, number = next(_stamps)
     new = _new(UUID)
-    # What the counter outgrows goes into the milliseconds, one for each 67 million ids.
+    # An overflow of the counter is added to the milliseconds, one for each 67 million ids.
     _set_int(
         new,
         (seen_ns // 1_000_000 + (number >> 26)) << 80
@@ -60,13 +60,13 @@ def uuid7(now_ns: int | None = None) -> UUID:
 
 
 def parse_agent_id(value: UUID | str) -> UUID:
-    """The agent id as a plain `UUID`.
+    """Return the agent id as a plain `UUID`.
 
     Args:
-        value: A UUID, or its text: 32 hexadecimal digits in any case, all four dashes in place or none.
+        value: A UUID, or its text: 32 hexadecimal digits in any case, with all four dashes or none.
 
     Raises:
-        ValueError: For anything else, such as braces, a ``urn:uuid:`` prefix or another type.
+        ValueError: Anything else, such as braces, a ``urn:uuid:`` prefix or another type.
     """
     kind = type(value)
     if kind is UUID:

@@ -1,10 +1,10 @@
-"""Pure: activity events to and from what OpenTelemetry carries. No I/O."""
+"""Activity events as attributes of OpenTelemetry spans and log records, and back."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Protocol
 from uuid import UUID
@@ -15,16 +15,16 @@ from agentexec_otel._model.text import NAME_LIMIT, clean_message, clean_metadata
 
 AttributeValue = str | bool | int | float
 
-# A plain dictionary: `Status.value` is a descriptor in Python, on every caller's path.
+# Reading `Status.value` calls a descriptor written in Python, which counts on the caller's path.
 _STATUS_TEXT: Final = {status: status.value for status in Status}
 
-# What comes in a span's attributes is a stranger's word: a wild number would re-open the activity.
+# Attributes of a span may come from any program. A huge number would reopen the activity.
 _MOST_ATTEMPTS: Final = 1_000_000
 _TRACEPARENT: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
 def log_attributes(event: ActivityEvent) -> dict[str, AttributeValue]:
-    """Attributes of the span event or log record that mirrors one line."""
+    """Attributes of the span event or log record that mirrors a log."""
     attributes: dict[str, AttributeValue] = {
         semconv.LOG_ID: str(event.event_id),
         semconv.LOG_STATUS: _STATUS_TEXT[event.status],
@@ -36,7 +36,7 @@ def log_attributes(event: ActivityEvent) -> dict[str, AttributeValue]:
 
 
 def opening_attributes(agent_id: UUID, opening: Opening, attempt: int | None) -> dict[str, AttributeValue]:
-    """Attributes that an activity's span has from its start."""
+    """Attributes that the span of an activity has from its start."""
     attributes: dict[str, AttributeValue] = {
         semconv.AGENT_ID: str(agent_id),
         semconv.AGENT_TYPE: opening.agent_type,
@@ -50,28 +50,20 @@ def opening_attributes(agent_id: UUID, opening: Opening, attempt: int | None) ->
 
 
 def outcome_attributes(status: Status, outcome: Outcome | None, percentage: int | None) -> dict[str, AttributeValue]:
-    """Attributes that an activity's span gets at its end."""
-    why = outcome or Outcome()
-    values: dict[str, AttributeValue | None] = {
-        semconv.STATUS: status.value,
-        semconv.PERCENTAGE: percentage,
-        semconv.ERROR_TYPE: why.error_type,
-        semconv.REASON: why.reason,
-        semconv.INPUT_TOKENS: why.input_tokens,
-        semconv.OUTPUT_TOKENS: why.output_tokens,
-        semconv.REQUESTS: why.requests,
-    }
+    """Attributes that are added to the span of an activity at its end."""
+    values = {semconv.STATUS: status.value, semconv.PERCENTAGE: percentage}
+    values |= {name: getattr(outcome, field, None) for field, (name, _) in _OUTCOME.items()}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def span_ref_of(traceparent: str) -> SpanRef | None:
-    """The span a W3C ``traceparent`` names; None where it is malformed."""
+    """The span that a W3C ``traceparent`` names. None if it is malformed."""
     match = _TRACEPARENT.fullmatch(traceparent)
     return match and SpanRef(match[1], match[2], bool(int(match[3], 16) & 1))
 
 
 class EndedSpanEvent(Protocol):
-    """What is read of a span event."""
+    """The part of a span event that is read."""
 
     @property
     def name(self) -> str: ...
@@ -84,9 +76,9 @@ class EndedSpanEvent(Protocol):
 def events_of_span(
     attributes: Mapping[str, Any], span: SpanRef, span_events: Sequence[EndedSpanEvent]
 ) -> list[ActivityEvent]:
-    """The activity events that an ended activity span holds; the lines the SDK dropped are not in it.
+    """Return the events of an ended activity span, without the logs that the SDK has dropped.
 
-    Returns nothing for a span that is not an activity's.
+    Empty for a span that is not an activity's.
     """
     try:
         agent_id = UUID(str(attributes[semconv.AGENT_ID]))
@@ -101,7 +93,8 @@ def events_of_span(
     if events:
         events[0] = events[0]._replace(opening=opening)
     if events and events[-1].status.terminal:
-        events[-1] = events[-1]._replace(outcome=_outcome_of(attributes))
+        found = {field: read(attributes.get(name)) for field, (name, read) in _OUTCOME.items()}
+        events[-1] = events[-1]._replace(outcome=Outcome(**found))
     return events
 
 
@@ -120,16 +113,6 @@ def _event_of(agent_id: UUID, attempt: int, span: SpanRef, log: EndedSpanEvent) 
     )
 
 
-def _outcome_of(attributes: Mapping[str, Any]) -> Outcome:
-    return Outcome(
-        error_type=_text(attributes.get(semconv.ERROR_TYPE)),
-        reason=_text(attributes.get(semconv.REASON)),
-        input_tokens=_count(attributes.get(semconv.INPUT_TOKENS)),
-        output_tokens=_count(attributes.get(semconv.OUTPUT_TOKENS)),
-        requests=_count(attributes.get(semconv.REQUESTS)),
-    )
-
-
 def _text(value: object) -> str | None:
     return clean_message(value, NAME_LIMIT) if isinstance(value, str) else None
 
@@ -138,9 +121,19 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
 
 
+# The attribute of each field of `Outcome`, and what is read from it.
+_OUTCOME: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
+    "error_type": (semconv.ERROR_TYPE, _text),
+    "reason": (semconv.REASON, _text),
+    "input_tokens": (semconv.INPUT_TOKENS, _count),
+    "output_tokens": (semconv.OUTPUT_TOKENS, _count),
+    "requests": (semconv.REQUESTS, _count),
+}
+
+
 def _metadata_of(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     prefix = semconv.METADATA_PREFIX
     found = {key.removeprefix(prefix): value for key, value in attributes.items() if key.startswith(prefix)}
-    with suppress(ValueError):  # more than we would have taken: the lines are worth having all the same
+    with suppress(ValueError):  # more than is accepted here; the logs are kept without it
         return clean_metadata(found) or None
     return None

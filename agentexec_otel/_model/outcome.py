@@ -1,4 +1,4 @@
-"""What an exception that left a run says about how the run ended. Decided by name, so nothing is imported."""
+"""The outcome of a run by the exception that ended it. Exceptions are known by name, so nothing is imported."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _TEXT: Final = "__agentexec_otel_text__"
 
 
 def replace_text(exc: BaseException, text: str) -> None:
-    """Store `text` instead of this exception's own text, wherever the exception goes."""
+    """Have `text` stored instead of this exception's own text."""
     with suppress(Exception):
         setattr(exc, _TEXT, text)
 
 
 def text_of(exc: BaseException) -> str:
-    """What may be stored of an exception's text; the name of its type if it has no text, or raises when asked."""
+    """The text to store for an exception: the name of its type if it has no text or cannot be converted."""
     with suppress(Exception):
         return str(getattr(exc, _TEXT, "") or exc) or type(exc).__name__
     return type(exc).__name__
 
 
 def qualified_name(exc_type: type[BaseException]) -> str:
-    """The type's name as ``error.type`` wants it: fully qualified, built-ins bare."""
+    """The type's name for ``error.type``: fully qualified, except for built-ins."""
     module = exc_type.__module__
     return exc_type.__qualname__ if module == "builtins" else f"{module}.{exc_type.__qualname__}"
 
@@ -60,19 +60,17 @@ def _is_cancellation(exc: BaseException) -> bool:
 
 
 def _names(exc_type: type[BaseException]) -> Iterator[str]:
-    """The full names of the type and its bases, the nearest first."""
+    """The full names of the type and its bases, nearest first."""
     return (f"{base.__module__}.{base.__qualname__}" for base in exc_type.__mro__)
 
 
 def outcome_of(exc: BaseException | None) -> tuple[Status, Outcome | None]:
-    """How a run ended that was left by `exc` (None: by its end): the status, and why."""
+    """The status and outcome of a run that `exc` ended. None means that it returned."""
     if exc is None:
         return Status.COMPLETE, None
-    if isinstance(exc, SystemExit) and not exc.code:
+    if (isinstance(exc, SystemExit) and not exc.code) or _is_cancellation(exc):
         return Status.CANCELED, Outcome(reason="cancelled")
-    if _is_cancellation(exc):
-        return Status.CANCELED, Outcome(error_type=None, reason="cancelled")
     reason = reason_of(type(exc))
     if reason == "user_error" and exc.__cause__ is not None and text_of(exc).startswith("Error running tool"):
-        reason = "tool"  # How the Agents SDK passes on what a tool has raised.
+        reason = "tool"  # The Agents SDK wraps exceptions of tools so.
     return Status.ERROR, Outcome(error_type=qualified_name(type(exc)), reason=reason)

@@ -1,8 +1,8 @@
-"""Takes secrets out of text, before it reaches a queue, a file, a span or a table.
+"""Removes secrets from text before it reaches a queue, a file, a span or a table.
 
-Two families of patterns: what a *key* announces (``password=…``, ``"api_key": "…"``, ``--token …``) and what its own
-*shape* gives away (``sk-…``, ``AKIA…``, JWTs, PEM blocks, ``scheme://user:password@host``). Every repetition is either
-bounded or possessive and followed by nothing that could fail: the time is linear in the text.
+There are two families of patterns. A secret is found by its *key* (``password=…``, ``"api_key": "…"``, ``--token …``)
+or by its own *shape* (``sk-…``, ``AKIA…``, JWTs, PEM blocks, ``scheme://user:password@host``). Each repetition is
+either bounded or possessive, and nothing that could fail follows it, so the time is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 REDACTED: Final = "[redacted]"
 HOOK_FAILED: Final = "[redacted: the redact hook failed]"
 
-# A closed pattern must be seen whole to be recognized: none is longer than this many characters.
+# Longest match of a pattern that must be complete to be recognized, in characters.
 LONGEST_CLOSED: Final = 1024
 
 _logger = logging.getLogger("agentexec_otel")
@@ -26,7 +26,7 @@ _TRAITS: Final = re.ASCII | re.VERBOSE
 
 
 def _ending(names: Iterable[str], *lengths: int) -> str:
-    # A name is looked at from its end: that needs fixed widths, and costs next to nothing where another letter is last.
+    # Names are matched from their end, which needs fixed widths. Text with another last letter costs almost nothing.
     if not lengths:
         return "|".join(f"(?<={name})" for name in names)
     groups: dict[str, list[str]] = {}
@@ -38,16 +38,16 @@ def _ending(names: Iterable[str], *lengths: int) -> str:
 def _end(name: str, length: int) -> str:
     if name.endswith(r"\d"):
         return r"[a-z_-]\d"
-    # The last letters, as many as are written as such and not as a set of them.
+    # As many of the last letters as are literals in the pattern.
     return next(name[-n:] for n in (length, length - 1) if re.fullmatch(r"[a-z0-9]+[_-]?", name[-n:]))
-
-
-def _compound(last: str, firsts: str) -> list[str]:
-    return [first + joint + last for first in firsts.split() for joint in ("", "[._ -]")]
 
 
 def _words(words: str) -> list[str]:
     return words.split()
+
+
+def _compound(last: str, firsts: str) -> list[str]:
+    return [first + joint + last for first in firsts.split() for joint in ("", "[._ -]")]
 
 
 _KEY_WORDS: Final = (
@@ -72,7 +72,7 @@ _SECRET_NAMES: Final = (
         for number in (r"\d", r"[_-]\d")
     ),
 )
-# The value of these has spaces in it: `Cookie: a=b; c=d`.
+# The values of these names have spaces in them: `Cookie: a=b; c=d`.
 _LINE_NAMES: Final = (
     *_words("authorization cookie cookies mnemonic"),
     *_compound("phrase", "pass backup recovery seed"),
@@ -82,7 +82,7 @@ _SECRET_WORDS: Final = _ending(_SECRET_NAMES, 1, 3)
 _LINE_WORDS: Final = _ending(_LINE_NAMES, 1, 3)
 
 
-# One glance from each separator at what is before it: ordinary text never gets as far as the patterns.
+# A quick check of the text before each separator, so that ordinary text never reaches the patterns.
 _ENDS: Final = "|".join(sorted({_end(name, 3) for name in _SECRET_NAMES + _LINE_NAMES}))
 _MAYBE_NAMED: Final = re.compile(
     rf"""[:=>%,] (?: (?<=[\s"'`\])\\m][:=>%]) | (?<=["'],)(?=[ ]?b["'])
@@ -90,7 +90,7 @@ _MAYBE_NAMED: Final = re.compile(
     _TRAITS,
 )
 _COLOR: Final = r"(?:(?:\\x1b|\x1b)\[[0-9;]{0,16}m)?"
-# Whole words only, each looked at once; most have no separator behind them and are left at once.
+# Whole words only, each checked once. Most have no separator after them and fail at once.
 _NAME: Final = rf"""
     [\w.-] (?<![\w.-].) [\w.-]*+ (?=[\s\\"'`\])]{{0,12}}+[:=>%,\x1b] | \\x1b)
     (?i:(?P<line>{_LINE_WORDS}) | {_SECRET_WORDS})
@@ -102,7 +102,7 @@ _SEPARATOR: Final = rf"""
           | ={{1,3}} | : | >(?=[^\s>=]) | %3[AaDd] | (?<='),[ ]?(?=b') | (?<="),[ ]?(?=b"))
         [ \t]{{0,8}} {_COLOR} )
 """
-# What says more than it gives away: a missing value, and our own mark.
+# Not secrets: a missing value, and our own mark.
 _HARMLESS: Final = r"""
     (?! [bru]{0,2}\\{0,7}["']? (?i:none|null|nil|undefined|true|false|\[redacted\]) (?:[\s,;&"'<>)\]}\\]|\Z) )
 """
@@ -113,7 +113,7 @@ _QUOTED: Final = r"""
     | (?P<escaped>\\{1,7}["']) (?:[^"'\\\n]++ | \\\\(?:\\\\|\\["']|[^\\"'\n]) | \\[^\\"'\n])*+
     | [\w.]{0,64}[\[({] [^\n]*+
 """
-# A comma ends a bare value only where a space or another `key=` follows, a quote or bracket only before such an end.
+# A comma ends a bare value only if a space or another `key=` follows, a quote or bracket only before such an end.
 _BARE: Final = r"""
     (?: [^\s,;&"'<>)\]}]++
       | [,;&] (?! \s | \Z | ["'\w.-]{1,64}+[ ]?[=:] )
@@ -121,7 +121,7 @@ _BARE: Final = r"""
       | < (?!/) )++
 """
 _KEYED: Final = re.compile(rf"(?P<head>{_NAME}{_SEPARATOR}){_HARMLESS}(?:{_QUOTED}|(?(line)[^\n]++|{_BARE}))", _TRAITS)
-# The words that are flags of real tools: the whole list would double what the import of this module costs.
+# Only names that are flags of real tools: the whole list would double the import time of this module.
 _FLAG_WORDS: Final = _ending(
     [*_words("password passwd secret token credential credentials"), *_compound("key", "access api private secret")], 1
 )
@@ -133,11 +133,11 @@ _FLAG: Final = re.compile(
 _PEM: Final = re.compile(
     r"-----BEGIN [A-Z0-9 ]{1,64}-----[^-]*+(?:-(?!----END )[^-]*+)*+(?:-----END [A-Z0-9 ]{1,64}-----)?"
 )
-# A password may hold an @ or a slash. Text without an @ is taken along, so that nothing in it is looked at twice.
+# A password may contain an @ or a slash. Text without an @ is matched as well, so that no part is scanned twice.
 _AUTHORITY: Final = re.compile(r"://[^\s@]*+(?:@[^\s@/?#]*+(?=@))*+(?P<at>@)?")
 _USER: Final = re.compile(r"://[^/:@?#]*+:(?!//|\d{1,5}(?:[/?#]|\Z))(?=.)")
 _USER_ALONE: Final = re.compile(r"://(?=[^/:@?#]{16,}\Z)")
-# SQLAlchemy and PostgreSQL quote the row that they could not store.
+# SQLAlchemy and PostgreSQL quote rows that they could not store.
 _ROW: Final = re.compile(r"(?P<head>\[parameters: |Failing row contains )[^\n]++")
 _BEARER: Final = re.compile(
     r"(?P<head>\b[Bb](?:earer|EARER)[ \t]{1,8})(?=[A-Za-z._~+/=-]{0,63}[0-9]|[A-Za-z._~+/=-]{24})[\w.~+/=-]{8,}+",
@@ -145,34 +145,21 @@ _BEARER: Final = re.compile(
 )
 
 
-def _token(prefix: str, charset: str = r"[\w-]", least: int = 16) -> tuple[str, re.Pattern[str]]:
+def _token(prefix: str, least: int = 16) -> tuple[str, re.Pattern[str]]:
     # Kebab-case words such as sk-learn-compatible-estimator have neither a digit nor a capital.
     literal = re.escape(prefix)
     return prefix, re.compile(
-        rf"{literal}(?<![A-Za-z0-9]{literal})(?=[a-z_-]{{0,64}}+[A-Z0-9]){charset}{{{least},}}+", re.ASCII
+        rf"{literal}(?<![A-Za-z0-9]{literal})(?=[a-z_-]{{0,64}}+[A-Z0-9])[\w-]{{{least},}}+", re.ASCII
     )
 
 
 _PREFIXED: Final = (
-    _token("sk-"),
-    *(_token(f"gh{kind}_") for kind in "pousr"),
-    _token("github_pat_"),
-    _token("glpat-"),
+    *map(_token, _words("sk- ghp_ gho_ ghu_ ghs_ ghr_ github_pat_ glpat- hf_ gsk_ xai- pplx- tvly- nvapi- lsv2_")),
+    *map(_token, _words("npm_ pypi- dop_v1_")),
     *(_token(f"xox{kind}-", least=10) for kind in "abeoprs"),
-    _token("xapp-", least=10),
-    *(_token(f"{kind}k_{mode}_", least=10) for kind in "sr" for mode in ("live", "test")),
-    _token("hf_"),
-    _token("gsk_"),
-    _token("xai-"),
-    _token("pplx-"),
-    _token("tvly-"),
-    _token("nvapi-"),
-    _token("lsv2_"),
-    _token("npm_"),
-    _token("pypi-"),
-    _token("dop_v1_"),
+    *(_token(prefix, least=10) for prefix in _words("xapp- sk_live_ sk_test_ rk_live_ rk_test_")),
 )
-# Ordinary words have less behind a dash or underscore, and other letters before it.
+# Ordinary words are shorter after a dash or underscore, and have other letters before it.
 _MAYBE_PREFIXED: Final = re.compile(
     rf"[-_](?<=[a-z\d].)(?=[\w-]{{10}})(?:{_ending((prefix for prefix, _ in _PREFIXED), 2)})", re.ASCII
 )
@@ -182,7 +169,7 @@ _JWT: Final = re.compile(r"eyJ[\w-]{8,}+(?:\.[\w-]*+){0,4}", re.ASCII)
 
 
 def redact_secrets(text: str) -> str:
-    """The text with every value that looks like a secret replaced by ``[redacted]``; keys stay readable."""
+    """Replace each value that looks like a secret by ``[redacted]``. Keys stay readable."""
     if _MAYBE_NAMED.search(text):
         text = _KEYED.sub(_keep_name, text)
     if "://" in text:
@@ -228,13 +215,13 @@ def _redact_prefixed(text: str) -> str:
 
 
 class Redactor:
-    """Takes out what the built-in patterns know, then what the application's hook knows.
+    """Applies the built-in patterns, then the application's hook.
 
-    Calling it never raises. Where the hook raises or returns no string, nobody can tell what the text still holds: the
-    whole of it becomes ``[redacted: the redact hook failed]``, and the failure is logged once, without the text.
+    Calling it never raises. If the hook raises or does not return a string, the text may still contain secrets. All of
+    it becomes ``[redacted: the redact hook failed]``, and the failure is logged once, without the text.
 
     Args:
-        hook: Called with each text, after the patterns; returns what may be kept of it.
+        hook: Called with each text after the patterns were applied. Returns the text to keep.
     """
 
     __slots__ = ("_hook",)
@@ -244,28 +231,21 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         text = redact_secrets(text)
-        return text if self._hook is None else _call_hook(self._hook, text)
-
-
-def redactor(redact: Callable[[str], str] | None) -> Redactor:
-    """The application's ``redact`` setting as a `Redactor`: the patterns apply whatever the hook does."""
-    return redact if isinstance(redact, Redactor) else Redactor(redact)
-
-
-def _call_hook(hook: Callable[[str], object], text: str) -> str:
-    try:
-        kept = hook(text)
-    except Exception as exc:  # noqa: BLE001  # its text and traceback may quote the secret: only the type is told
-        return _hook_failed(f"raised {type(exc).__name__}")
-    if not issubclass(type(kept), str):
-        return _hook_failed(f"returned {type(kept).__name__} instead of str")
-    return str.__str__(cast(str, kept))
+        if self._hook is None:
+            return text
+        try:
+            kept = cast(object, self._hook(text))
+        except Exception as exc:  # noqa: BLE001  # its text and traceback may quote the secret, so only the type is logged
+            return _hook_failed(f"raised {type(exc).__name__}")
+        if not issubclass(type(kept), str):
+            return _hook_failed(f"returned {type(kept).__name__} instead of str")
+        return str.__str__(cast(str, kept))
 
 
 def _hook_failed(how: str) -> str:
     if how not in _failures_logged:
         _failures_logged.add(how)
-        _logger.error("The redact hook %s: what it fails on is replaced whole. This is logged once.", how)
+        _logger.error("The redact hook %s: texts on which it fails are replaced whole. This is logged once.", how)
     return HOOK_FAILED
 
 
@@ -275,10 +255,10 @@ def _secret_name() -> re.Pattern[str]:
 
 
 def redact_mapping(mapping: Mapping[str, Any], redact: Callable[[str], str]) -> dict[str, Any]:
-    """A copy of JSON-safe metadata without secrets, at every depth.
+    """Return a copy of JSON-safe metadata without secrets, at every depth.
 
-    A value under a key such as ``password`` or ``api_key`` is replaced whole, whatever it is; None and booleans stay,
-    they say no more than whether there is one. Every other string, and every key, goes through ``redact``.
+    Any value under a key such as ``password`` or ``api_key`` is replaced whole, except None and booleans, which reveal
+    only whether there is one. All other strings, and all keys, are passed through ``redact``.
     """
     copy: dict[str, Any] = {}
     for key, value in mapping.items():
@@ -298,7 +278,7 @@ def _redact_value(value: Any, redact: Callable[[str], str]) -> Any:
 
 
 def unique_key(key: str, taken: Mapping[str, Any]) -> str:
-    """The key, numbered where cutting or redaction made it equal to one before it."""
+    """Return the key, numbered if cutting or redaction made it equal to an earlier one."""
     if key not in taken:
         return key
     return next(numbered for number in range(2, len(taken) + 3) if (numbered := f"{key[:120]} ({number})") not in taken)

@@ -1,4 +1,4 @@
-"""What exporters answer, and what a store tells of an activity."""
+"""What exporters and stores return."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Ack:
     """The event is stored.
 
     Attributes:
-        status: The activity's status after this event: the winner's, where the event came late.
+        status: The activity's status after this event. If the event is late, the status that won.
         attempt: The activity's current attempt.
-        late: The event's attempt had already ended; it is kept in the history and changed nothing.
+        late: The event's attempt had already ended. The event is kept in the history and changed nothing.
         duplicate: The event had been stored before.
-        span_id: The span that the activity's row names, whichever process opened it.
-        outcome: Why the attempt ended, where it has.
+        span_id: The span that the activity's row names. Any process may have opened it.
+        outcome: Why the attempt ended, if it has.
     """
 
     status: Status
@@ -33,13 +33,13 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """The event is not stored yet; offer it again after that many seconds."""
+    """The event is not stored yet. Offer it again after that many seconds."""
 
     after: float = 0.0
 
 
 class Refusal(StrEnum):
-    """Which rule of an activity's life an event has broken."""
+    """The rule that an event has broken."""
 
     EXISTS = "exists"
     """It creates an activity whose ``agent_id`` is taken."""
@@ -57,7 +57,7 @@ class Reject:
 
     Attributes:
         reason: One sentence without the event's content.
-        refusal: The broken rule; None if the event itself cannot be stored.
+        refusal: The broken rule. None if the event itself cannot be stored.
     """
 
     reason: str
@@ -69,7 +69,7 @@ ExportResult = Ack | Retry | Reject
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How many activities are ended at once: one terminal status, one line, one reason."""
+    """The status, log message and outcome with which several activities are ended at once."""
 
     status: Status
     message: str
@@ -77,7 +77,7 @@ class Ending:
 
 
 class EndedActivity(NamedTuple):
-    """An attempt that was ended together with others, and the log that says so."""
+    """An attempt that was ended together with others, and its log."""
 
     agent_id: UUID
     attempt: int
@@ -87,10 +87,10 @@ class EndedActivity(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredActivity:
-    """An activity as its row has it, and the lines that were written before it had a span.
+    """The state of an activity's row, and the logs that were written before it had a span.
 
     Attributes:
-        counted: A run in it has ended, and has said what it spent.
+        counted: A run of the attempt has ended and reported its token usage.
         outcome: Why the attempt ended, if it has.
     """
 

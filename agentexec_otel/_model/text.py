@@ -1,6 +1,6 @@
-"""What callers hand in, made safe to store and to show: messages, percentages, metadata.
+"""Cleans messages, percentages and metadata, so that they are safe to store and to show.
 
-No function here calls the methods of a foreign object: a slow or raising ``__str__`` stays out of the caller's way.
+No function here calls methods of a foreign object: its ``__str__`` could be slow or raise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any, Final, cast
 from uuid import UUID
 
-from agentexec_otel._model.redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, redactor, unique_key
+from agentexec_otel._model.redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, unique_key
 
 MESSAGE_LIMIT: Final = 8_192
 NAME_LIMIT: Final = 255
@@ -23,48 +23,48 @@ METADATA_LIMIT: Final = 16_384
 METADATA_DEPTH: Final = 16
 KEY_LIMIT: Final = 128
 
-# Controls but \n and \t, directional marks and overrides, and surrogates: nothing here is printable to Python either.
+# Controls except \n and \t, directional marks and overrides, and surrogates. Python calls none of them printable.
 _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# Secrets are looked for this many characters beyond the cut, so that none is seen only by half.
+# Number of characters after the cut that are searched for secrets, so that none is seen only in part.
 _MARGIN: Final = 2 * LONGEST_CLOSED
-_DEFAULT: Final = Redactor()
-# What is further from the cut is not encoded only to count its bytes: that would stall an event loop.
+# Longer text is not encoded only to count its bytes, because that would block an event loop.
 _COUNTED: Final = 1 << 20
+_DEFAULT: Final = Redactor()
 _NUMERAL: Final = re.compile(
     r"\s{0,8}[+-]?(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})(?:[eE][+-]?[0-9]{1,3})?\s{0,8}"
 )
 
 
 def clean_message(value: object, limit: int = MESSAGE_LIMIT) -> str:
-    r"""The message as text that every database, terminal and exporter takes.
+    r"""Return the message as text that every database, terminal and exporter accepts.
 
     Args:
-        value: A string; of anything else only the name of its type is kept, as ``<TypeName>``.
-        limit: Bytes of UTF-8 that the result may take, at least 64.
+        value: A string. Of anything else only the name of its type is kept, as ``<TypeName>``.
+        limit: Longest result in bytes of UTF-8, at least 64.
 
     Returns:
-        NUL as U+2400, lone surrogates as U+FFFD, other control characters but ``\n`` and ``\t``, and the directional
-        controls, visible as ``\r``, ``\x1b`` or ``\u202e``. What is too long ends with ``…[+N bytes]``, N being the
-        bytes removed: of cleaned text as far as it was looked at, beyond that as they came in. Text of over a
-        million characters that is not all ASCII is not encoded only to be counted: it ends with ``…[+N characters]``.
+        The text with NUL as U+2400 and lone surrogates as U+FFFD. Other control characters except ``\n`` and ``\t``,
+        and the directional controls, become visible as ``\r``, ``\x1b`` or ``\u202e``. Text that is too long ends with
+        ``…[+N bytes]``, the number of bytes removed: after cleaning, as far as the text was cleaned. If the text has
+        over a million characters that are not all ASCII, it ends with ``…[+N characters]``.
     """
     text = value if type(value) is str else _as_text(value)
     return _shortened(text, limit, 0, str) if len(text) > limit else _fitted(_visible(text), limit)
 
 
 def prepare_message(value: object, limit: int, redact: Callable[[str], str] | None = None) -> str:
-    """`clean_message` without secrets: the one way by which a message or an error text enters the pipeline.
+    """Like `clean_message`, without secrets. Every message and error text enters the pipeline here.
 
-    The built-in patterns apply in any case, then ``redact``, the application's hook. In a long text they are looked
-    for some way beyond the cut, and what was seen only for that is cut off again: no half of a secret is left there.
+    The built-in patterns always apply, then ``redact``, the application's hook. A long text is searched for some
+    distance after the cut, so that no part of a secret is left before it.
 
     Args:
         value: As for `clean_message`.
         limit: As for `clean_message`.
-        redact: Called with the cleaned text; where it fails, the message is ``[redacted: the redact hook failed]``.
+        redact: Called with the cleaned text. If it fails, the message is ``[redacted: the redact hook failed]``.
     """
     text = value if type(value) is str else _as_text(value)
-    find = _DEFAULT if redact is None else redactor(redact)
+    find = _DEFAULT if redact is None else Redactor(redact)
     if len(text) > limit + _MARGIN:
         return _shortened(text, limit, _MARGIN, find)
     cleaned = _visible(text)
@@ -73,12 +73,12 @@ def prepare_message(value: object, limit: int, redact: Callable[[str], str] | No
 
 
 def _as_text(value: object) -> str:
-    # Not isinstance(): that asks a foreign __class__, and a lazy proxy calls itself str without being one.
+    # Not isinstance(): that reads a foreign __class__, and a lazy proxy claims to be a str without being one.
     return str.__str__(cast(str, value)) if issubclass(type(value), str) else f"<{type_name(value)}>"
 
 
 def _visible(text: str) -> str:
-    # Most messages end here, and what is printable never needs the pattern.
+    # Most messages are printable, and need no pattern.
     return text if text.isprintable() else _UNSAFE.sub(_escape, text)
 
 
@@ -122,13 +122,13 @@ def _bytes(text: str) -> int:
 
 
 def type_name(value: object) -> str:
-    """The name of the value's type, whatever its metaclass says."""
+    """The name of the value's type, without asking its metaclass."""
     name: str = type.__dict__["__name__"].__get__(type(value))
     return name
 
 
 def describe(value: object) -> str:
-    """The value for an error message: its repr where that is ours to call, else ``<TypeName>``; up to 80 characters."""
+    """Describe a value for an error message: the repr of a built-in, else ``<TypeName>``, in up to 80 characters."""
     kind = type(value)
     if issubclass(kind, str):
         shown = repr(str.__getitem__(cast(str, value), slice(80)))
@@ -142,7 +142,7 @@ def describe(value: object) -> str:
 
 
 def describe_url(text: str) -> str:
-    """What is to be a URL, for an error message: its scheme, and of one that has none what cannot be a password."""
+    """Describe a URL for an error message: its scheme, or without a scheme the part that cannot be a password."""
     scheme, found, _ = text.partition("://")
     if found:
         return repr(f"{scheme[:40]}://…")
@@ -151,16 +151,16 @@ def describe_url(text: str) -> str:
 
 
 def clean_percentage(value: object) -> tuple[int | None, str | None]:
-    """The percentage as stored, and what to warn about: a sentence, or None where it is taken as it is.
+    """Return the percentage to store, and a warning if it was changed.
 
-    Numbers, and strings that hold one, are rounded down and clamped to 0 to 100; None stays None. A bool, NaN, an
-    infinity or anything else is no percentage: it is stored as None.
+    Numbers, and strings that contain a number, are rounded down and clamped to 0 to 100. None stays None. Anything
+    else, including a bool, NaN or an infinity, is stored as None.
     """
     if value is None or (type(value) is int and 0 <= value <= 100):
         return value, None
     number = _number(value)
     if number is None or not -math.inf < number < math.inf:
-        # A string may hold anything, a secret too: the log gets only its type.
+        # A string may contain a secret, so only its type is logged.
         shown = describe(value) if issubclass(type(value), (int, float)) else type_name(value)
         return None, f"percentage is not a finite number but {shown}: it is stored as None"
     if 0 <= number <= 100:
@@ -183,14 +183,14 @@ def _number(value: object) -> int | float | None:
 
 
 def clean_metadata(metadata: object) -> dict[str, Any]:
-    """A copy of the metadata that every JSON column takes, its keys and strings cleaned as messages are.
+    """Return a copy of the metadata that every JSON column accepts, with keys and strings cleaned like messages.
 
-    NaN and the infinities, integers beyond 64 bits, UUIDs, decimals and dates become strings, tuples lists; anything
-    else that JSON does not know, or that is nested more than 16 deep, becomes ``<TypeName>``. Keys longer than 128
+    NaN and the infinities, integers over 64 bits, UUIDs, decimals and dates become strings, and tuples become lists.
+    Other types that JSON does not have, and values nested more than 16 deep, become ``<TypeName>``. Keys over 128
     characters are cut.
 
     Raises:
-        ValueError: For what is not a mapping, a key that is no string, more than 64 keys, or more than 16 KiB of JSON.
+        ValueError: Not a mapping, a key that is not a string, more than 64 keys, or more than 16 KiB of JSON.
     """
     if not _is_mapping(metadata):
         raise ValueError(f'metadata must be a mapping, not {describe(metadata)}: pass a dict such as {{"tenant": "a"}}')
@@ -208,7 +208,7 @@ def clean_metadata(metadata: object) -> dict[str, Any]:
 
 
 def prepare_metadata(metadata: object, redact: Callable[[str], str] | None = None) -> dict[str, Any]:
-    """`clean_metadata` without secrets: found by their keys, by the built-in patterns and by the application's hook."""
+    """Like `clean_metadata`, without the secrets that keys, built-in patterns and the application's hook find."""
 
     def prepare(text: str) -> str:
         return prepare_message(text, METADATA_LIMIT, redact)
@@ -224,7 +224,7 @@ def _is_mapping(value: object) -> bool:
 
 
 class _JSONCopy:
-    """One copy in the making; gives up as soon as the JSON is sure to be too large, so a cycle or a flood ends."""
+    """Copies metadata. Stops as soon as the JSON is certain to be too large, so that a cycle or a huge value ends."""
 
     def __init__(self) -> None:
         self.spent = 0
@@ -282,7 +282,7 @@ def _json_int(_: _JSONCopy, value: int, __: int) -> int | str:
     number = int.__int__(value)
     if -(1 << 63) <= number < 1 << 63:
         return number
-    # Python refuses to print longer ones, and takes quadratic time for those it prints.
+    # Python raises for longer ones, and needs quadratic time for the others.
     return str(number) if number.bit_length() <= 4_096 else "<int>"
 
 

@@ -1,4 +1,4 @@
-"""Metadata filters as SQL: bound values, checked keys, and JSON's own types on every database."""
+"""Metadata filters as SQL, with bound values, checked keys and JSON types on every database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe
 from agentexec_otel.activity.models import Activity
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,127}")
-# Exact for 64-bit integers, which a double is not: MySQL wants digits, PostgreSQL overflows with them.
+# Exact for 64-bit integers, unlike a double. MySQL needs a precision, with which PostgreSQL overflows.
 _EXACT: Final = Numeric().with_variant(DECIMAL(65, 20), "mysql", "mariadb")
 _SQLITE_TYPES: Final = {"text": "string", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
 _MYSQL_TYPES: Final = {
@@ -40,7 +40,7 @@ _MYSQL_TYPES: Final = {
 
 
 class _JSONType(FunctionElement[str]):
-    """The JSON type of the value under a key: ``string``, ``number``, ``boolean``, or another or NULL.
+    """The JSON type of the value under a key: ``string``, ``number``, ``boolean``, another one or NULL.
 
     Its clauses are the column, the key and the key as a path.
     """
@@ -50,7 +50,7 @@ class _JSONType(FunctionElement[str]):
 
 
 class _Bytes(FunctionElement[str]):
-    """Text that is compared byte by byte: MySQL and MariaDB take ``'a '`` for ``'a'``."""
+    """Text that is compared byte by byte. For MySQL and MariaDB, ``'a '`` equals ``'a'``."""
 
     inherit_cache = True
     type = String()
@@ -59,7 +59,7 @@ class _Bytes(FunctionElement[str]):
 @compiles(_JSONType)
 def _compile_type(element: _JSONType, compiler: SQLCompiler, **kwargs: Any) -> str:
     column, key, path = element.clauses
-    # What is compiled is also bound, and asyncpg refuses a parameter that the statement does not use.
+    # Compiling an element binds it, and asyncpg refuses a parameter that the statement does not use.
     if compiler.dialect.name == "postgresql":
         return f"json_typeof({compiler.process(column, **kwargs)} -> {compiler.process(key, **kwargs)})"
     found = f"{compiler.process(column, **kwargs)}, {compiler.process(path, **kwargs)}"
@@ -79,44 +79,44 @@ def _compile_bytes(element: _Bytes, compiler: SQLCompiler, **kwargs: Any) -> str
 
 
 def metadata_criteria(metadata_filter: Mapping[str, Any] | None) -> list[ColumnElement[bool]]:
-    """One criterion per key: the stored value equals the given string, number or boolean, and is of that kind.
+    """Return one criterion per key: the stored value equals the given string, number or boolean, in value and type.
 
     Raises:
-        ValueError: no mapping or an empty one, a key with other characters than letters, digits and ``_ . : / -`` or
-            space, or a value that is none of these types.
+        ValueError: Not a mapping or an empty one, a key with characters other than letters, digits, ``_ . : / -`` and
+            space, or a value of another type.
     """
     if metadata_filter is None:
         return []
-    if not _is_a(metadata_filter, Mapping) or not metadata_filter:  # a tenant that is missing is not all tenants
+    if not _is_a(metadata_filter, Mapping) or not metadata_filter:  # a missing tenant must not mean all tenants
         found = "empty" if _is_a(metadata_filter, Mapping) else describe(metadata_filter)
         raise ValueError(f'metadata_filter is {found}: pass a dict such as {{"tenant": "a"}}')
     return [_criterion(key, value) for key, value in metadata_filter.items()]
 
 
 def _is_a(value: object, kind: type) -> bool:
-    """`isinstance`, for what is typed already, and may be another thing all the same."""
+    """`isinstance` for a value whose annotation the caller may have ignored."""
     return isinstance(value, kind)
 
 
 def named(argument: str, stored: SQLColumnExpression[Any], value: str) -> ColumnElement[bool]:
-    """Whether a column of names has this one. Raises `ValueError` for what is no string."""
+    """Whether a column of names has this value. Raises `ValueError` if it is not a string."""
     if not _is_a(value, str):
         raise ValueError(f"{argument} is {describe(value)}: pass one name, as a string")
     return same_text(stored, value, NAME_LIMIT)
 
 
 def moment(argument: str, value: datetime) -> datetime:
-    """The time itself. Raises `ValueError` for what is none, which a driver would tell in an SQL statement."""
+    """Return the datetime. Raises `ValueError` for anything else, which a driver would report with an SQL statement."""
     if not _is_a(value, datetime):
         raise ValueError(f"{argument} is {describe(value)}: pass a datetime")
     return value
 
 
 def without_news_since(older_than: timedelta | datetime) -> datetime:
-    """The moment that `older_than` means, now.
+    """Convert `older_than` to a datetime.
 
     Raises:
-        ValueError: neither of the two, or a negative length of time: that would mean everything.
+        ValueError: Another type, or a negative timedelta, which would mean everything.
     """
     if not isinstance(older_than, timedelta):
         if not _is_a(older_than, datetime):
@@ -136,13 +136,13 @@ def _criterion(key: str, value: Any) -> ColumnElement[bool]:
             json_type = _JSONType(Activity.metadata_, literal(key, String), literal(f'$."{key}"', String))
             if kind is str:
                 return and_(json_type == name, equal(stored, value))
-            # CASE, because AND may look at the value first: a text is not to be cast to a number.
+            # CASE, because AND may evaluate the value first, and a text must not be cast to a number.
             return case((json_type == name, equal(stored, value)), else_=false())
     raise ValueError(f"metadata_filter[{key!r}] is a {type(value).__name__}: filter by a string, a number or a boolean")
 
 
 def same_text(stored: SQLColumnExpression[Any], value: str, limit: int = 16_384) -> ColumnElement[bool]:
-    """Whether it is this text, as `clean_message` stores it: to the letter, whatever the collation takes for equal."""
+    """Whether a column has this text, as `clean_message` stores it. Compares bytes, whatever the collation is."""
     return _Bytes(stored) == _Bytes(literal(clean_message(value, limit), String))
 
 
@@ -161,7 +161,7 @@ def _same_float(stored: ColumnElement[str], value: float) -> ColumnElement[bool]
     return cast(stored, Double) == literal(value, Double) if math.isfinite(value) else false()
 
 
-# bool before int, which it is a kind of.
+# bool first, because it is a subclass of int.
 _KINDS: Final[tuple[tuple[type, str, Callable[[ColumnElement[str], Any], ColumnElement[bool]]], ...]] = (
     (bool, "boolean", _same_boolean),
     (int, "number", _same_integer),

@@ -1,4 +1,4 @@
-"""Reading: SELECTs in the caller's session. Nothing here knows how events are delivered."""
+"""Queries: SELECTs in the caller's session, independent of delivery."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from agentexec_otel.activity.schemas import (
     ActivityLogSchema,
 )
 
-# A Select of many columns; its exact type is of no use to anybody.
+# A Select of many columns, whose exact type is not needed.
 _Select: TypeAlias = "Select[*tuple[Any, ...]]"
 
 _MOST_PER_PAGE = 1_000
-_MOST_ROWS = (1 << 63) - 1  # that a database can skip
+_MOST_ROWS = (1 << 63) - 1  # the largest offset that a database accepts
 _LAST_SEQ = (1 << 31) - 1
 
-# Statements over the plain tables, made once: building one and finding it in SQLAlchemy's cache takes longer than
-# most of these queries.
+# Statements on the plain tables, made once. Building one and finding it in SQLAlchemy's cache takes longer than most of
+# these queries.
 _ACTIVITY: Final = cast(Table, Activity.__table__)
 _LOG: Final = cast(Table, ActivityLog.__table__)
 _IN_OUR_TABLES: Final = {"mapper": Activity}
@@ -44,20 +44,20 @@ _SUMMARY: Final = tuple(
         "trace_id", "span_id", "error_type", "reason", "metadata",
     )
 )  # fmt: skip
-_LINE: Final = tuple(
+_LOG_COLUMNS: Final = tuple(
     _LOG.c[name] for name in ("id", "message", "status", "percentage", "created_at", "seq", "attempt", "late")
 )
 _TOTALS: Final = tuple(_ACTIVITY.c[name] for name in ("input_tokens", "output_tokens", "requests"))
 _DETAIL: Final = select(_ACTIVITY.c.id, *_SUMMARY, *_TOTALS).where(_ACTIVITY.c.agent_id == bindparam("of_agent"))
-_LINES: Final = select(*_LINE).where(_LOG.c.activity_id == bindparam("of_activity")).order_by(_LOG.c.seq)
+_LOGS: Final = select(*_LOG_COLUMNS).where(_LOG.c.activity_id == bindparam("of_activity")).order_by(_LOG.c.seq)
 _TAIL: Final = (
-    select(*_LINE)
+    select(*_LOG_COLUMNS)
     .join(_ACTIVITY, _ACTIVITY.c.id == _LOG.c.activity_id)
     .where(_ACTIVITY.c.agent_id == bindparam("of_agent"), _LOG.c.seq > bindparam("after_seq"))
     .order_by(_LOG.c.seq)
 )
 _EARLIER: Final = _LOG.alias()
-# Not a late one: that says nothing new about an activity that has ended.
+# Late logs are left out: they change nothing of an activity that has ended.
 _LATEST_SEQ: Final = (
     select(_EARLIER.c.seq)
     .where(_EARLIER.c.activity_id == _ACTIVITY.c.id, _EARLIER.c.late.is_(False))
@@ -73,17 +73,17 @@ _COUNT_ACTIVE: Final = _COUNT.where(_ACTIVITY.c.status.in_(ACTIVE))
 def detail(
     session: Session, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None = None
 ) -> ActivityDetailSchema | None:
-    """An activity with all its lines, oldest first; None where there is none, or its metadata does not match.
+    """Return an activity with all its logs, oldest first. None if it does not exist or its metadata does not match.
 
     Raises:
-        ValueError: a malformed ``agent_id`` or filter.
+        ValueError: A malformed ``agent_id`` or filter.
     """
     parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
     statement = _DETAIL.where(*criteria) if criteria else _DETAIL
     row = _execute(session, statement, of_agent=parsed).mappings().one_or_none()
     if row is None:
         return None
-    return ActivityDetailSchema(**_fields(row), logs=_lines(session, _LINES, of_activity=row["id"]))
+    return ActivityDetailSchema(**_fields(row), logs=_logs(session, _LOGS, of_activity=row["id"]))
 
 
 def list(
@@ -98,18 +98,18 @@ def list(
     created_before: datetime | None = None,
     total: int | None = None,
 ) -> ActivityListSchema:
-    """One page of activities, newest first, each with its most recent line.
+    """Return one page of activities, newest first, each with its most recent log.
 
     Args:
-        page: 1, 2, …; a page behind the last one is empty.
+        page: 1, 2, …. A page after the last one is empty.
         page_size: 1 to 1,000.
         status: One status, or several.
-        created_after: Only those created then or later. A naive datetime means UTC.
-        created_before: Only those created earlier than that.
-        total: A total known from an earlier page: saves the exact count, which is most of the cost of a page.
+        created_after: Only activities created then or later. A naive datetime means UTC.
+        created_before: Only activities created earlier.
+        total: The total of an earlier page. Saves the exact count, which is the most expensive part of a page.
 
     Raises:
-        ValueError: an argument out of range or malformed.
+        ValueError: An argument is malformed or out of range.
     """
     if not _whole(page, 1):
         raise ValueError(f"page is {describe(page)}: pages are numbered from 1")
@@ -135,31 +135,31 @@ def list(
 def logs(
     session: Session, agent_id: UUID | str, after_seq: int = 0, limit: int | None = None
 ) -> builtins.list[ActivityLogSchema]:
-    """The lines of an activity behind a cursor, oldest first: poll it with the last ``seq`` to follow a run.
+    """Return the logs of an activity after a cursor, oldest first. Poll it with the last ``seq`` to follow a run.
 
-    Lines become visible in the order of ``seq``, so a reader that goes on from the last one misses none.
+    Logs become visible in the order of ``seq``, so a reader that continues after the last one misses none.
 
     Args:
-        after_seq: The last ``seq`` seen; 0 for all.
-        limit: At most so many lines.
+        after_seq: The last ``seq`` seen. 0 for all.
+        limit: Maximum number of logs.
 
     Raises:
-        ValueError: a malformed ``agent_id``, or a negative limit.
+        ValueError: A malformed ``agent_id``, or a negative limit.
     """
     if limit is not None and limit < 0:
-        raise ValueError(f"limit is {limit!r}: ask for 0 lines or more, or leave it out for all")
+        raise ValueError(f"limit is {limit!r}: ask for 0 logs or more, or leave it out for all")
     statement = _TAIL if limit is None else _TAIL.limit(min(limit, _LAST_SEQ))
     after_seq = max(0, min(after_seq, _LAST_SEQ))
-    return _lines(session, statement, of_agent=parse_agent_id(agent_id), after_seq=after_seq)
+    return _logs(session, statement, of_agent=parse_agent_id(agent_id), after_seq=after_seq)
 
 
 def count_active(session: Session) -> int:
-    """How many activities are QUEUED or RUNNING."""
+    """Count the activities that are QUEUED or RUNNING."""
     return int(_execute(session, _COUNT_ACTIVE).scalar_one())
 
 
 def _page(criteria: Sequence[ColumnElement[bool]]) -> _Select:
-    # The page is cut from the index first, so that only its own rows and their last lines are read.
+    # The page is first read from the index, so that only its own rows and their last logs are fetched.
     newest_first = (_ACTIVITY.c.created_at.desc(), _ACTIVITY.c.id.desc())
     keys = (
         select(_ACTIVITY.c.id)
@@ -199,5 +199,5 @@ def _fields(row: RowMapping) -> dict[str, Any]:
     return {str(name): value for name, value in row.items() if name != "id"}
 
 
-def _lines(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:
-    return [ActivityLogSchema(**line) for line in _execute(session, statement, **parameters).mappings()]
+def _logs(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:
+    return [ActivityLogSchema(**log) for log in _execute(session, statement, **parameters).mappings()]

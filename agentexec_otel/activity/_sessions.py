@@ -1,4 +1,4 @@
-"""A session of the caller: what it may be, whether a call commits it, and what is done after its commit."""
+"""Sessions of the caller: which are accepted, whether a call commits them, and work after their commit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _KEY = "agentexec_otel.after_commit"
 
 
 def synchronous(session: Session | AsyncSession | scoped_session[Session]) -> Session:
-    """The session itself, or that of a registry; a TypeError where it is none that this thread may use."""
+    """Return the session, or that of a registry. Raises TypeError for anything else."""
     if isinstance(session, scoped_session):  # such as Flask-SQLAlchemy's db.session
         return session()
     if not isinstance(session, Session):
@@ -36,7 +36,7 @@ def connection_of(session: Session) -> Connection:
 
 
 def commits_itself(session: Session) -> bool:
-    """Whether a call has to commit: neither the transaction nor a savepoint was begun explicitly by the caller."""
+    """Whether a call must commit: neither the transaction nor a savepoint was begun explicitly by the caller."""
     transaction = session.get_transaction()
     if transaction is None:
         return True
@@ -44,7 +44,7 @@ def commits_itself(session: Session) -> bool:
 
 
 def may_hold_locks(session: Session) -> bool:
-    """Whether the writer might have to wait for the session's transaction: it has written here, or on SQLite at all."""
+    """Whether the writer may wait for the session's transaction: it has written activities, or anything on SQLite."""
     if session.get_transaction() is None:
         return False
     if session.info.get(_KEY):
@@ -55,7 +55,7 @@ def may_hold_locks(session: Session) -> bool:
 
 
 def after_commit(session: Session, work: Callable[[], None], *, now: bool) -> None:
-    """Do `work` once the session's transaction is committed; not at all where it, or a savepoint, is rolled back."""
+    """Do `work` after the session's transaction is committed. Do nothing if it, or a savepoint, is rolled back."""
     if now:
         work()
         return
@@ -75,7 +75,7 @@ def _committed(session: Session) -> None:
     pending: _Pending = session.info[_KEY]
     done = _innermost(session)
     if done is not None and done.nested:
-        # A released savepoint: what was done in it now depends on the transaction around it.
+        # A savepoint was released: its work now depends on the enclosing transaction.
         pending[:] = [(done.parent if within is done else within, work) for within, work in pending]
         return
     works = [work for within, work in pending if within is done]

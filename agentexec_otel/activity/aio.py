@@ -1,7 +1,7 @@
-"""The same functions for asyncio: the waiting is done off the event loop.
+"""The same functions for asyncio. They never block the event loop.
 
-Without a session, a life-cycle call waits in a thread. With ``session=`` (by name) an `AsyncSession`, it runs on
-that one, as the queries do. One implementation serves both worlds.
+Without a session, a life-cycle call waits in a thread. With an `AsyncSession` as ``session=`` (by name), it runs on
+that session, like the queries.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def _asynchronous(session: AsyncSession) -> AsyncSession:
 def _lifecycle_twin(
     function: Callable[_P, _R], alone: Callable[..., Coroutine[Any, Any, _R]] | None = None, *, reports: bool = False
 ) -> Callable[_P, Coroutine[Any, Any, _R]]:
-    """The asynchronous twin of a life-cycle call.
+    """Return the asynchronous twin of a life-cycle call.
 
     Args:
-        alone: Does without a session what would otherwise be done in a thread.
-        reports: It reports on an existing activity, so events that were reported before are stored first.
+        alone: Used without a session, instead of a thread.
+        reports: The call reports on an existing activity, so events that were reported before are stored first.
     """
 
     @wraps(function)

@@ -1,7 +1,7 @@
-"""The two tables, as SQLAlchemy models.
+"""The two tables as SQLAlchemy models.
 
-``Activity.status`` is materialised: it says what is true now, under one guarded write. The documented columns keep
-their name, type and meaning; the others are ours, and nullable or defaulted.
+``Activity.status`` is materialised: one guarded write decides it. The documented columns keep their name, type and
+meaning. The other columns are internal, and nullable or defaulted.
 """
 
 from __future__ import annotations
@@ -56,22 +56,22 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """DATETIME(6) on MySQL and MariaDB, whose plain DATETIME cuts to seconds."""
+        """DATETIME(6) on MySQL and MariaDB, whose plain DATETIME has only seconds."""
         if dialect.name in ("mysql", "mariadb"):
-            from sqlalchemy.dialects import mysql  # its drivers' modules would cost every application 40 ms
+            from sqlalchemy.dialects import mysql  # its import would cost every application 40 ms
 
             return dialect.type_descriptor(mysql.DATETIME(fsp=6))
         return dialect.type_descriptor(DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Normalise to UTC; without the zone where the database has none."""
+        """Convert to UTC. Remove the zone if the database has none."""
         if value is None:
             return None
         aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
         return aware if dialect.name == "postgresql" else aware.replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give the zone back."""
+        """Restore the zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -91,7 +91,7 @@ class StatusText(TypeDecorator[Status]):
 
 
 def _name(wanted: str) -> str:
-    """A constraint's or index's name; one that is too long for PostgreSQL (63) ends in a stable hash instead."""
+    """Name of a constraint or index. If it is too long for PostgreSQL (63), it ends in a stable hash."""
     if len(wanted) <= _LONGEST_NAME:
         return wanted
     return f"{wanted[: _LONGEST_NAME - 9]}_{crc32(wanted.encode()):08x}"
@@ -112,7 +112,7 @@ def _percentage_range(table: str, column: str) -> CheckConstraint:
 
 
 class Base(DeclarativeBase):
-    """Declarative base of our two tables: `Base.metadata` is what `create_all()` and Alembic need."""
+    """Declarative base of both tables. `create_all()` and Alembic use its `metadata`."""
 
     metadata = MetaData()
 
@@ -124,7 +124,7 @@ class Activity(Base):
     __table_args__ = (
         Index(_name(f"ix_{_PREFIX}activity_agent_id"), "agent_id", unique=True),
         Index(_name(f"ix_{_PREFIX}activity_created_at"), "created_at", "id"),
-        # Without the lease, which each line extends: so PostgreSQL updates rows in place (HOT), with a third less WAL.
+        # Without the lease, which each log extends: PostgreSQL then updates rows in place (HOT), with a third less WAL.
         Index(_name(f"ix_{_PREFIX}activity_status"), "status"),
         _one_of_statuses(f"{_PREFIX}activity"),
         _percentage_range(f"{_PREFIX}activity", "latest_percentage"),
@@ -162,7 +162,7 @@ class Activity(Base):
 
 
 class ActivityLog(Base):
-    """One line of an activity's history: `seq` (1, 2, … per activity) is its place, `created_at` when it happened."""
+    """One log of an activity. `seq` (1, 2, … per activity) is its place, and `created_at` when it happened."""
 
     __tablename__ = f"{_PREFIX}activity_log"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""What the query functions return: the documented fields, and those that existing agentexec front ends read."""
+"""Schemas that the queries return, with the documented fields and those that existing agentexec front ends read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ActivityDetailSchema", "ActivityListItemSchema", "ActivityListSchema
 
 
 class ActivityLogSchema(BaseModel):
-    """One line of the history. `seq` orders the lines of an activity and is the cursor of `ax.activity.logs`."""
+    """One log. `seq` orders the logs of an activity and is the cursor of `ax.activity.logs`."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -29,7 +29,7 @@ class ActivityLogSchema(BaseModel):
 
 
 class _Summary(BaseModel):
-    """What detail and list item have in common."""
+    """Fields of both detail and list item."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -55,7 +55,7 @@ class _Summary(BaseModel):
 
 
 class ActivityDetailSchema(_Summary):
-    """An activity with its whole history. `metadata` is an attribute that is never serialised."""
+    """An activity with all its logs. `metadata` is an attribute that is never serialised."""
 
     logs: list[ActivityLogSchema]
     input_tokens: int | None = None
@@ -64,7 +64,7 @@ class ActivityDetailSchema(_Summary):
 
 
 class ActivityListItemSchema(_Summary):
-    """An activity in a list, with its most recent line."""
+    """An activity in a list, with its most recent log."""
 
     latest_log: str | None
     latest_log_timestamp: datetime | None = None
@@ -78,7 +78,7 @@ class ActivityListItemSchema(_Summary):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def elapsed_time_seconds(self) -> int:
-        """Whole seconds from the first RUNNING line to the most recent one."""
+        """Whole seconds from the first RUNNING log to the most recent log."""
         if self.started_at is None or self.latest_log_timestamp is None:
             return 0
         return int((self.latest_log_timestamp - self.started_at).total_seconds())
@@ -95,7 +95,7 @@ class ActivityListSchema(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def pages(self) -> int:
-        """How many pages there are."""
+        """Number of pages."""
         return -(-self.total // self.page_size)
 
     @computed_field  # type: ignore[prop-decorator]

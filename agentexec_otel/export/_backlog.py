@@ -1,9 +1,9 @@
-"""What was emitted and is not stored yet, in order.
+"""Events that were emitted and are not stored yet, in order.
 
-Every event is appended to the spool first, if there is one. While the queue has room, the event is queued as well;
-after that, the writer reads it back from the spool. If the spool is full or missing, events are held in memory after
-all others, until the writer has taken those: life-cycle events without a bound, and of progress only the latest line
-of each activity, with a line in the history that says how many were dropped.
+Each event is appended to the spool first, if there is one. While the queue has room, the event is queued as well. After
+that, the writer reads it back from the spool. If the spool is full or missing, events are held in memory after all
+others until the writer has taken those: life-cycle events without a limit, but of progress only the latest log of each
+activity. A log in the history then says how many were dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _logger = logging.getLogger("agentexec_otel.export")
 
 @dataclass(slots=True)
 class Job:
-    """Something the writer does between batches, or reports that it will not; `None` in the queue ends the writer."""
+    """Work for the writer between batches. It calls `give_up` instead of `run` if it ends first."""
 
     run: Callable[[], object]
     give_up: Callable[[], object] = lambda: None
@@ -42,14 +42,6 @@ class Intake:
     coalesced: int = 0
 
 
-@dataclass(slots=True)
-class _Held:
-    """An event that had no room elsewhere, and the number of progress lines that it replaced."""
-
-    entry: Entry
-    dropped: int = 0
-
-
 class Backlog:
     """The queue between producers and one writer.
 
@@ -62,7 +54,7 @@ class Backlog:
         self.spool = spool
         self.intake = Intake()
         self._max = max_events
-        self._queue: SimpleQueue[Entry | Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[Entry | Job] = SimpleQueue()
         # Guards what is below, and the order of appends to the spool. Held while the spool writes or reads a record.
         # Reentrant: a signal handler may report an activity while the same thread is in here.
         self._lock = threading.RLock()
@@ -72,9 +64,10 @@ class Backlog:
         self._queued_to: Position = 0
         self._spilled_to: Position = 0
         self._awaited: dict[Position, Entry] = {}
-        self._held: list[_Held] = []
-        # The progress line in `_held` that the next one of its activity replaces.
-        self._latest: dict[UUID, _Held] = {}
+        # Events without room elsewhere, each with the number of progress logs that it has replaced.
+        self._held: list[tuple[Entry, int]] = []
+        # Index in `_held` of the progress log that the next one of its activity replaces.
+        self._latest: dict[UUID, int] = {}
 
     # -- producers ------------------------------------------------------------------------------------------
 
@@ -101,8 +94,8 @@ class Backlog:
             self.intake.emitted += 1
             self._queue.put(entry)
 
-    def put_job(self, job: Job | None) -> None:
-        """Have the writer do something after the events in memory. None ends it."""
+    def put_job(self, job: Job) -> None:
+        """Have the writer do something after the events in memory."""
         with self._lock:
             self._jobs += 1
         self._queue.put(job)
@@ -126,56 +119,54 @@ class Backlog:
     def _spill(self, entry: Entry, position: Position) -> None:
         if not self._spilled:
             _logger.warning("more than %d activity events are waiting: the rest waits in the spool", self._max)
-        if position > self._spilled_to:
-            self._spilled_to = position
+        self._spilled_to = max(self._spilled_to, position)
         self._spilled += 1
-        if entry.on_settled is not None:
+        if entry.on_result is not None:
             self._awaited[position] = entry
 
     def _hold(self, entry: Entry, progress: bool) -> bool:
         agent_id = entry.event.agent_id
-        before = self._latest.get(agent_id) if progress else self._latest.pop(agent_id, None)
-        if not progress or (before is None and len(self._latest) < self._max):
-            held = _Held(entry)
-            self._held.append(held)
+        latest = self._latest.get(agent_id) if progress else self._latest.pop(agent_id, None)
+        if not progress or (latest is None and len(self._latest) < self._max):
             if progress:
-                self._latest[agent_id] = held
+                self._latest[agent_id] = len(self._held)
+            self._held.append((entry, 0))
             return True
         self.intake.dropped += 1
         if self.intake.dropped == 1:
             _logger.warning("the queue of activity events is full: only the latest progress line of each is kept")
-        if before is not None:
+        if latest is not None:
             self.intake.coalesced += 1
-            before.entry = entry
-            before.dropped += 1
-        return before is not None
+            self._held[latest] = (entry, self._held[latest][1] + 1)
+        return latest is not None
 
     # -- the writer -----------------------------------------------------------------------------------------
 
-    def take(self, most: int, timeout: float) -> list[Entry | Job | None]:
+    def take(self, most: int, timeout: float) -> list[Entry | Job]:
         """Return what is waiting, at most `most` items. Waits up to `timeout` seconds for the first one."""
-        if self._spilled or self._held:
-            self._refill()
+        if self.is_overflowing:
+            with self._lock:
+                if self._queue.empty() and not self._read_back():
+                    self._release()
         try:
             items = [self._queue.get(timeout=timeout)]
         except Empty:
             return []
         items += self._queued(most - 1)
-        jobs = sum(not isinstance(item, Entry) for item in items)
-        if jobs:
+        if jobs := sum(isinstance(item, Job) for item in items):
             with self._lock:
                 self._jobs -= jobs
         return items
 
-    def drain(self) -> list[Entry | Job | None]:
+    def drain(self) -> list[Entry | Job]:
         """Return everything that waits in memory, when the writer ends."""
         with self._lock:
             self._release()
             self._jobs = 0
         return self._queued(sys.maxsize)
 
-    def _queued(self, most: int) -> list[Entry | Job | None]:
-        items: list[Entry | Job | None] = []
+    def _queued(self, most: int) -> list[Entry | Job]:
+        items: list[Entry | Job] = []
         try:
             while len(items) < most:
                 items.append(self._queue.get_nowait())
@@ -183,13 +174,8 @@ class Backlog:
             pass
         return items
 
-    def _refill(self) -> None:
-        """If the queue is empty, move into it what is next."""
-        with self._lock:
-            if self._queue.empty() and not self._read_back():
-                self._release()
-
     def _read_back(self) -> bool:
+        """Move the next events into the queue, if the spool alone has them."""
         if not self._spilled:
             return False
         # What was appended after the spilled records is in memory.
@@ -198,28 +184,24 @@ class Backlog:
         self._queued_to = records[-1][0] if records else self._spilled_to
         self._spilled = max(0, self._spilled - len(records)) if records else 0
         for position, payload in records:
-            entry = self._awaited.pop(position, None) or self._decoded(position, payload)
-            if entry is not None:
-                self._queue.put(entry)
+            try:
+                entry = self._awaited.pop(position, None)
+                self._queue.put(entry or Entry(decode(payload), position=position))
+            except MalformedEventError:
+                self.intake.dropped += 1
+                self.ack([position])
         return bool(records)
 
-    def _decoded(self, position: Position, payload: bytes) -> Entry | None:
-        try:
-            return Entry(decode(payload), position=position)
-        except MalformedEventError:
-            self.intake.dropped += 1
-            self.ack([position])
-            return None
-
     def _release(self) -> None:
+        """Move the held events into the queue."""
         held, self._held = self._held, []
         self._latest.clear()
-        for one in held:
-            if one.dropped:
+        for entry, dropped in held:
+            if dropped:
                 self.intake.emitted += 1
-                self._queue.put(Entry(_gap(one.entry.event, one.dropped)))
-            self._queue.put(one.entry)
-            self._queued_to = max(self._queued_to, one.entry.position or 0)
+                self._queue.put(Entry(_gap(entry.event, dropped)))
+            self._queue.put(entry)
+            self._queued_to = max(self._queued_to, entry.position or 0)
 
     def ack(self, positions: Iterable[Position]) -> None:
         """Acknowledge events: the spool need not keep them."""
@@ -227,7 +209,7 @@ class Backlog:
             self.spool.ack(positions)
 
     def sync(self) -> None:
-        """Bring the spool to the disk, if it is kept there. Give it up if its disk fails."""
+        """Bring the spool to the disk, if its durability requires that. Stop using it if its disk fails."""
         if self.spool is not None:
             try:
                 self.spool.sync()
@@ -241,17 +223,17 @@ class Backlog:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits anywhere."""
+        """Whether neither events nor jobs are waiting."""
         return self._queue.empty() and not self.is_overflowing
 
     @property
     def is_overflowing(self) -> bool:
-        """Whether something waits that had no room in the queue."""
+        """Whether events wait that had no room in the queue."""
         return bool(self._spilled or self._held)
 
 
 def _is_progress(event: ActivityEvent) -> bool:
-    """Whether a line may be lost without changing the activity's status, attempt or span."""
+    """Whether the event may be lost without changing the activity's status, attempt or span."""
     return event.status is RUNNING and event.span is None and event.opening is None
 
 

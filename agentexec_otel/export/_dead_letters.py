@@ -1,4 +1,7 @@
-"""Events that can never be stored, kept beside the spool for a person to look at."""
+"""Events that can never be stored, kept beside the spool for a person to inspect.
+
+``dead-letters.jsonl`` has one JSON object a line: ``reason``, and ``event`` as the spool encodes it.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +20,25 @@ FILE_NAME = "dead-letters.jsonl"
 LIMIT = 16 << 20
 
 
-class DeadLetters:
-    """Appends to ``dead-letters.jsonl``, one JSON object a line: ``reason`` and ``event``, as the spool encodes it.
+def keep_dead_letter(directory: Path | None, event: ActivityEvent, reason: str) -> None:
+    """Append an event to the file of this directory, and log its activity and the reason, never its content.
 
     Args:
         directory: None only logs. The file has the mode 0600 and is bounded to 16 MiB.
     """
+    where = "lost"
+    if directory is not None and _append(directory / FILE_NAME, event, reason):
+        where = f"kept in {directory}/{FILE_NAME}"
+    _logger.error("an event of activity %s was refused and is %s: %s", event.agent_id, where, reason)
 
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
 
-    def write(self, event: ActivityEvent, reason: str) -> None:
-        """Keep one event. Logs its activity and the reason, never its content."""
-        kept = self._directory is not None and self._append(self._directory / FILE_NAME, event, reason)
-        where = f"kept in {self._directory}/{FILE_NAME}" if kept else "lost"
-        _logger.error("an event of activity %s was refused and is %s: %s", event.agent_id, where, reason)
-
-    def _append(self, path: Path, event: ActivityEvent, reason: str) -> bool:
-        with suppress(OSError, MalformedEventError):
-            line = json.dumps({"reason": reason, "event": json.loads(encode(event))}) + "\n"
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            handle = os.open(path, flags, 0o600)
-            try:
-                if os.fstat(handle).st_size < LIMIT:
-                    return os.write(handle, line.encode()) > 0
-            finally:
-                os.close(handle)
-        return False
+def _append(path: Path, event: ActivityEvent, reason: str) -> bool:
+    with suppress(OSError, MalformedEventError):
+        line = json.dumps({"reason": reason, "event": json.loads(encode(event))}) + "\n"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o600)
+        try:
+            return os.fstat(handle).st_size < LIMIT and os.write(handle, line.encode()) > 0
+        finally:
+            os.close(handle)
+    return False

@@ -1,4 +1,4 @@
-"""One batch to one exporter: tried until every event is settled, by class of failure."""
+"""Delivery of a batch to one exporter. Each event is tried until the exporter has acknowledged or rejected it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -18,8 +18,7 @@ from agentexec_otel._errors import (
     TransientExportError,
     guarded,
 )
-from agentexec_otel._model.event import ActivityEvent, Status
-from agentexec_otel._model.ids import uuid7
+from agentexec_otel._model.event import ActivityEvent, late_cancellation
 from agentexec_otel._model.results import Ack, ExportResult, Reject, Retry
 from agentexec_otel.export._protocol import ActivityExporter
 
@@ -31,29 +30,37 @@ MISCONFIGURED_BACKOFF = 30.0
 UNKNOWN_TRIES = 3
 SLOW = 1.0
 _FEW = 16
-
-_ANSWERS = {Ack, Retry, Reject}
+_REPORT_INTERVAL = 60.0
 
 
 class ClosingError(Exception):
-    """The processor is shutting down; what is not settled stays with it."""
+    """The processor is shutting down. The remaining events stay with it."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """An event on its way, where the spool has it, and how the one who waits for it is told."""
+    """An event on its way to the exporter.
+
+    Attributes:
+        on_result: Called with the exporter's answer.
+        on_failure: Called with the exception of each failed try. If set, a rejection is the producer's business, and
+            the event is not kept as a dead letter.
+        abandoned: The producer has given up, so the event must not be stored.
+        maybe_stored: A try failed after the event was sent: the exporter may have stored it.
+        position: Where the spool has the event.
+    """
 
     event: ActivityEvent
-    on_settled: Callable[[ExportResult], None] | None = None
-    on_trouble: Callable[[BaseException], None] | None = None
-    withdrawn: bool = False
-    uncertain: bool = False
+    on_result: Callable[[ExportResult], None] | None = None
+    on_failure: Callable[[BaseException], None] | None = None
+    abandoned: bool = False
+    maybe_stored: bool = False
     position: int | None = None
 
 
 @dataclass(slots=True)
-class Settled:
-    """What became of the events that the writer took."""
+class DeliveryCounts:
+    """Number of events by what became of them, and of those that were replayed from the spool."""
 
     replayed: int = 0
     committed: int = 0
@@ -63,61 +70,60 @@ class Settled:
     rejected: int = 0
     withdrawn: int = 0
 
-    def count(self, ack: Ack) -> None:
-        """Count what is stored."""
-        if ack.duplicate:
-            self.duplicate += 1
-        else:
-            self.committed += 1
-        if ack.late:
-            self.late += 1
-
-
-def _backoffs() -> Iterator[float]:
-    """50 ms doubling to 2 s, each with up to half of it taken off at random."""
-    wait = FIRST_BACKOFF
-    while True:
-        yield wait * random.uniform(0.5, 1.0)  # noqa: S311
-        wait = min(wait * 2, LONGEST_BACKOFF)
+    def add(self, ack: Ack) -> None:
+        """Count a stored event."""
+        self.duplicate += ack.duplicate
+        self.committed += not ack.duplicate
+        self.late += ack.late
 
 
 @dataclass(slots=True)
 class _Tries:
-    """How long one batch has been trying: failures of an unknown kind, and the waits to come."""
+    """Number of failed tries of one batch, and of those with an exception that is not an `ExportError` of a kind."""
 
+    failed: int = 0
     unknown: int = 0
-    backoffs: Iterator[float] = field(default_factory=_backoffs)
+
+    def backoff(self) -> float:
+        """50 ms, doubled with each failure up to 2 s, less a random part of up to one half."""
+        longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * (1 << min(self.failed - 1, 10)))
+        return longest * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 @dataclass(slots=True)
 class Delivery:
-    """Delivers batches in order. `pause(seconds)` sleeps and is true when the processor wants to stop."""
+    """Delivers batches in order.
+
+    Args:
+        acknowledge: Called with each event and the exporter's final answer.
+        drop: Called with each event that was abandoned before it was sent.
+        pause: Sleeps that many seconds. Returns True if the processor wants to stop.
+    """
 
     exporter: ActivityExporter
-    settled: Callable[[Entry, ExportResult], None]
-    withdrawn: Callable[[Entry], None]
+    acknowledge: Callable[[Entry, ExportResult], None]
+    drop: Callable[[Entry], None]
     pause: Callable[[float], bool]
     clock: Callable[[], float] = time.monotonic
-    outage_since: float | None = field(default=None, init=False)
-    last_error: str | None = field(default=None, init=False)
-    refused: bool = field(default=False, init=False)
+    failure: BaseException | None = field(default=None, init=False)
     retries: int = field(default=0, init=False)
-    _reported_at: float = field(default=float("-inf"), init=False)
-    _most: int = field(default=sys.maxsize, init=False)
+    _outage_since: float = field(default=0.0, init=False)
+    _reported_at: float = field(default=0.0, init=False)
+    # An exporter cuts a try at its deadline. Without smaller batches, one that takes longer would never be stored.
+    _max_batch: int = field(default=sys.maxsize, init=False)
 
     def deliver(self, batch: Sequence[Entry], *, replay: bool = False) -> None:
-        """Return when every entry is settled.
+        """Return after every event was acknowledged, rejected or dropped.
 
-        Where a failure took its time, the batch may be too much for the exporter's deadline: it goes on in halves, and
-        the parts grow again while that works.
+        After a slow failure, the batch continues in halves. The parts grow again while they succeed.
 
         Raises:
-            ClosingError: the processor stops; unsettled entries were not stored, as far as we know.
+            ClosingError: The processor stops. As far as is known, the remaining events were not stored.
         """
         tries = _Tries()
         pending = self._wanted(batch)
         while pending:
-            part, rest = pending[: self._most], pending[self._most :]
+            part, rest = pending[: self._max_batch], pending[self._max_batch :]
             again, wait = self._try(part, pending, tries, replay)
             again = self._wanted(again)
             if again:
@@ -128,167 +134,162 @@ class Delivery:
             pending = self._wanted([*again, *rest])
 
     def _try(self, part: list[Entry], pending: list[Entry], tries: _Tries, replay: bool) -> tuple[list[Entry], float]:
-        """Export a part of what is pending. Returns what is to be tried again, and in how many seconds."""
+        """Export a part of what is pending. Return what to try again, and after how many seconds."""
         began = self.clock()
         try:
             results = self._export(part, replay)
-        except TransientExportError as exc:
-            if exc.sent:
-                self._doubt(part)
-            self._trouble(exc, pending)
-            if self.clock() - began >= SLOW:
-                self._most = max(_FEW, len(part) // 2)
-            return part, next(tries.backoffs)
-        except MisconfiguredExportError as exc:
-            self._trouble(exc, pending)
-            return part, MISCONFIGURED_BACKOFF
         except PoisonExportError as exc:
-            self._bisect(part, exc)
-            return [], 0.0
-        except BaseException as exc:  # noqa: BLE001  # an exporter may raise anything, and loses nothing by it
-            tries.unknown += 1
-            self._doubt(part)
-            self._trouble(exc, pending)
-            if tries.unknown < UNKNOWN_TRIES:
-                return part, next(tries.backoffs)
-            self._bisect(part, exc)
-            return [], 0.0
-        self._recovered()
-        if len(part) >= self._most:
-            self._most = min(self._most + self._most // 8, sys.maxsize)
-        return self._settle(part, results)
+            return self._bisect(part, exc)
+        except MisconfiguredExportError as exc:
+            self._report(exc, pending)
+            return part, MISCONFIGURED_BACKOFF
+        except BaseException as exc:  # noqa: BLE001  # an exporter may raise anything; no event is lost by it
+            is_known = isinstance(exc, TransientExportError)
+            is_sent = not isinstance(exc, TransientExportError) or exc.sent
+            for entry in part:
+                entry.maybe_stored = entry.maybe_stored or is_sent
+            self._report(exc, pending)
+            tries.failed += 1
+            tries.unknown += not is_known
+            if is_known and self.clock() - began >= SLOW:
+                self._max_batch = max(_FEW, len(part) // 2)
+            if tries.unknown >= UNKNOWN_TRIES and not is_known:
+                return self._bisect(part, exc)
+            return part, tries.backoff()
+        self._recover()
+        if len(part) >= self._max_batch:
+            self._max_batch += self._max_batch // 8
+        return self._sort(part, results)
 
-    def _export(self, pending: Sequence[Entry], replay: bool) -> Sequence[ExportResult]:
-        results = self.exporter.export([entry.event for entry in pending], replay=replay)
-        if len(results) != len(pending) or not {type(one) for one in results} <= _ANSWERS:
+    def _export(self, part: Sequence[Entry], replay: bool) -> Sequence[ExportResult]:
+        results = self.exporter.export([entry.event for entry in part], replay=replay)
+        if len(results) != len(part) or not {type(one) for one in results} <= {Ack, Retry, Reject}:
             raise ExportError(f"{type(self.exporter).__name__}.export() must answer each event: Ack, Retry or Reject")
         return results
 
-    def _doubt(self, pending: Sequence[Entry]) -> None:
-        """The answer may have been lost behind a commit."""
-        for entry in pending:
-            entry.uncertain = True
-
     def _wanted(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Without those that were withdrawn. One that may have been stored all the same is taken back instead."""
+        """Leave out abandoned events. One that may be stored is replaced by its withdrawal."""
         wanted: list[Entry] = []
         for entry in entries:
-            if entry.withdrawn and not entry.uncertain:
-                self.withdrawn(entry)
+            if entry.abandoned and not entry.maybe_stored:
+                self.drop(entry)
                 continue
-            if entry.withdrawn and entry.event.opening is not None:
+            if entry.abandoned and entry.event.opening is not None:
                 entry.event = withdrawal(entry.event)
-                entry.on_settled = entry.on_trouble = None
+                entry.on_result = entry.on_failure = None
             wanted.append(entry)
         return wanted
 
-    def _settle(self, pending: Sequence[Entry], results: Sequence[ExportResult]) -> tuple[list[Entry], float]:
+    def _sort(self, part: Sequence[Entry], results: Sequence[ExportResult]) -> tuple[list[Entry], float]:
         again: list[Entry] = []
         wait = 0.0
-        for entry, result in zip(pending, results, strict=True):
+        for entry, result in zip(part, results, strict=True):
             if isinstance(result, Retry):
                 again.append(entry)
                 wait = max(wait, result.after)
             else:
-                self.settled(entry, result)
+                self.acknowledge(entry, result)
         return again, wait
 
-    def _bisect(self, pending: Sequence[Entry], exc: BaseException) -> None:
-        if len(pending) == 1:
-            reason = describe(exc)
-            self.settled(pending[0], Reject(reason))
-            return
-        middle = len(pending) // 2
-        self.deliver(pending[:middle], replay=True)
-        self.deliver(pending[middle:], replay=True)
+    def _bisect(self, part: Sequence[Entry], exc: BaseException) -> tuple[list[Entry], float]:
+        """Deliver both halves, or reject an event that is alone. Nothing is left to try again."""
+        if len(part) == 1:
+            self.acknowledge(part[0], Reject(describe(exc)))
+        else:
+            middle = len(part) // 2
+            self.deliver(part[:middle], replay=True)
+            self.deliver(part[middle:], replay=True)
+        return [], 0.0
 
-    def _trouble(self, exc: BaseException, pending: Sequence[Entry]) -> None:
+    def _report(self, exc: BaseException, pending: Sequence[Entry]) -> None:
         now = self.clock()
-        if self.outage_since is None:
-            self.outage_since = now
+        if self.failure is None:
             _logger.warning("storing activity events is failing and will be retried: %s", describe(exc))
-            self._reported_at = now
-        elif isinstance(exc, MisconfiguredExportError) and now - self._reported_at >= 60:
+            self._outage_since = self._reported_at = now
+        elif isinstance(exc, MisconfiguredExportError) and now - self._reported_at >= _REPORT_INTERVAL:
             _logger.error("activity events are kept, but cannot be stored: %s", describe(exc))
             self._reported_at = now
-        self.last_error, self.refused = describe(exc), isinstance(exc, MisconfiguredExportError)
+        self.failure = exc
         for entry in pending:
-            if entry.on_trouble is not None:
-                with guarded("telling a producer"):
-                    entry.on_trouble(exc)
+            if entry.on_failure is not None:
+                with guarded("notifying a producer"):
+                    entry.on_failure(exc)
+
+    @property
+    def last_error(self) -> str | None:
+        """Why storing has been failing. None while it works."""
+        return None if self.failure is None else describe(self.failure)
 
     @property
     def outage_seconds(self) -> float:
-        """How long storing has been failing; 0 while it works."""
-        return 0.0 if self.outage_since is None else self.clock() - self.outage_since
+        """How long storing has been failing. 0 while it works."""
+        return 0.0 if self.failure is None else self.clock() - self._outage_since
 
-    def _recovered(self) -> None:
-        if self.outage_since is not None:
-            _logger.warning("activity events are stored again, after %.1f s", self.clock() - self.outage_since)
-            self.outage_since = self.last_error = None
-            self.refused = False
+    def _recover(self) -> None:
+        if self.failure is not None:
+            _logger.warning("activity events are stored again, after %.1f s", self.outage_seconds)
+            self.failure = None
 
 
 def withdrawal(event: ActivityEvent, attempt: int | None = None) -> ActivityEvent:
-    """What takes back an event that may have been committed after its producer was told that it was not.
+    """The event that takes back one that may have been committed after its producer had given up.
 
     The activity that it created is removed. A retry cannot be undone: the attempt that it opened is canceled.
     """
     if event.opening is not None:
         return event._replace(opening=None, withdraws=True)
-    text = "Given up: stored too late."
-    now_ns = time.time_ns()
-    return ActivityEvent(
-        uuid7(now_ns), event.agent_id, Status.CANCELED, text, None, now_ns, attempt=attempt, expects_row=True
-    )
+    return late_cancellation(event.agent_id, attempt)
 
 
 def describe(exc: BaseException) -> str:
-    """What may be said of a failure: exporters word theirs safely, anybody else's text may hold data."""
+    """What may be logged of a failure. Other exceptions than ours may quote data, so only their type is named."""
     return str(exc) if isinstance(exc, ExportError) else type(exc).__name__
 
 
 class Storing:
-    """An event whose producer waits until it is stored, and withdraws it after too long.
+    """An event whose producer waits until it is stored, and withdraws it after a timeout.
 
     Args:
-        emit: Takes the event that takes back one that was committed after its producer had given up.
+        emit: Takes the event that undoes one that was committed after its producer had given up.
 
     Attributes:
-        future: The exporter's answer; a `MisconfiguredExportError` as soon as the destination refuses us.
-        trouble: What the last try met, for the producer's exception.
+        future: The exporter's answer, or a `MisconfiguredExportError` as soon as the destination refuses us.
     """
 
     def __init__(self, event: ActivityEvent, emit: Callable[[ActivityEvent], object]) -> None:
         self.future: Future[ExportResult] = Future()
-        self.entry = Entry(event, self._settled, self._troubled)
-        self.trouble: str | None = None
+        self.entry = Entry(event, self._finish, self._fail)
+        self._last_failure: str | None = None
         self._emit = emit
 
-    def withdraw(self) -> ExportResult | None:
-        """Stop waiting. The result, if it has come at the last moment; otherwise the event is not to be stored."""
-        if not self.future.cancel() and self.future.exception() is None:
-            return self.future.result()
-        self.entry.withdrawn = True
-        return None
-
-    def abandon(self) -> None:
-        """The producer is gone: take the event back if it is stored already."""
-        self._take_back(self.withdraw())
-
-    def failure(self, timeout: float, outage: str | None) -> ActivityNotStoredError:
-        """The producer's exception.
+    def give_up(self, timeout: float, outage: str | None) -> ExportResult:
+        """Stop waiting. Return the result if it has come at the last moment.
 
         Args:
             outage: Why the exporter cannot store at present, if so.
+
+        Raises:
+            ActivityNotStoredError: There is no result, and the event will not be stored.
         """
-        why = self.trouble or f"no commit within {timeout:g} s"
+        if (result := self._stop()) is not None:
+            return result
+        why = self._last_failure or f"no commit within {timeout:g} s"
         if outage is not None and outage not in why:
             why = f"{why}: {outage}"
-        return ActivityNotStoredError(f"the activity {self.entry.event.agent_id} could not be stored: {why}")
+        raise ActivityNotStoredError(f"the activity {self.entry.event.agent_id} could not be stored: {why}") from None
 
-    def _settled(self, result: ExportResult) -> None:
-        if not self.entry.withdrawn and self.future.set_running_or_notify_cancel():
+    def abandon(self) -> None:
+        """The producer is gone: take the event back if it is stored already."""
+        self._take_back(self._stop())
+
+    def _stop(self) -> ExportResult | None:
+        if not self.future.cancel() and self.future.exception() is None:
+            return self.future.result()
+        self.entry.abandoned = True
+        return None
+
+    def _finish(self, result: ExportResult) -> None:
+        if not self.entry.abandoned and self.future.set_running_or_notify_cancel():
             self.future.set_result(result)
         else:
             self._take_back(result)
@@ -297,9 +298,9 @@ class Storing:
         if isinstance(result, Ack):
             self._emit(withdrawal(self.entry.event, result.attempt))
 
-    def _troubled(self, exc: BaseException) -> None:
-        self.trouble = describe(exc)
-        waited_for = not self.entry.withdrawn and isinstance(exc, MisconfiguredExportError)
-        if waited_for and self.future.set_running_or_notify_cancel():
-            self.entry.withdrawn = True
+    def _fail(self, exc: BaseException) -> None:
+        self._last_failure = describe(exc)
+        is_final = not self.entry.abandoned and isinstance(exc, MisconfiguredExportError)
+        if is_final and self.future.set_running_or_notify_cancel():
+            self.entry.abandoned = True
             self.future.set_exception(exc)

@@ -1,6 +1,6 @@
-"""Delivery: one writer thread per exporter that commits in groups, without a timer.
+"""One writer thread per exporter, which commits events in groups, without a timer.
 
-While one transaction is in flight the next batch fills; an event that finds the writer idle is committed at once.
+While a transaction is in flight, the next batch fills. An event that finds the writer idle is committed at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -24,8 +23,8 @@ from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel._model.results import Ack, ExportResult, Reject
 from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export._backlog import Backlog, Job
-from agentexec_otel.export._dead_letters import DeadLetters
-from agentexec_otel.export._delivery import ClosingError, Delivery, Entry, Settled, Storing
+from agentexec_otel.export._dead_letters import keep_dead_letter
+from agentexec_otel.export._delivery import ClosingError, Delivery, DeliveryCounts, Entry, Storing
 from agentexec_otel.export._protocol import ActivityExporter
 from agentexec_otel.export._replay import Replay
 from agentexec_otel.export.spool import Spool
@@ -34,6 +33,7 @@ _logger = logging.getLogger("agentexec_otel.export")
 _T = TypeVar("_T")
 
 HOUSEKEEPING_INTERVAL = 1.0
+_CLOSED = "the writer has been shut down"
 
 
 class ActivityProcessor:
@@ -41,12 +41,12 @@ class ActivityProcessor:
 
     Args:
         exporter: Where the events go.
-        spool: Makes a spool for this process, so that accepted events survive it; None keeps them in memory.
-        max_queue_size: Events waiting in memory. What comes beyond it waits in the spool; without one, progress lines
-            are coalesced and counted, life-cycle events never.
+        spool: Keeps accepted events if this process dies. None keeps them in memory.
+        max_queue_size: Number of events waiting in memory. Further ones wait in the spool. Without a spool, progress
+            logs are coalesced and counted; life-cycle events never are.
         max_batch_size: Events per `ActivityExporter.export` call.
-        on_acknowledged: Called on the writer thread with what became of each event.
-        on_start: Called when the writer is about to start, once in each process.
+        on_acknowledged: Called on the writer thread with each event and the exporter's final answer.
+        on_start: Called before the writer starts, once in each process.
         on_idle: Called on the writer thread about once a second while the exporter answers.
     """
 
@@ -73,73 +73,70 @@ class ActivityProcessor:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # Held while the writer starts and while shutdown() begins.
         self._backlog = Backlog(self._spool, self._max_queue_size)
         self._thread: threading.Thread | None = None
-        self._deadline: float | None = None
+        self._deadline: float | None = None  # The writer is to end, by then at the latest.
         self._nudge = threading.Event()
         self._in_flight = 0
-        self._positions: list[int] = []
-        self.settled = Settled()
-        self._delivery = Delivery(self.exporter, self._settle, self._withdraw, self._pause)
+        self._positions: list[int] = []  # In the spool, of what is acknowledged in this batch.
+        self._counts = DeliveryCounts()
+        self._delivery = Delivery(self.exporter, self._acknowledge, self._drop, self._pause)
         self._replay = Replay(self._spool)
-        self._dead_letters = DeadLetters(self._spool.path if self._spool is not None else None)
 
     # -- producers ------------------------------------------------------------------------------------------
 
     def emit(self, event: ActivityEvent) -> bool:
-        """Take an event and return at once. False where it was dropped: progress, and no room anywhere."""
+        """Take an event and return at once. False if it was dropped: progress, with no room anywhere."""
         if self._thread is None or self._pid != os.getpid():
             self.start()
         return not self._closed and self._backlog.put(Entry(event))
 
     def submit(self, event: ActivityEvent, *, refusable: bool = False) -> Future[ExportResult]:
-        """Take an event; the future tells how it was settled, and cannot be canceled. `refusable`: quietly refused."""
-        future: Future[ExportResult] = Future()
-        future.set_running_or_notify_cancel()
-        if self._closed:
-            future.set_result(Reject("the writer has been shut down"))
-        else:
-            self._ready().put(Entry(event, future.set_result, (lambda exc: None) if refusable else None))
-        return future
+        """Take an event. The future resolves to the exporter's answer, and cannot be canceled.
+
+        Args:
+            refusable: The exporter may refuse the event: that is not logged, and the event is not kept.
+        """
+        return self._submit(event, self._ready().put, refusable)
 
     def offer(self, event: ActivityEvent) -> Future[ExportResult]:
-        """As `submit`, for an event that is worth nothing without this process: it is not spooled."""
+        """Like `submit`, for an event that is of no use without this process: it is not spooled."""
+        future = self._submit(event, self._ready().put_unspooled, refusable=True)
+        self._nudge.set()
+        return future
+
+    def _submit(self, event: ActivityEvent, put: Callable[[Entry], object], refusable: bool) -> Future[ExportResult]:
         future: Future[ExportResult] = Future()
         future.set_running_or_notify_cancel()
         if self._closed:
-            future.set_result(Reject("the writer has been shut down"))
+            future.set_result(Reject(_CLOSED))
         else:
-            self._ready().put_unspooled(Entry(event, future.set_result, lambda exc: None))
-            self._nudge.set()
+            put(Entry(event, future.set_result, (lambda exc: None) if refusable else None))
         return future
 
     def store(self, event: ActivityEvent, timeout: float) -> ExportResult:
-        """Take an event and wait until it is settled; where that fails, withdraw it.
+        """Take an event and wait for the exporter's answer. Withdraw the event if there is none in time.
 
         Raises:
-            ActivityNotStoredError: not settled within `timeout` seconds, or the destination refuses us.
+            ActivityNotStoredError: No answer within `timeout` seconds, or the destination refuses us.
         """
         storing = self._begin_store(event)
         try:
             return storing.future.result(timeout)
         except (TimeoutError, MisconfiguredExportError):
-            if (result := storing.withdraw()) is not None:
-                return result
-            raise storing.failure(timeout, self.last_error) from None
+            return storing.give_up(timeout, self.last_error)
         except BaseException:  # such as Ctrl-C, or what a signal handler raises
             storing.abandon()
             raise
 
     async def store_async(self, event: ActivityEvent, timeout: float) -> ExportResult:
-        """As `store`, on an event loop."""
+        """Like `store`, on an event loop."""
         storing = self._begin_store(event)
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(storing.future)), timeout)
         except (TimeoutError, MisconfiguredExportError):
-            if (result := storing.withdraw()) is not None:
-                return result
-            raise storing.failure(timeout, self.last_error) from None
+            return storing.give_up(timeout, self.last_error)
         except asyncio.CancelledError:
             storing.abandon()
             raise
@@ -153,10 +150,10 @@ class ActivityProcessor:
         return storing
 
     def call(self, work: Callable[[], _T], timeout: float) -> _T:
-        """Run `work` on the writer thread, behind the events that wait in memory. Not at all if that lasts too long.
+        """Run `work` on the writer thread, after the events that wait in memory. It is canceled if that takes too long.
 
         Raises:
-            TimeoutError: not done within `timeout` seconds. Exceptions of `work` are passed on.
+            TimeoutError: Not done within `timeout` seconds. Exceptions of `work` are passed on.
         """
         future: Future[_T] = Future()
 
@@ -169,11 +166,9 @@ class ActivityProcessor:
 
         def give_up() -> None:
             if future.set_running_or_notify_cancel():
-                future.set_exception(TimeoutError("the writer has been shut down"))
+                future.set_exception(TimeoutError(_CLOSED))
 
-        if self._closed:
-            raise TimeoutError("the writer has been shut down")
-        self._ready().put_job(Job(run, give_up))
+        self.call_soon(run, give_up)
         self._nudge.set()
         try:
             return future.result(timeout)
@@ -181,10 +176,10 @@ class ActivityProcessor:
             future.cancel()
 
     def call_soon(self, work: Callable[[], object], give_up: Callable[[], object] = lambda: None) -> None:
-        """Run `work` on the writer thread, behind the events that wait in memory, and do not wait.
+        """Run `work` on the writer thread, after the events that wait in memory. Does not wait.
 
         Args:
-            give_up: Called instead where the writer ends before it came to that.
+            give_up: Called instead if the writer ends before that.
         """
         if self._closed:
             give_up()
@@ -192,25 +187,20 @@ class ActivityProcessor:
             self._ready().put_job(Job(work, give_up))
 
     def nudge(self) -> None:
-        """Have the writer try again now, where it waits for the next try."""
+        """Wake the writer if it is sleeping between retries."""
         self._nudge.set()
 
-    # -- what it says ---------------------------------------------------------------------------------------
+    # -- health ---------------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> int:
-        """Events that are not settled."""
+        """Number of events without a final answer."""
         return self._backlog.waiting + self._in_flight
 
     @property
     def last_error(self) -> str | None:
-        """What the present outage is about; None while events are being stored."""
+        """Why storing is failing. None while events are being stored."""
         return self._delivery.last_error
-
-    @property
-    def refused(self) -> bool:
-        """Whether events wait for a destination that refuses us, which does not pass by itself."""
-        return self._delivery.refused and self.pending > 0
 
     def health(self) -> dict[str, Any]:
         """What the writer is doing, as plain values.
@@ -228,10 +218,10 @@ class ActivityProcessor:
             "last_error": self.last_error,
             "retried": self._delivery.retries,
             **asdict(self._backlog.intake),
-            **asdict(self.settled),
+            **asdict(self._counts),
         }
 
-    # -- flush and shutdown ---------------------------------------------------------------------------------
+    # -- start, flush and shutdown --------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
@@ -244,7 +234,7 @@ class ActivityProcessor:
         return self._thread is not None and self._pid == os.getpid() and not self._closed
 
     def start(self) -> None:
-        """Start the writer now, not with the first event: it also looks after what dead processes left."""
+        """Start the writer before the first event. It also delivers what dead processes left."""
         if self._pid != os.getpid():
             self.after_fork_in_child()
         with self._lock:
@@ -254,49 +244,51 @@ class ActivityProcessor:
                 thread = threading.Thread(target=self._run, name="agentexec-writer", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError as exc:  # no more threads, or the interpreter is on its way out
+                except RuntimeError as exc:  # no more threads, or the interpreter is shutting down
                     _logger.warning("the activity writer cannot be started, events wait: %s", exc)
                     return
                 self._thread = thread
 
     def start_if_needed(self) -> None:
-        """Start the writer now, not with the first event, where dead processes have left something to replay."""
+        """Start the writer before the first event if dead processes have left events to deliver."""
         if self._spool is not None and self._spool.size():
             self.start()
 
     def replay(self, timeout: float) -> int:
-        """Deliver what dead processes left in the spool; how many events, `timeout` seconds at the most."""
-        before = self.settled.replayed
+        """Deliver what dead processes left in the spool, within `timeout` seconds. Returns the number of events."""
+        before = self._counts.replayed
         deadline = time.monotonic() + timeout
         self.call_soon(self._replay.now)
         with suppress(TimeoutError):
             while self.call(lambda: self._replay.pending, max(0.0, deadline - time.monotonic())):
                 time.sleep(0.01)
-        return self.settled.replayed - before
+        return self._counts.replayed - before
 
     def force_flush(self, timeout: float = 30.0) -> bool:
-        """Wait until everything emitted so far is settled. True where it was, within `timeout` seconds."""
+        """Wait until everything emitted so far has a final answer. False if that takes over `timeout` seconds."""
         deadline = time.monotonic() + timeout
         if self._thread is None or self._closed:
             return self._backlog.idle
         try:
-            flushed, rounds = True, 0
-            # Twice: what the writer itself emits while it settles the others is behind the first round.
-            while rounds < 2:
-                left = max(0.0, deadline - time.monotonic())
-                done, all_settled = self.call(partial(self._flush, left), left)
-                flushed, rounds = (flushed and done, rounds + 1) if all_settled else (True, 0)
-            return flushed
+            # Twice: what the writer itself emits while it delivers the others comes after the first round.
+            return self._flush_until(deadline) and self._flush_until(deadline)
         except Exception as exc:  # noqa: BLE001  # whatever an exporter's force_flush raises
             _logger.debug("flushing failed: %s", type(exc).__name__)
             return False
 
+    def _flush_until(self, deadline: float) -> bool:
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            flushed, is_overflowing = self.call(partial(self._flush, left), left)
+            if not is_overflowing:
+                return flushed
+
     def _flush(self, timeout: float) -> tuple[bool, bool]:
-        # Asked here, on the writer's thread: whatever was queued before is settled by now, and nothing is in flight.
-        return bool(self.exporter.force_flush(timeout)), not self._backlog.is_overflowing
+        # Asked on the writer's thread: what was queued before is delivered by now, and nothing is in flight.
+        return bool(self.exporter.force_flush(timeout)), self._backlog.is_overflowing
 
     def shutdown(self, timeout: float = 5.0) -> bool:
-        """Flush within `timeout` seconds and stop. Idempotent. False where events were left unstored."""
+        """Flush within `timeout` seconds and stop. Idempotent. False if events were left unstored."""
         with self._lock:
             if self._closed:
                 return True
@@ -305,7 +297,7 @@ class ActivityProcessor:
         thread = self._thread
         if thread is not None and self._pid == os.getpid():
             self._deadline = deadline
-            self._backlog.put_job(None)
+            self._backlog.put_job(Job(lambda: None))  # Wakes the writer.
             self._nudge.set()
             thread.join(timeout)
         left = self.pending
@@ -318,20 +310,19 @@ class ActivityProcessor:
         return left == 0
 
     def _report_left(self, left: int) -> None:
-        what, be = (f"{left} activity events", "are") if left > 1 else ("1 activity event", "is")
-        were = "were" if left > 1 else "was"
+        what, be, were = (f"{left} activity events", "are", "were") if left > 1 else ("1 activity event", "is", "was")
         where = f"{were} lost" if self._spool is None else f"{be} kept in {self._spool.path} for the next start"
         print(f"agentexec-otel: {what} {were} not stored in time and {where}", file=sys.stderr)  # noqa: T201
 
     # -- the writer -----------------------------------------------------------------------------------------
 
     def _ready(self) -> Backlog:
-        if self._thread is None or self._pid != os.getpid():
+        if not self.running:
             self.start()
         return self._backlog
 
     def after_fork_in_child(self) -> None:
-        """Begin anew: what was queued, spooled and connected belongs to the parent."""
+        """Start anew. What was queued, spooled and connected belongs to the parent."""
         self._reset()
         after_fork = getattr(self.exporter, "after_fork_in_child", None)
         if after_fork is not None:
@@ -339,51 +330,45 @@ class ActivityProcessor:
 
     def _run(self) -> None:
         with suppressed_instrumentation():
-            stopping = False
-            while not stopping:
+            while not self._is_done():
                 try:
                     wait = 0.0 if self._replay.pending else HOUSEKEEPING_INTERVAL
-                    items = self._backlog.take(self._max_batch_size, wait)
-                    self._work(items)
-                    stopping = self._done_for(None in items)
-                    if not stopping:
+                    self._work(self._backlog.take(self._max_batch_size, wait))
+                    if not self._is_done():
                         self._housekeep()
                 except ClosingError:
-                    self._abandon()
-                    return
-                except BaseException as exc:  # noqa: BLE001  # the thread that everybody relies on goes on
-                    _logger.error("the activity writer met %s and goes on", type(exc).__name__)
+                    break
+                except BaseException as exc:  # noqa: BLE001  # every producer relies on this thread
+                    _logger.error("the activity writer continues after %s", type(exc).__name__)
+            self._abandon()
 
-    def _done_for(self, told: bool) -> bool:
-        """Whether the writer is to end: told to, and either nothing is left or no time."""
+    def _is_done(self) -> bool:
         deadline = self._deadline
-        return (told or deadline is not None) and (
-            self._backlog.idle or deadline is None or time.monotonic() >= deadline
-        )
+        return deadline is not None and (self._backlog.idle or time.monotonic() >= deadline)
 
     def _abandon(self) -> None:
-        """Nobody is to wait for a writer that ends."""
+        """Answer everyone who waits for a writer that ends."""
         for item in self._backlog.drain():
             if isinstance(item, Job):
                 item.give_up()
-            elif item is not None:
-                self._in_flight += 1
-                if item.on_settled is not None:
-                    item.on_settled(Reject("the writer has been shut down"))
+                continue
+            self._in_flight += 1
+            if item.on_result is not None:
+                item.on_result(Reject(_CLOSED))
 
-    def _work(self, items: list[Entry | Job | None]) -> None:
+    def _work(self, items: list[Entry | Job]) -> None:
         self._in_flight += sum(isinstance(item, Entry) for item in items)
-        jobs = deque(item for item in items if isinstance(item, Job))
+        jobs = [item for item in items if isinstance(item, Job)]
         batch: list[Entry] = []
         try:
             for item in items:
                 if isinstance(item, Entry):
                     batch.append(item)
-                elif item is not None:
-                    self._deliver(batch)
-                    batch = []
-                    with guarded("a job of the writer"):  # What came behind it was taken, too.
-                        jobs.popleft().run()
+                    continue
+                self._deliver(batch)
+                batch = []
+                with guarded("a job of the writer"):
+                    jobs.pop(0).run()
             self._deliver(batch)
         except ClosingError:
             for job in jobs:
@@ -396,54 +381,50 @@ class ActivityProcessor:
         try:
             self._delivery.deliver(batch, replay=replay)
         finally:
-            self._done()
-
-    def _done(self) -> None:
-        positions, self._positions = self._positions, []
-        if positions:
-            self._backlog.ack(positions)
-        self._backlog.sync()
+            positions, self._positions = self._positions, []
+            if positions:
+                self._backlog.ack(positions)
+            self._backlog.sync()
 
     def _housekeep(self) -> None:
         if chunk := self._replay.next_chunk():
-            self.settled.replayed += len(chunk)
+            self._counts.replayed += len(chunk)
             self._in_flight += len(chunk)
             self._deliver(chunk, replay=True)
         if self._on_idle is not None:
             with guarded("the writer's housekeeping"):
                 self._on_idle()
 
-    def _settle(self, entry: Entry, result: ExportResult) -> None:
+    def _acknowledge(self, entry: Entry, result: ExportResult) -> None:
         self._in_flight -= 1
         if entry.position is not None:
             self._positions.append(entry.position)
         if isinstance(result, Ack):
-            self.settled.count(result)
+            self._counts.add(result)
         elif isinstance(result, Reject):
             self._reject(entry, result)
         if self._on_acknowledged is not None:
             with guarded("following up a stored event"):
                 self._on_acknowledged(entry.event, result)
-        if entry.on_settled is not None:
-            with guarded("telling a producer"):
-                entry.on_settled(result)
+        if entry.on_result is not None:
+            with guarded("notifying a producer"):
+                entry.on_result(result)
 
     def _reject(self, entry: Entry, result: Reject) -> None:
-        if entry.withdrawn:
-            self.settled.withdrawn += 1  # There was no row to end.
-            return
-        if entry.on_trouble is not None:
-            self.settled.rejected += 1  # The producer is told, by an exception.
-            return
-        self.settled.dead_lettered += 1
-        self._dead_letters.write(entry.event, result.reason)
+        if entry.abandoned:
+            self._counts.withdrawn += 1  # There was no row to end.
+        elif entry.on_failure is not None:
+            self._counts.rejected += 1  # The producer raises an exception.
+        else:
+            self._counts.dead_lettered += 1
+            keep_dead_letter(self._spool.path if self._spool is not None else None, entry.event, result.reason)
 
-    def _withdraw(self, entry: Entry) -> None:
+    def _drop(self, entry: Entry) -> None:
         self._in_flight -= 1
-        self.settled.withdrawn += 1
+        self._counts.withdrawn += 1
 
     def _pause(self, seconds: float) -> bool:
-        """Sleep between tries. Once shut down: short sleeps, and true when the time is up."""
+        """Sleep between tries. During shutdown: sleep briefly, and return True after the deadline."""
         end = time.monotonic() + seconds
         while self._deadline is None and not self._nudge.is_set() and time.monotonic() < end:
             self._nudge.wait(min(0.1, max(0.0, end - time.monotonic())))

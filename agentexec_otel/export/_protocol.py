@@ -11,46 +11,47 @@ from agentexec_otel._model.results import EndedActivity, Ending, ExportResult, S
 
 
 class ActivityExporter(Protocol):
-    """A sink for activity events: the plug-in interface.
+    """A destination of activity events: the plug-in interface.
 
-    The `ActivityProcessor` queues, retries, bisects and counts, so an exporter tries once. All calls come from the
+    The `ActivityProcessor` queues, retries, bisects and counts. An exporter tries once. All calls come from the
     processor's one writer thread, with instrumentation suppressed.
 
-    Two attributes are optional. ``identity`` is a string that names the destination: spooled events go nowhere else.
-    If it is None, this exporter's events stay in memory. ``after_fork_in_child()`` is called first in a forked child.
+    Two attributes are optional. ``identity`` is a string that names the destination: spooled events are sent to no
+    other one. If it is None, this exporter's events stay in memory. ``after_fork_in_child()`` is called in a forked
+    child before anything else.
     """
 
     def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
-        """Store a batch, and return one answer per event, in the same order.
+        """Store a batch. Return one answer per event, in the same order.
 
         Args:
             events: In the order in which they were emitted; any mix of activities.
             replay: An earlier try may have stored some of them.
 
         Raises:
-            TransientExportError, MisconfiguredExportError, PoisonExportError: for the batch as a whole. After
-                any other exception the batch is tried again a few times, then treated as poison.
+            TransientExportError, MisconfiguredExportError, PoisonExportError: For the batch as a whole. After any other
+                exception the batch is tried again a few times, then treated as poison.
         """
         ...
 
     def force_flush(self, timeout: float) -> bool:
-        """Pass on what the exporter itself still holds, within `timeout` seconds."""
+        """Send the events that the exporter itself has buffered, within `timeout` seconds."""
         ...
 
     def shutdown(self, timeout: float) -> None:
-        """Release connections. No call follows."""
+        """Close connections. No other call follows."""
         ...
 
 
 @runtime_checkable
 class ActivityStore(Protocol):
-    """An exporter that can also be asked about activities. Takes and returns values only, so it can be remote.
+    """An exporter that can also be queried. Takes and returns values only, so it can be remote.
 
     Each method raises `ExportError` if the store cannot be reached.
     """
 
     def load(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]:
-        """The present state of those activities that exist, by ``agent_id``.
+        """Return the state of the activities that exist, by ``agent_id``.
 
         Args:
             history: Include the logs of the current attempt of each activity that has no span yet.
@@ -58,7 +59,7 @@ class ActivityStore(Protocol):
         ...
 
     def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> Set[UUID]:
-        """Name spans on their rows, each by ``agent_id`` and attempt; a row that names a span keeps it.
+        """Name spans on their rows, each by ``agent_id`` and attempt. A row that names a span keeps it.
 
         Returns the ``agent_id`` of every row that names the span offered here.
         """
@@ -71,45 +72,45 @@ class ActivityStore(Protocol):
     def extend_leases(
         self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
     ) -> Mapping[UUID, StoredActivity]:
-        """Extend the leases of those activities that this worker runs, and load all of them without their logs.
+        """Extend the leases of the activities that this worker runs. Return all of them, without their logs.
 
         Args:
-            owned: Activities with a block in this process that will end them. This worker runs them, even if another
-                has reported on them meanwhile.
+            owned: Activities that a block of this process will end. This worker runs them, even if another has
+                reported on them meanwhile.
         """
         ...
 
     def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
-        """Give up the leases of a worker that stops cleanly, so that what it leaves RUNNING does not count as lost.
+        """Release the leases of a worker that stops cleanly, so that its RUNNING activities do not count as lost.
 
         Args:
-            spans: The ids of spans that end with the worker. The next worker opens another span, linked to them.
+            spans: Ids of spans that end with the worker. The next worker opens another span, linked to them.
         """
         ...
 
 
 @runtime_checkable
 class SessionStore(Protocol):
-    """A store that works inside a SQLAlchemy transaction of the caller, and takes SQL criteria.
+    """A store that works inside a SQLAlchemy transaction of the caller, and accepts SQL criteria.
 
     SQLAlchemy's exceptions pass through.
     """
 
     def load_in(self, connection: Any, agent_id: UUID) -> StoredActivity | None:
-        """The present state of an activity as the transaction sees it, with its logs; None if it does not exist."""
+        """Return the state of an activity in this transaction, with its logs. None if it does not exist."""
         ...
 
     def write_in(self, connection: Any, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
-        """Store events; otherwise as `ActivityExporter.export`."""
+        """Store events. Otherwise like `ActivityExporter.export`."""
         ...
 
     def end_where(self, connection: Any | None, criteria: Sequence[Any], ending: Ending) -> Sequence[EndedActivity]:
-        """End every QUEUED or RUNNING activity that meets the SQL `criteria`; returns those that it changed.
+        """End every QUEUED or RUNNING activity that meets the SQL `criteria`. Return those that were changed.
 
-        Without a connection it uses transactions of its own, and raises `ExportError` like `ActivityStore`.
+        Without a connection it uses its own transactions, and raises `ExportError` like `ActivityStore`.
         """
         ...
 
     def end_lost_in(self, connection: Any, ending: Ending) -> Sequence[EndedActivity]:
-        """As `ActivityStore.end_lost`."""
+        """Like `ActivityStore.end_lost`."""
         ...

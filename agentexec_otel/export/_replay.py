@@ -1,10 +1,10 @@
-"""Delivers what dead processes left in the spool: when the writer starts, and every minute."""
+"""Delivery of what dead processes left in the spool, when the writer starts and every minute after that."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 
@@ -16,39 +16,39 @@ _logger = logging.getLogger("agentexec_otel.export")
 
 INTERVAL = 60.0
 CHUNK = 500
+"""Events are read a chunk at a time, so that live events do not wait for a long past."""
 
 
 class Replay:
-    """Reads the events of orphans a chunk at a time, so that live events need not wait for a long past.
+    """Reads the events of orphans.
 
-    An orphan is removed when the chunk after its last one is asked for: the caller has stored the earlier ones by then.
+    An orphan is removed when the chunk after its last one is requested. By then the caller has stored the earlier ones.
     """
 
-    def __init__(self, spool: Spool | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, spool: Spool | None) -> None:
         self._spool = spool
-        self._clock = clock
         self._due = float("-inf")
         self._chunks: Iterator[list[Entry]] | None = None
 
     def next_chunk(self) -> list[Entry]:
-        """Return the next chunk. Empty if there is none, or if the next look at the spool is not due."""
+        """Return the next chunk. Empty if there is none, or if the next poll of the spool is not due."""
         if not self.pending:
             return []
         self._chunks = self._chunks or self._read()
-        chunk = next(self._chunks, None)
-        if chunk is None:
+        chunk = next(self._chunks, list[Entry]())
+        if not chunk:
             self._chunks = None
-            self._due = self._clock() + INTERVAL
-        return chunk or []
+            self._due = time.monotonic() + INTERVAL
+        return chunk
 
     def now(self) -> None:
-        """Look for orphans at the next call."""
+        """Poll the spool for orphans at the next call."""
         self._due = float("-inf")
 
     @property
     def pending(self) -> bool:
         """Whether there may be something to replay right now."""
-        return self._spool is not None and (self._chunks is not None or self._clock() >= self._due)
+        return self._spool is not None and (self._chunks is not None or time.monotonic() >= self._due)
 
     def _read(self) -> Iterator[list[Entry]]:
         events = files = 0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentexec_otel.export.spool import Position, Spool, SpoolFullError
-from agentexec_otel.export.spool.ownership import let_go
+from agentexec_otel.export.spool.segment import let_go
 
 FileSpans = list[tuple[int, int, bytes]]
 

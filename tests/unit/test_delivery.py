@@ -26,19 +26,19 @@ from tests.sql.rows import event
 
 
 class Desk:
-    """A delivery with a stepped clock; remembers what was settled and how long it paused."""
+    """A delivery with a stepped clock; remembers what was acknowledged and how long it paused."""
 
     def __init__(self, exporter: Recorder, *, stop_after: int | None = None) -> None:
         self.exporter = exporter
-        self.settled: list[tuple[ActivityEvent, ExportResult]] = []
-        self.withdrawn: list[Entry] = []
+        self.acknowledged: list[tuple[ActivityEvent, ExportResult]] = []
+        self.dropped: list[Entry] = []
         self.pauses: list[float] = []
         self.now = 0.0
         self._stop_after = stop_after
-        self.delivery = Delivery(exporter, self._settle, self.withdrawn.append, self._pause, lambda: self.now)
+        self.delivery = Delivery(exporter, self._acknowledge, self.dropped.append, self._pause, lambda: self.now)
 
-    def _settle(self, entry: Entry, result: ExportResult) -> None:
-        self.settled.append((entry.event, result))
+    def _acknowledge(self, entry: Entry, result: ExportResult) -> None:
+        self.acknowledged.append((entry.event, result))
 
     def _pause(self, seconds: float) -> bool:
         self.pauses.append(seconds)
@@ -50,7 +50,7 @@ class Desk:
 
     @property
     def results(self) -> list[ExportResult]:
-        return [result for _, result in self.settled]
+        return [result for _, result in self.acknowledged]
 
 
 def some(count: int) -> list[ActivityEvent]:
@@ -73,11 +73,11 @@ def desk_with_slow_exporter(most: int) -> tuple[Desk, list[int]]:
 
 
 def test_batch_goes_out_once() -> None:
-    """What is answered is settled with that answer, in order, without a pause."""
+    """What is answered is acknowledged with that answer, in order, without a pause."""
     desk = Desk(Recorder())
     events = some(3)
     desk.deliver(events)
-    assert desk.settled == [(one, Ack(Status.RUNNING)) for one in events]
+    assert desk.acknowledged == [(one, Ack(Status.RUNNING)) for one in events]
     assert (desk.pauses, desk.exporter.replays) == ([], [False])
     desk.deliver([])
     assert desk.exporter.replays == [False]
@@ -103,7 +103,7 @@ def test_batch_that_takes_too_long_goes_in_parts() -> None:
     desk.deliver(events[:1_000])
     assert sizes[:5] == [1_000, 500, 250, 125, 62]
     desk.deliver(events[1_000:])
-    assert desk.settled == [(one, Ack(Status.RUNNING)) for one in events]
+    assert desk.acknowledged == [(one, Ack(Status.RUNNING)) for one in events]
     assert sum(size > 100 for size in sizes) < len(sizes) / 4
     desk.exporter.answer = None
     for _ in range(60):
@@ -126,9 +126,9 @@ def test_small_batches_do_not_speak_for_large_ones() -> None:
 def test_nobody_waits_for_what_nobody_wants() -> None:
     """Where its producer gives up as soon as it hears of the trouble, nothing is tried again, and nothing waits."""
     desk = Desk(Recorder(MisconfiguredExportError("no table: create it")))
-    entry = Entry(some(1)[0], on_trouble=lambda exc: setattr(entry, "withdrawn", True))
+    entry = Entry(some(1)[0], on_failure=lambda exc: setattr(entry, "abandoned", True))
     desk.delivery.deliver([entry])
-    assert (desk.withdrawn, desk.pauses, desk.settled) == ([entry], [], [])
+    assert (desk.dropped, desk.pauses, desk.acknowledged) == ([entry], [], [])
 
 
 def test_quick_failure_divides_nothing() -> None:
@@ -146,7 +146,7 @@ def test_outage_is_logged_twice(caplog: pytest.LogCaptureFixture) -> None:
     assert desk.delivery.last_error == "the database is away"
     assert desk.delivery.outage_seconds == pytest.approx(sum(desk.pauses))
     again = Desk(desk.exporter)
-    again.delivery.outage_since = 0.0
+    again.delivery.failure = desk.delivery.failure
     again.now = 7.5
     again.deliver(some(1))
     assert again.delivery.last_error is None
@@ -184,8 +184,8 @@ def test_poison_is_halved_until_it_is_alone(size: int) -> None:
     desk = Desk(Recorder(answer=answer))
     desk.deliver(events)
     assert stored == [one for one in events if one.event_id not in bad]
-    assert [one for one, _ in desk.settled] == events
-    assert {one.event_id for one, result in desk.settled if isinstance(result, Reject)} == bad
+    assert [one for one, _ in desk.acknowledged] == events
+    assert {one.event_id for one, result in desk.acknowledged if isinstance(result, Reject)} == bad
     assert {result for result in desk.results if isinstance(result, Reject)} == {Reject("the database refuses a value")}
     assert desk.pauses == []
     assert len(desk.exporter.replays) <= 2 * len(bad) * (size.bit_length() + 1)
@@ -225,7 +225,7 @@ def test_lasting_unknown_failure_is_poison() -> None:
 
     desk = Desk(Recorder(answer=answer))
     desk.deliver(events)
-    assert [one for one, _ in desk.settled] == events
+    assert [one for one, _ in desk.acknowledged] == events
     assert desk.results == [
         Ack(Status.RUNNING), Ack(Status.RUNNING), Reject("ZeroDivisionError"), Ack(Status.RUNNING),
     ]  # fmt: skip
@@ -264,7 +264,7 @@ def test_single_events_are_retried_and_rejected() -> None:
     desk.deliver(events)
     assert rounds == [events, [events[1], events[3]]]
     assert desk.pauses == [0.7]
-    assert desk.settled == [
+    assert desk.acknowledged == [
         (events[0], Ack(Status.RUNNING)),
         (events[2], Reject("never")),
         (events[1], Ack(Status.COMPLETE)),
@@ -272,27 +272,27 @@ def test_single_events_are_retried_and_rejected() -> None:
     ]
 
 
-def test_closing_keeps_what_is_not_settled() -> None:
-    """When the processor stops in an outage, the batch is neither settled nor withdrawn."""
+def test_closing_keeps_what_is_not_acknowledged() -> None:
+    """When the processor stops in an outage, the batch is neither acknowledged nor dropped."""
     desk = Desk(Recorder(*(TransientExportError("away") for _ in range(9))), stop_after=3)
     with pytest.raises(ClosingError):
         desk.deliver(some(2))
-    assert (desk.settled, desk.withdrawn) == ([], [])
+    assert (desk.acknowledged, desk.dropped) == ([], [])
 
 
-def test_untried_withdrawn_entries_never_go_out() -> None:
-    """What was withdrawn before its first try is not offered at all, and counted; the others go out."""
+def test_untried_abandoned_entries_never_go_out() -> None:
+    """What was abandoned before its first try is not offered at all, and counted; the others go out."""
     desk = Desk(Recorder())
     entries = [Entry(one) for one in some(3)]
-    entries[1].withdrawn = True
+    entries[1].abandoned = True
     desk.delivery.deliver(entries)
     assert desk.exporter.messages == ["0", "2"]
-    assert desk.withdrawn == [entries[1]]
+    assert desk.dropped == [entries[1]]
 
 
 @given(st.lists(st.sampled_from(["ok", "retry", "reject", "away", "poison", "bug"]), max_size=40), st.integers(1, 9))
-def test_every_event_is_settled_once(script: list[str], size: int) -> None:
-    """Whatever the exporter does, each event is settled exactly once, and stored at most once."""
+def test_every_event_is_acknowledged_once(script: list[str], size: int) -> None:
+    """Whatever the exporter does, each event is acknowledged exactly once, and stored at most once."""
     stored: list[ActivityEvent] = []
     left = list(script)
 
@@ -317,7 +317,7 @@ def test_every_event_is_settled_once(script: list[str], size: int) -> None:
     desk = Desk(Recorder(answer=answer))
     events = some(size)
     desk.deliver(events)
-    assert sorted(one.message for one, _ in desk.settled) == sorted(one.message for one in events)
-    acked = {one.event_id for one, result in desk.settled if isinstance(result, Ack)}
+    assert sorted(one.message for one, _ in desk.acknowledged) == sorted(one.message for one in events)
+    acked = {one.event_id for one, result in desk.acknowledged if isinstance(result, Ack)}
     assert {one.event_id for one in stored} == acked
     assert len(stored) == len(acked)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agentexec_otel.export.spool import Position, Spool, SpoolFullError
-from agentexec_otel.export.spool.ownership import KEPT_CORRUPT
+from agentexec_otel.export.spool.segment import KEPT_CORRUPT
 from tests.unit.spool_kit import crash, pending, read_all, segment_files, spans_of
 
 SEGMENT = 700

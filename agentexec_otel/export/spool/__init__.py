@@ -2,7 +2,7 @@
 
 from agentexec_otel.export.spool.directory import SpoolError, SpoolFullError, SpoolUnavailableError, default_directory
 from agentexec_otel.export.spool.journal import Position
-from agentexec_otel.export.spool.ownership import Orphan
+from agentexec_otel.export.spool.segment import Orphan
 from agentexec_otel.export.spool.spool import Durability, Spool
 
 __all__ = [

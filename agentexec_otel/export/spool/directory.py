@@ -43,7 +43,7 @@ def default_directory(chosen: str | None = None) -> Path:
 class SpoolDirectory:
     """``base/leaf``, created with mode 0700.
 
-    Every operation opens the directory again and checks it. No descriptor is kept, so the spool goes on after
+    Every operation opens the directory again and checks it. No descriptor is kept, so the spool still works after
     something else has closed all descriptors of the process, or removed the directory.
 
     Raises:
@@ -108,7 +108,7 @@ def _make(base: Path) -> None:
     for parent in base.parents:
         if parent.exists() and _writable_by_all(parent.stat()):
             raise SpoolUnavailableError(
-                f"the spool directory {base} is not safe: anybody may replace it, since {parent} is writable by all"
+                f"the spool directory {base} is not safe: any user may replace it, since {parent} is writable by all"
                 " and has no sticky bit"
             )
     # `os.makedirs` would leave the modes of the parents to the umask.

@@ -18,7 +18,6 @@ from itertools import count
 from typing import Final, TypeAlias
 from zlib import crc32
 
-from agentexec_otel.export.spool import ownership
 from agentexec_otel.export.spool.directory import SpoolDirectory, SpoolError, SpoolFullError, SpoolUnavailableError
 from agentexec_otel.export.spool.segment import (
     LEFT,
@@ -26,7 +25,9 @@ from agentexec_otel.export.spool.segment import (
     MAX_RECORD,
     RECORD_HEAD,
     DamagedSegmentError,
+    create,
     header,
+    let_go,
     pack_record,
     records,
     segment_stem,
@@ -137,7 +138,7 @@ class Journal:
                     return self.append(payload, vital)
             except SpoolError:
                 raise
-            except BaseException:  # interrupted: it is unknown where the file ends
+            except BaseException:  # interrupted: the end of the file is unknown
                 if segment is not None:
                     segment.retired = True
                 raise
@@ -179,7 +180,7 @@ class Journal:
             number = next(self.numbers)
             stem = segment_stem(self._owner, self._rand, number)
             try:
-                fd = ownership.create(self._directory, stem, self._header)
+                fd = create(self._directory, stem, self._header)
             except OSError as exc:
                 raise _failure(exc) from None
             if fd is not None:
@@ -296,13 +297,13 @@ class Journal:
                 raise _failure(exc) from None
 
     def close(self) -> None:
-        """Take no more. The next `recover` of any process gets what is not acknowledged."""
+        """Accept no more records. The next `recover` of any process gets those that are not acknowledged."""
         with self._lock:
             self._closed = True
             live, self._live = self._live, None
             if live is not None:
                 live.retired = True
-            # The others are in the hands of an append that a signal handler has interrupted, by closing the spool.
+            # The others belong to an append that was interrupted by a signal handler, which closes the spool.
             left = [segment for segment in self.segments() if segment.retired and self._forget(segment)]
             for segment in self.segments():
                 segment.limit = 0
@@ -318,7 +319,7 @@ class Journal:
                     else:
                         self._directory.rename(segment.stem + LIVE, segment.stem + LEFT)
                 _close(segment)
-                ownership.let_go(segment.stem)
+                let_go(segment.stem)
 
     def abandon(self) -> None:
         """In a forked child: close the copies of the parent's descriptors. The files stay the parent's."""

@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 from weakref import WeakSet
 
-from agentexec_otel.export.spool import ownership
 from agentexec_otel.export.spool.directory import SpoolDirectory, SpoolError, SpoolUnavailableError
 from agentexec_otel.export.spool.journal import Journal, Position
-from agentexec_otel.export.spool.ownership import Orphan
-from agentexec_otel.export.spool.segment import CORRUPT, ForeignSegmentError, split_name
+from agentexec_otel.export.spool.segment import CORRUPT, ForeignSegmentError, Orphan, claim, split_name
 
 _logger = logging.getLogger("agentexec_otel.export")
 
@@ -123,7 +121,7 @@ class Spool:
         return journal.size + journal.measure()
 
     def close(self) -> None:
-        """Take no more records. The next `recover` gets those that are not acknowledged. Idempotent."""
+        """Accept no more records. The next `recover` gets those that are not acknowledged. Idempotent."""
         with suppress(SpoolError):
             self.sync()
         self._current().close()
@@ -147,7 +145,7 @@ class Spool:
         try:
             if split_name(name) is None:
                 raise ForeignSegmentError("is not a spool segment")
-            return ownership.claim(self._directory, name, self._identity)
+            return claim(self._directory, name, self._identity)
         except ForeignSegmentError as exc:
             if name not in self._foreign:
                 self._foreign.add(name)

@@ -16,42 +16,36 @@ from agentexec_otel._errors import (
 )
 from agentexec_otel.activity.models import Activity, ActivityLog
 
-# SQLSTATE classes and codes of PostgreSQL, error numbers of MySQL and MariaDB, result names of SQLite.
-_TRANSIENT_SQLSTATES: Final = (
-    "08", "0A000", "25006", "25P03", "26000", "40001", "40P01", "42P05", "53", "55", "57014", "57P0", "58",
-)  # fmt: skip
-# Class 42 is about tables, columns, types and rights, never about a value.
-_MISCONFIGURED_SQLSTATES: Final = ("28", "3D000", "3F000", "42", "XX001", "XX002")
-_POISON_SQLSTATES: Final = ("22", "23502", "23514")
-_TRANSIENT_MYSQL: Final = frozenset(
-    (3, 1015, 1020, 1021, 1026, 1030, 1037, 1038, 1040, 1041, 1047, 1053, 1114, 1135, 1158, 1159, 1160, 1161, 1180,
-     1203, 1205, 1206, 1207, 1213, 1223, 1226, 1290, 1297, 1317, 1412, 1461, 1615, 1637, 1689, 1792, 1836, 1874, 1927,
-     1969, 2002, 2003, 2006, 2013, 3024, 4031)
-)  # fmt: skip
-_MISCONFIGURED_MYSQL: Final = frozenset(
-    (1016, 1017, 1034, 1035, 1036, 1044, 1045, 1049, 1054, 1129, 1130, 1142, 1143, 1146, 1194, 1195, 1227, 1449, 1665,
-     1698, 1712, 1812, 1814, 1820, 1862, 1877, 1932, 3118, 4151)
-)  # fmt: skip
-_POISON_MYSQL: Final = frozenset((1048, 1264, 1366, 1406, 4025))
-_TRANSIENT_SQLITE: Final = (
-    "SQLITE_BUSY",
-    "SQLITE_LOCKED",
-    "SQLITE_FULL",
-    "SQLITE_IOERR",
-    "SQLITE_READONLY",
-    "SQLITE_CANTOPEN",
-    "SQLITE_PROTOCOL",
-)
-_POISON_SQLITE: Final = (
-    "SQLITE_CONSTRAINT_CHECK",
-    "SQLITE_CONSTRAINT_NOTNULL",
-    "SQLITE_CONSTRAINT_TRIGGER",
-    "SQLITE_TOOBIG",
-)
+# Prefixes of SQLSTATEs (PostgreSQL) and of SQLite's result names, and error numbers of MySQL and MariaDB.
+_PREFIXES: Final[dict[type[ExportError], tuple[str, ...]]] = {
+    TransientExportError: (
+        "08", "0A000", "25006", "25P03", "26000", "40001", "40P01", "42P05", "53", "55", "57014", "57P0", "58",
+        "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN",
+        "SQLITE_PROTOCOL",
+    ),
+    # Class 42 is about tables, columns, types and rights, never about a value.
+    MisconfiguredExportError: ("28", "3D000", "3F000", "42", "XX001", "XX002"),
+    PoisonExportError: (
+        "22", "23502", "23514", "SQLITE_CONSTRAINT_CHECK", "SQLITE_CONSTRAINT_NOTNULL", "SQLITE_CONSTRAINT_TRIGGER",
+        "SQLITE_TOOBIG",
+    ),
+}  # fmt: skip
+_NUMBERS: Final[dict[type[ExportError], tuple[int, ...]]] = {
+    TransientExportError: (
+        3, 1015, 1020, 1021, 1026, 1030, 1037, 1038, 1040, 1041, 1047, 1053, 1114, 1135, 1158, 1159, 1160, 1161, 1180,
+        1203, 1205, 1206, 1207, 1213, 1223, 1226, 1290, 1297, 1317, 1412, 1461, 1615, 1637, 1689, 1792, 1836, 1874,
+        1927, 1969, 2002, 2003, 2006, 2013, 3024, 4031,
+    ),
+    MisconfiguredExportError: (
+        1016, 1017, 1034, 1035, 1036, 1044, 1045, 1049, 1054, 1129, 1130, 1142, 1143, 1146, 1194, 1195, 1227, 1449,
+        1665, 1698, 1712, 1812, 1814, 1820, 1862, 1877, 1932, 3118, 4151,
+    ),
+    PoisonExportError: (1048, 1264, 1366, 1406, 4025),
+}  # fmt: skip
 
 
 _REFUSED: Final = ("password authentication failed", "no pg_hba.conf entry", "does not exist", "permission denied")
-"""Texts of PostgreSQL's refusals to connect, for which the driver has no SQLSTATE."""
+"""Texts of PostgreSQL's refusals to connect. The driver has no SQLSTATE for them."""
 
 
 @contextmanager
@@ -150,33 +144,8 @@ def _kind(orig: Any) -> type[ExportError] | None:
     code = _code(orig)
     if code is None:
         return None
-    if code.startswith("SQLITE_"):
-        return _sqlite_kind(code, str(orig))
+    if code.startswith("SQLITE_") and (str(orig).startswith("no such table") or _lacks_column(str(orig))):
+        return MisconfiguredExportError
     if code.isdigit() and len(code) != 5:
-        return _first(int(code), _TRANSIENT_MYSQL, _MISCONFIGURED_MYSQL, _POISON_MYSQL)
-    for prefixes, kind in (
-        (_TRANSIENT_SQLSTATES, TransientExportError),
-        (_MISCONFIGURED_SQLSTATES, MisconfiguredExportError),
-        (_POISON_SQLSTATES, PoisonExportError),
-    ):
-        if code.startswith(prefixes):
-            return kind
-    return None
-
-
-def _sqlite_kind(code: str, text: str) -> type[ExportError] | None:
-    if code.startswith(_TRANSIENT_SQLITE):
-        return TransientExportError
-    if text.startswith("no such table") or _lacks_column(text):
-        return MisconfiguredExportError
-    return PoisonExportError if code.startswith(_POISON_SQLITE) else None
-
-
-def _first(
-    number: int, transient: frozenset[int], misconfigured: frozenset[int], poison: frozenset[int]
-) -> type[ExportError] | None:
-    if number in transient:
-        return TransientExportError
-    if number in misconfigured:
-        return MisconfiguredExportError
-    return PoisonExportError if number in poison else None
+        return next((kind for kind, numbers in _NUMBERS.items() if int(code) in numbers), None)
+    return next((kind for kind, prefixes in _PREFIXES.items() if code.startswith(prefixes)), None)

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from agentexec_otel._model.event import ActivityEvent, SpanRef
+from agentexec_otel._model.event import ActivityEvent, SpanRef, late_cancellation
 from agentexec_otel.activity.models import Activity, Base
 from agentexec_otel.export import EndedActivity, Ending, ExportError, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._errors import is_denied, is_unique_violation, translated
@@ -19,7 +19,7 @@ from agentexec_otel_exporters.sql.connect import Connector
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
 from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
 from agentexec_otel_exporters.sql.write.load import load_activities
-from agentexec_otel_exporters.sql.write.transaction import canceled, join_transaction, write_events
+from agentexec_otel_exporters.sql.write.transaction import join_transaction, write_events
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -40,7 +40,7 @@ class SQLExporter:
             synchronous driver and at most one connection at a time.
 
     Raises:
-        ConfigurationError: the URL is malformed or names a database that is not supported.
+        ConfigurationError: The URL is malformed or names a database that is not supported.
     """
 
     def __init__(self, database: str | URL | Engine | AsyncEngine) -> None:
@@ -78,17 +78,18 @@ class SQLExporter:
             try:
                 return self._write(events, replay=replay)
             except DBAPIError as exc:
-                # An ordinary user may lack the right to DELETE: such a one ends what it cannot take back.
+                # The user may lack the right to DELETE. Then the activities are ended instead of removed.
                 if not (is_denied(exc) and any(event.withdraws for event in events)):
                     raise
-            return self._write([canceled(event) if event.withdraws else event for event in events], replay=True)
+            given = [late_cancellation(event.agent_id, 1) if event.withdraws else event for event in events]
+            return self._write(given, replay=True)
 
     def _write(self, events: Sequence[ActivityEvent], *, replay: bool) -> Sequence[ExportResult]:
         try:
             with self._connector.writing() as connection:
                 return write_events(connection, events, replay=replay, new=not replay)
         except IntegrityError as exc:
-            # Stored before, by a try whose answer was lost or by another way in; or an activity was not new.
+            # Stored before, by a try whose answer was lost or by another exporter, or an activity was not new.
             if replay or not is_unique_violation(exc):
                 raise
         with self._connector.writing() as connection:
@@ -120,7 +121,7 @@ class SQLExporter:
         with translated(), self._connector.writing() as connection:
             release(connection, worker_id, agent_ids, spans)
 
-    # -- in a transaction of the caller, where SQLAlchemy's exceptions pass through ------------------------------
+    # -- in a transaction of the caller: SQLAlchemy's exceptions pass through ------------------------------------
 
     def load_in(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:
         """The present state of an activity; see `SessionStore.load_in`."""
@@ -164,7 +165,7 @@ class SQLExporter:
 
     @property
     def identity(self) -> str:
-        """Which database and tables, without user and password: spooled events go nowhere else."""
+        """Names the database and tables, without user and password. Spooled events are sent to no other ones."""
         url = self._connector.engine.url
         place = Path(url.database or "").absolute() if url.get_backend_name() == "sqlite" else url.database
         where = "&".join(f"{name}={value}" for name, value in sorted(url.query.items()) if name in _PLACES)
@@ -172,12 +173,12 @@ class SQLExporter:
         return f"{url.get_backend_name()}://{url.host}:{url.port}/{place}{named}#{Activity.__tablename__}"
 
     def force_flush(self, timeout: float) -> bool:
-        """Nothing is held back."""
+        """Do nothing: no event is buffered."""
         return True
 
     def shutdown(self, timeout: float) -> None:
-        """Close the connections, within `timeout` seconds also if the database does not answer.
+        """Close the connections within `timeout` seconds, even if the database does not answer.
 
-        A transaction under way has until then to finish; then its connection is cut, and it is rolled back.
+        A running transaction may finish until then. After that its connection is cut, and it is rolled back.
         """
         self._connector.shutdown(timeout)

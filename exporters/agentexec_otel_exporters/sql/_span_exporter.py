@@ -1,9 +1,10 @@
-"""Ended activity spans, from any source, into the tables: for spans that were not made in this process."""
+"""Stores activity spans that have ended, also those of other processes."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -24,11 +25,11 @@ _logger = logging.getLogger("agentexec_otel.export")
 
 
 class SQLSpanExporter(SpanExporter):
-    """A standard span exporter (entry point ``agentexec_sql``) that stores activity spans; other spans are passed over.
+    """A standard span exporter (entry point ``agentexec_sql``) that stores activity spans and ignores other spans.
 
-    Idempotent beside the live path: a line that is stored already is not stored again. It sees a run after its span
-    has ended, and only the lines the span still holds (128 by default): the live path is complete, this one is for
-    collectors and for spans of other processes.
+    Idempotent: a log that is stored already is not stored again. It receives a run after its span has ended, with only
+    the logs that the span still holds (128 by default). The live path is complete; this one is for collectors and for
+    spans of other processes.
 
     Args:
         database: As for `SQLExporter`. Default: ``AGENTEXEC_DATABASE_URL``, read at the first export.
@@ -36,24 +37,23 @@ class SQLSpanExporter(SpanExporter):
 
     def __init__(self, database: str | URL | Engine | AsyncEngine | None = None) -> None:
         self._database = database
-        self._exporter: SQLExporter | None = None
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Store the activity spans among `spans`; FAILURE where the database is away or refuses one of them."""
+        """Store the activity spans among `spans`. FAILURE if the database is away or refuses one of them."""
         held = [events for span in spans if (events := _events(span))]
         try:
             stored = self._store(held)
         except (ExportError, ConfigurationError) as exc:
-            _logger.warning("the lines of %d ended activity spans were not stored: %s", len(held), exc)
+            _logger.warning("the logs of %d ended activity spans were not stored: %s", len(held), exc)
             stored = False
         return SpanExportResult.SUCCESS if stored else SpanExportResult.FAILURE
 
     def _store(self, held: Sequence[list[ActivityEvent]]) -> bool:
-        """Store the events of these spans in one transaction, or each span's alone where one of them is poison."""
+        """Store the events of these spans in one transaction. If one of them is poison, store each span alone."""
         if not held:
             return True
         try:
-            results = self._sql().export([event for events in held for event in events], replay=True)
+            results = self._exporter.export([event for events in held for event in events], replay=True)
         except PoisonExportError:
             if len(held) == 1:
                 raise
@@ -61,34 +61,33 @@ class SQLSpanExporter(SpanExporter):
             return all(alone)
         rejected = sum(isinstance(result, Reject) for result in results)
         if rejected:
-            _logger.warning("%d lines of ended activity spans were refused", rejected)
+            _logger.warning("%d logs of ended activity spans were refused", rejected)
         return not rejected
 
     def _stored_alone(self, events: list[ActivityEvent]) -> bool:
         try:
             return self._store([events])
         except PoisonExportError as exc:
-            _logger.warning("the lines of an ended activity span were not stored: %s", exc)
+            _logger.warning("the logs of an ended activity span were not stored: %s", exc)
             return False
 
-    def _sql(self) -> SQLExporter:
-        if self._exporter is None:
-            database = self._database if self._database is not None else CONF.database_url
-            if database is None:
-                raise ConfigurationError("the exporter agentexec_sql needs a database: set AGENTEXEC_DATABASE_URL")
-            exporter = SQLExporter(database)
-            if CONF.create_tables:
-                exporter.create_tables()
-            self._exporter = exporter
-        return self._exporter
+    @cached_property
+    def _exporter(self) -> SQLExporter:
+        database = self._database if self._database is not None else CONF.database_url
+        if database is None:
+            raise ConfigurationError("the exporter agentexec_sql needs a database: set AGENTEXEC_DATABASE_URL")
+        exporter = SQLExporter(database)
+        if CONF.create_tables:
+            exporter.create_tables()
+        return exporter
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing is held back."""
+        """Do nothing: no span is buffered."""
         return True
 
     def shutdown(self) -> None:
         """Close the connections."""
-        if self._exporter is not None:
+        if "_exporter" in vars(self):  # It has connected.
             self._exporter.shutdown(5.0)
 
 

@@ -1,4 +1,4 @@
-"""The one way to a connection of the writer's own."""
+"""Connections of the writer. All of them are opened here."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Connector:
         engine: The writer's engine.
 
     Raises:
-        ConfigurationError: the URL is malformed or names a database that is not supported.
+        ConfigurationError: The URL is malformed or names a database that is not supported.
     """
 
     def __init__(self, database: str | URL | Engine | AsyncEngine) -> None:

@@ -22,24 +22,11 @@ from agentexec_otel_exporters.sql.connect.watchdog import DEADLINE
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-# The synchronous driver to use, by SQLAlchemy's driver name.
-_SYNC_DRIVERS: Final = {
-    "postgresql+asyncpg": "postgresql+psycopg",
-    "postgresql+psycopg_async": "postgresql+psycopg",
-    "postgresql": "postgresql+psycopg",
-    "sqlite+aiosqlite": "sqlite+pysqlite",
-    "mysql+aiomysql": "mysql+pymysql",
-    "mysql+asyncmy": "mysql+pymysql",
-    "mysql": "mysql+pymysql",
-    "mariadb+aiomysql": "mariadb+pymysql",
-    "mariadb+asyncmy": "mariadb+pymysql",
-    "mariadb": "mariadb+pymysql",
-}
-_NEEDS: Final = {
-    "postgresql+psycopg": ("psycopg", "psycopg", "postgres"),
-    "mysql+pymysql": ("pymysql", "PyMySQL", "mysql"),
-    "mariadb+pymysql": ("pymysql", "PyMySQL", "mysql"),
-}
+_DRIVERS: Final = {"postgresql": "psycopg", "sqlite": "pysqlite", "mysql": "pymysql", "mariadb": "pymysql"}
+"""The synchronous driver to use, by database."""
+_REPLACED: Final = frozenset(("", "asyncpg", "psycopg_async", "aiosqlite", "aiomysql", "asyncmy"))
+_NEEDS: Final = {"psycopg": ("psycopg", "postgres"), "pymysql": ("PyMySQL", "mysql")}
+"""Package and extra of each driver that is not part of Python."""
 
 _ASYNCPG_ONLY: Final = frozenset(
     ("async_fallback", "command_timeout", "max_cacheable_statement_size", "max_cached_statement_lifetime",
@@ -60,9 +47,9 @@ def parse_url(database: str | URL) -> URL:
     """Return the URL with a synchronous driver.
 
     Raises:
-        ConfigurationError: not a database URL, a database that is not supported, or an in-memory SQLite database, which
+        ConfigurationError: Not a database URL, a database that is not supported, or an in-memory SQLite database, which
             only one thread could see.
-        MissingExtraError: the driver is not installed.
+        MissingExtraError: The driver is not installed.
     """
     try:
         url = make_url(database)
@@ -72,22 +59,20 @@ def parse_url(database: str | URL) -> URL:
         ) from None
     if url.drivername == "postgresql+asyncpg":
         url = url.set(query=_for_psycopg(url.query))
-    url = url.set(drivername=_SYNC_DRIVERS.get(url.drivername, url.drivername))
-    if url.get_backend_name() not in ("postgresql", "mysql", "mariadb", "sqlite"):
-        hint = (
-            "write postgresql://"
-            if url.get_backend_name() == "postgres"
-            else "use PostgreSQL, MySQL, MariaDB or SQLite"
-        )
-        raise ConfigurationError(f"{url.get_backend_name()!r} is not supported: {hint}")
-    if url.get_backend_name() == "sqlite" and _in_memory(url):
+    backend, _, driver = url.drivername.partition("+")
+    if backend not in _DRIVERS:
+        hint = "write postgresql://" if backend == "postgres" else "use PostgreSQL, MySQL, MariaDB or SQLite"
+        raise ConfigurationError(f"{backend!r} is not supported: {hint}")
+    if driver in _REPLACED:
+        driver = _DRIVERS[backend]
+        url = url.set(drivername=f"{backend}+{driver}")
+    if backend == "sqlite" and _in_memory(url):
         raise ConfigurationError(
             "an in-memory SQLite database cannot be shared between threads by its URL: use a file, or hand in an engine"
             " made with poolclass=StaticPool"
         )
-    module, package, extra = _NEEDS.get(url.drivername, (None, "", ""))
-    if module is not None and importlib.util.find_spec(module) is None:
-        raise MissingExtraError(f"storing activities on {url.get_backend_name()}", package, extra)
+    if driver in _NEEDS and importlib.util.find_spec(driver) is None:
+        raise MissingExtraError(f"storing activities on {backend}", *_NEEDS[driver])
     return url
 
 
@@ -155,7 +140,7 @@ def _create(url: URL, arguments: dict[str, Any]) -> Engine:
 
 def _drivers(url: URL) -> str:
     backend = url.get_backend_name()
-    return f"write {_SYNC_DRIVERS.get(backend, backend)}://, and leave the rest of the URL as it is"
+    return f"write {backend}+{_DRIVERS[backend]}://, and leave the rest of the URL as it is"
 
 
 def _connect_arguments(url: URL) -> dict[str, Any]:

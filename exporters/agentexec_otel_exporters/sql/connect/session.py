@@ -51,7 +51,7 @@ def _limits(dialect: Any) -> Sequence[str]:
 
 _SESSION: Final = (
     "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid() AND pid = %s"
-    # Behind a connection pooler the session is shared, and has another pid than the driver was told.
+    # With a connection pooler the session is shared, and has another pid than the driver knows.
 )
 _TERMINATE: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
 _KEY: Final = "agentexec_session"

@@ -30,8 +30,7 @@ _PATIENCE: Final = 5_000
 _FORK_PATIENCE: Final = 0.25
 """Seconds that a fork waits for the transaction under way. A longer one sleeps, waiting for another process's lock."""
 _QUICK_TRIES: Final = 400
-_BUSY_TIMEOUT: Final = "agentexec_busy_timeout"  # Keys of a pooled connection's info.
-_WAL: Final = "agentexec_wal"
+_WAL: Final = "agentexec_wal"  # Key of a pooled connection's info.
 _BEGIN: Final = "BEGIN IMMEDIATE"
 _TO_WAL: Final = "PRAGMA journal_mode = WAL"
 _GONE: Final = (
@@ -50,8 +49,6 @@ def prepare_sqlite(engine: Engine) -> None:
 
 def _connected(connection: Any, record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout = {_PATIENCE}").close()
-    record.info[_BUSY_TIMEOUT] = _PATIENCE
     if CONF.sqlite_wal:
         mode = _switch_to_wal(connection)
         record.info[_WAL] = mode == "wal"
@@ -88,10 +85,8 @@ def _begin(connection: Connection) -> None:
 
 
 def _set_busy_timeout(connection: Connection, milliseconds: int) -> None:
-    if connection.info[_BUSY_TIMEOUT] != milliseconds:
-        driver: Any = connection.connection.dbapi_connection
-        driver.execute(f"PRAGMA busy_timeout = {milliseconds}").close()
-        connection.info[_BUSY_TIMEOUT] = milliseconds
+    driver: Any = connection.connection.dbapi_connection
+    driver.execute(f"PRAGMA busy_timeout = {milliseconds}").close()
 
 
 def _when_free(driver: Any, statement: str) -> sqlite3.Cursor | None:
@@ -115,7 +110,7 @@ class SQLiteFile:
     SQLite keeps its file locks per process, in memory that a forked child inherits: a child that opens the same file
     believes that it holds its parent's locks. So connections are closed before a fork, and opened again after it.
 
-    SQLite also keeps writing to a file that was deleted or moved, where no reader finds the data. Opening the path anew
+    SQLite also keeps writing to a file that was deleted or moved, and no reader finds the data. Opening the path anew
     would create an empty file, and remove the write-ahead log of the old one.
     """
 
@@ -161,13 +156,13 @@ class SQLiteFile:
             self._engine.dispose()
 
     def after_fork_in_parent(self) -> None:
-        """Let transactions in again, if this thread has kept them out."""
+        """Allow transactions again, if this thread has blocked them."""
         if self._forking_thread == threading.get_ident():
             self._forking_thread = None
             self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """Begin with a lock of the child's own."""
+        """Start with a new lock."""
         self._reset()
 
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 from uuid import UUID
 
 from agentexec_otel._model.event import ActivityEvent, Status
-from agentexec_otel._model.fold import STUB_TYPE, TICK, ActivityState, answer, fold, moment
+from agentexec_otel._model.fold import TICK, ActivityState, answer, fold
 from agentexec_otel._model.results import ExportResult
 
 
-class Line(NamedTuple):
+class LogRow(NamedTuple):
     """A log row without its id: every column by its name, the time in nanoseconds since the epoch."""
 
     activity_id: UUID
@@ -50,15 +50,6 @@ class Row(ActivityState):
         )  # fmt: skip
 
 
-def stub(row_id: UUID, agent_id: UUID, occurred_at_ns: int) -> Row:
-    """The row of an activity before its first event."""
-    created_at = moment(occurred_at_ns)
-    return Row(
-        agent_id, STUB_TYPE, created_at, Status.QUEUED, None, 0, 1,
-        None, None, None, None, None, None, None, None, None, None, None, None, row_id, created_at,
-    )  # fmt: skip
-
-
 def apply_events(
     rows: Mapping[UUID, Row],
     events: Sequence[ActivityEvent],
@@ -66,7 +57,7 @@ def apply_events(
     now: datetime,
     *,
     replay: bool = False,
-) -> tuple[list[Line], list[Row], list[ExportResult]]:
+) -> tuple[list[LogRow], list[Row], list[ExportResult]]:
     """Apply events in order.
 
     Args:
@@ -78,7 +69,7 @@ def apply_events(
     Returns:
         The logs to insert, the rows that changed (in the order of `rows`), and one answer per event.
     """
-    lines: list[Line] = []
+    logs: list[LogRow] = []
     results: list[ExportResult] = []
     touched: dict[int, Row] = {}
     # By their numbers, since UUIDs are slow to hash.
@@ -96,17 +87,17 @@ def apply_events(
             continue
         known[number] = verdict.late
         row.opened = row.opened or verdict.opens
-        lines.append(_line(row, event, verdict.late))
+        logs.append(_log_row(row, event, verdict.late))
         touched[id(row)] = row
     changed = [row for row in rows.values() if id(row) in touched]
     for row in changed:
         row.updated_at = max(now, row.updated_at + TICK)
-    return lines, changed, results
+    return logs, changed, results
 
 
-def _line(row: Row, event: ActivityEvent, late: bool) -> Line:
+def _log_row(row: Row, event: ActivityEvent, late: bool) -> LogRow:
     attempt = row.attempt if event.attempt is None else event.attempt
-    return Line(
+    return LogRow(
         row.id, event.message, row.status, event.percentage, event.occurred_at_ns, row.last_seq, event.event_id,
         attempt, late,
     )  # fmt: skip

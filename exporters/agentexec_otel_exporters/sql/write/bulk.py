@@ -16,9 +16,9 @@ from sqlalchemy import JSON, Boolean, Connection, String, Text, Uuid
 from agentexec_otel._config import CONF
 from agentexec_otel._model.fold import Lease, moment
 from agentexec_otel.activity.models import StatusText, UtcDateTime
-from agentexec_otel_exporters.sql.write.batch import Line, Row
+from agentexec_otel_exporters.sql.write.batch import LogRow, Row
 from agentexec_otel_exporters.sql.write.statements import (
-    INSERT_LINES,
+    INSERT_LOGS,
     INSERT_ROWS,
     INSERT_STUBS,
     LOCK,
@@ -26,7 +26,6 @@ from agentexec_otel_exporters.sql.write.statements import (
     Bind,
     Write,
     postgresql_text,
-    row_by_row,
     sqlite_text,
 )
 
@@ -41,10 +40,10 @@ def insert_stubs(connection: Connection, stubs: Sequence[Row]) -> None:
     _write(connection, INSERT_STUBS, _attributes(INSERT_STUBS, stubs))
 
 
-def insert_lines(connection: Connection, lines: Sequence[Line]) -> None:
+def insert_logs(connection: Connection, logs: Sequence[LogRow]) -> None:
     """Insert log rows."""
-    values = {f"new_{name}": list(map(itemgetter(at), lines)) for at, name in enumerate(INSERT_LINES.names)}
-    _write(connection, INSERT_LINES, values)
+    values = {f"new_{name}": list(map(itemgetter(at), logs)) for at, name in enumerate(INSERT_LOGS.names)}
+    _write(connection, INSERT_LOGS, values)
 
 
 def insert_rows(connection: Connection, new: Sequence[Row]) -> None:
@@ -96,15 +95,15 @@ def _write_any(connection: Connection, write: Write, values: _Values) -> None:
     common = {"lease_seconds": CONF.lease_seconds} if write.lease == "extend" else {}
     columns = [_each(given, _moment) if name.endswith("_at") else given for name, given in values.items()]
     rows = [dict(zip(values, row, strict=True)) | common for row in zip(*columns, strict=True)]
-    connection.execute(row_by_row(write, connection.dialect.name), rows)
+    connection.execute(write.row_by_row(connection.dialect.name), rows)
 
 
 # SQLAlchemy's work on each parameter is most of the cost of a batch, so two drivers get values as they store them.
-# Measured as whole transactions of `SQLExporter.export`, alternating with and without the path (empty `_WRITERS`);
-# `python -m benchmarks --only ingest` shows the same for bursts.
+# Ratios are alternating medians of whole `export()` calls, with and without the path (empty `_WRITERS`).
+# `python -m benchmarks --only ingest` shows those of bursts.
 
 
-# SQLite: 1.4x to 2.0x for 1 to 50 events, 2.0x to 2.9x for 500 and more.
+# SQLite, one tuple per row: 1.3x to 1.95x for 1 to 50 events, 1.2x to 2.9x (median about 2x) in bursts.
 def _write_sqlite(connection: Connection, write: Write, values: _Values) -> None:
     text, binds = sqlite_text(write)
     columns = [
@@ -114,7 +113,7 @@ def _write_sqlite(connection: Connection, write: Write, values: _Values) -> None
     connection.exec_driver_sql(text, list(zip(*columns, strict=False)))
 
 
-# PostgreSQL, one array per column: 1.1x to 2.1x for 1 to 50 events, 2.3x to 3.4x for 500 and more.
+# PostgreSQL, one array per column: 1.05x to 2.1x for 1 to 50 events, 1.9x to 3.4x for 500 and more.
 def _write_postgresql(connection: Connection, write: Write, values: _Values) -> None:
     text, binds = postgresql_text(write)
     parameters = {

@@ -1,4 +1,4 @@
-"""Many activities ended at once, each with one log. Opens and commits nothing."""
+"""Ends many activities at once, each with one log. Opens and commits no transaction."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _end_rows(connection: Connection, ids: Sequence[UUID], values: Mapping[str, 
             connection.execute(_BY_IDS, {"ids": [row_id], **values, "new_updated_at": updated_at + TICK})
 
 
-# -- logs, which the database makes by itself ---------------------------------------------------------------------
+# -- logs that the database makes ---------------------------------------------------------------------------------
 
 _FIRST_NUMBER: Final = 10_000  # so that all have five digits
 

@@ -1,9 +1,10 @@
-"""Which worker runs an activity, and which span it has. Opens and commits nothing."""
+"""Leases and spans of activities. Opens and commits no transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from typing import Final
+from operator import itemgetter
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, Float, bindparam, literal, or_, select, update
@@ -17,6 +18,8 @@ from agentexec_otel_exporters.sql.write.statements import ACTIVITY, database_now
 
 _NOW: Final = database_now(literal(0))
 _LEASE_END: Final = database_now(bindparam("lease_seconds", type_=Float))
+_SPAN: Final[dict[str, Any]] = {name: bindparam(f"new_{name}") for name in ("trace_id", "span_id", "sampled")}
+_UNCHANGED: Final[dict[str, Any]] = {"updated_at": ACTIVITY.c.updated_at}
 _ATTACH: Final = (
     update(ACTIVITY)
     .where(
@@ -24,41 +27,23 @@ _ATTACH: Final = (
         ACTIVITY.c.attempt == bindparam("of_attempt"),
         ACTIVITY.c.span_id.is_(None),
     )
-    .values(
-        trace_id=bindparam("new_trace_id"),
-        span_id=bindparam("new_span_id"),
-        sampled=bindparam("new_sampled"),
-        updated_at=ACTIVITY.c.updated_at,
-    )
+    .values(_SPAN | _UNCHANGED)
 )
 _DROP_SPAN: Final = (
     update(ACTIVITY)
     .where(ACTIVITY.c.id == bindparam("of_row"))
-    .values(
-        trace_context=bindparam("new_context"),
-        trace_id=None,
-        span_id=None,
-        sampled=None,
-        updated_at=ACTIVITY.c.updated_at,
-    )
+    .values(**_UNCHANGED, **dict.fromkeys(_SPAN), trace_context=bindparam("new_context"))
 )
 
 
 def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRef]]) -> set[UUID]:
     """Name spans on the rows of these attempts; see `ActivityStore.attach_spans`."""
-    connection.execute(
-        _ATTACH,
-        [
-            {
-                "of_agent": agent_id,
-                "of_attempt": attempt,
-                "new_trace_id": span.trace_id,
-                "new_span_id": span.span_id,
-                "new_sampled": span.sampled,
-            }
-            for agent_id, attempt, span in sorted(spans, key=lambda one: one[0])
-        ],
-    )
+    offers = [
+        {"of_agent": agent_id, "of_attempt": attempt, "new_trace_id": span.trace_id, "new_span_id": span.span_id,
+         "new_sampled": span.sampled}
+        for agent_id, attempt, span in sorted(spans, key=itemgetter(0))
+    ]  # fmt: skip
+    connection.execute(_ATTACH, offers)
     offered = {agent_id: span.span_id for agent_id, _, span in spans}
     named = connection.execute(
         select(ACTIVITY.c.agent_id, ACTIVITY.c.span_id).where(ACTIVITY.c.agent_id.in_(list(offered)))
@@ -80,9 +65,7 @@ def extend_leases(
         connection.execute(
             update(ACTIVITY)
             .where(ACTIVITY.c.agent_id.in_(locked))
-            .values(
-                worker_id=worker_id, heartbeat_at=_NOW, lease_expires_at=_LEASE_END, updated_at=ACTIVITY.c.updated_at
-            ),
+            .values(_UNCHANGED | {"worker_id": worker_id, "heartbeat_at": _NOW, "lease_expires_at": _LEASE_END}),
             {"lease_seconds": CONF.lease_seconds},
         )
     return load_activities(connection, agent_ids, history=False)
@@ -91,7 +74,7 @@ def extend_leases(
 def release(connection: Connection, worker_id: str, agent_ids: Sequence[UUID], spans: Set[str]) -> None:
     """Give up the leases of this worker, and the spans that end with it; see `ActivityStore.release`."""
     left = (ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.worker_id == worker_id)
-    connection.execute(update(ACTIVITY).where(*left).values(lease_expires_at=None, updated_at=ACTIVITY.c.updated_at))
+    connection.execute(update(ACTIVITY).where(*left).values(_UNCHANGED | {"lease_expires_at": None}))
     if not spans:
         return
     named = (ACTIVITY.c.id, ACTIVITY.c.trace_context, ACTIVITY.c.trace_id, ACTIVITY.c.span_id, ACTIVITY.c.sampled)

@@ -1,4 +1,4 @@
-"""Activities as their rows have them."""
+"""Loads activities from their rows."""
 
 from __future__ import annotations
 

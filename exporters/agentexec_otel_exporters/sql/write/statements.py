@@ -37,7 +37,7 @@ from sqlalchemy.types import TypeEngine
 
 from agentexec_otel._model.fold import Lease
 from agentexec_otel.activity.models import Activity, ActivityLog, UtcDateTime
-from agentexec_otel_exporters.sql.write.batch import Line
+from agentexec_otel_exporters.sql.write.batch import LogRow
 
 
 class _Now(FunctionElement[datetime]):
@@ -106,7 +106,7 @@ class Write:
 
     Attributes:
         how: Insert them, or only those whose ``agent_id`` is not there, or update what has their ``id``.
-        lease: What becomes of an activity's lease.
+        lease: What happens to an activity's lease.
     """
 
     table: Table
@@ -114,6 +114,7 @@ class Write:
     how: Literal["insert", "insert absent", "update"] = "insert"
     lease: Lease = "keep"
 
+    @cache  # noqa: B019  # of a few constants
     def row_by_row(self, dialect: str) -> UpdateBase:
         """The statement for one row, its values bound as ``new_…``."""
         values = {name: bindparam(f"new_{name}", type_=self.table.c[name].type) for name in self.names}
@@ -159,7 +160,7 @@ def _element(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return kind if isinstance(kind, Uuid | Integer | Boolean | UtcDateTime | JSON) else Text()
 
 
-INSERT_LINES: Final = Write(LOG, Line._fields)
+INSERT_LOGS: Final = Write(LOG, LogRow._fields)
 INSERT_STUBS: Final = Write(ACTIVITY, _STUB, "insert absent")
 INSERT_ROWS: Final = {
     lease: Write(ACTIVITY, tuple(one.name for one in ROW_COLUMNS), "insert", lease) for lease in _LEASES
@@ -167,7 +168,7 @@ INSERT_ROWS: Final = {
 UPDATE_ROWS: Final = {
     (what, lease): Write(ACTIVITY, names, "update", lease) for what, names in _UPDATED.items() for lease in _LEASES
 }
-"""What has changed, most often no more than the progress, and the lease."""
+"""By what has changed, which is most often only the progress, and by lease."""
 
 
 LOCK: Final = (
@@ -181,17 +182,11 @@ READ: Final = select(*ROW_COLUMNS).where(ACTIVITY.c.agent_id.in_(bindparam("agen
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """A parameter of a statement's text: the type of its column, or its value where it has always the same."""
+    """A parameter of a statement's text: the type of its column, or its value if that is constant."""
 
     name: str
     kind: type[TypeEngine[Any]] | None
     value: Any
-
-
-@cache
-def row_by_row(write: Write, dialect: str) -> UpdateBase:
-    """As `Write.row_by_row`."""
-    return write.row_by_row(dialect)
 
 
 @cache

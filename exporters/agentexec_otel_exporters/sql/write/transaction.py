@@ -1,4 +1,4 @@
-"""The transaction of a batch: lock the rows, apply the events, write logs and rows. Opens and commits nothing."""
+"""The transaction of a batch: lock the rows, apply the events, write logs and rows. Commits nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, delete, false, select, update
 
-from agentexec_otel._model.event import ActivityEvent, Status
-from agentexec_otel._model.fold import answer, fold, must_exist
+from agentexec_otel._model.event import ActivityEvent
+from agentexec_otel._model.fold import answer, fold, moment, must_exist
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import ExportResult, Reject
-from agentexec_otel_exporters.sql.write.batch import Row, apply_events, stub
-from agentexec_otel_exporters.sql.write.bulk import insert_lines, insert_rows, insert_stubs, lock_rows, update_rows
+from agentexec_otel_exporters.sql.write.batch import Row, apply_events
+from agentexec_otel_exporters.sql.write.bulk import insert_logs, insert_rows, insert_stubs, lock_rows, update_rows
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG
 
 _STORED: Final = select(LOG.c.event_id, LOG.c.late).where(LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
@@ -66,10 +66,10 @@ def _store(connection: Connection, events: Sequence[ActivityEvent], *, replay: b
             insert_stubs(connection, list(absent.values()))
             rows = lock_rows(connection, agent_ids)
     stored = _stored(connection, events) if replay else dict[UUID, bool]()
-    lines, changed, results = apply_events(rows | fresh, events, stored, datetime.now(UTC), replay=replay)
-    if lines:
+    logs, changed, results = apply_events(rows | fresh, events, stored, datetime.now(UTC), replay=replay)
+    if logs:
         insert_rows(connection, [row for row in changed if row.agent_id in fresh])
-        insert_lines(connection, lines)
+        insert_logs(connection, logs)
         update_rows(connection, [row for row in changed if row.agent_id not in fresh])
     return results if replay else _without_duplicates(connection, rows, events, results)
 
@@ -110,26 +110,16 @@ def _withdraw(connection: Connection, events: Sequence[ActivityEvent]) -> list[E
     return results
 
 
-def canceled(event: ActivityEvent) -> ActivityEvent:
-    """In place of a withdrawal: the end of an activity whose producer was told that it is not stored."""
-    return ActivityEvent(
-        event_id=uuid7(),
-        agent_id=event.agent_id,
-        status=Status.CANCELED,
-        message="Given up: stored too late.",
-        percentage=None,
-        occurred_at_ns=event.occurred_at_ns,
-        attempt=1,
-        expects_row=True,
-    )
-
-
 def _stubs(events: Iterable[ActivityEvent]) -> dict[UUID, Row]:
     """A new row for each activity, in the order of ``agent_id``, before anything was applied to it."""
     first: dict[UUID, ActivityEvent] = {}
     for event in events:
         first.setdefault(event.agent_id, event)
-    return {agent_id: stub(uuid7(), agent_id, first[agent_id].occurred_at_ns) for agent_id in _sorted(first)}
+    stubs: dict[UUID, Row] = {}
+    for agent_id in _sorted(first):
+        occurred_at_ns = first[agent_id].occurred_at_ns
+        stubs[agent_id] = Row.unopened(agent_id, occurred_at_ns, uuid7(), moment(occurred_at_ns))
+    return stubs
 
 
 def _sorted(ids: Iterable[UUID]) -> list[UUID]:
