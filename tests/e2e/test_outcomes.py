@@ -16,8 +16,8 @@ import pytest
 
 from tests.e2e.outcome_scenarios import LIBRARIES, OTHERS, OURS, SCENARIOS, Scenario, installed
 
-# Six processes that import several tracing libraries, once for all tests.
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("outcomes")]
+# Several processes that import several tracing libraries, once for all tests.
+pytestmark = [pytest.mark.timeout(600)]
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "outcomes.md"
 TITLES = {"openinference": "OpenInference", "logfire": "Logfire", "official": "OpenTelemetry GenAI"}

@@ -44,7 +44,7 @@ async def main():
 asyncio.run(main())
 """
 
-pytestmark = [pytest.mark.one_python, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.one_python, pytest.mark.chaos, pytest.mark.timeout(180)]
 
 
 class System:

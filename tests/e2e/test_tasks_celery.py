@@ -37,7 +37,7 @@ celery_signals: Any = signals_of_celery
 ROOT = Path(__file__).parents[2]
 
 
-pytestmark = [pytest.mark.one_python, pytest.mark.xdist_group("celery")]  # one worker for many tests
+pytestmark = [pytest.mark.one_python, pytest.mark.chaos]
 
 
 class Worker:

@@ -16,8 +16,6 @@ from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import life, names_in_metadata
 
-pytestmark = pytest.mark.xdist_group("prefix")  # one process for all
-
 PREFIX = "my_application_0123456789_0123456789_012"
 
 
