@@ -49,6 +49,7 @@ def start(folder: Path, code: str, *command: str, **environment: str) -> subproc
         text=True,
         timeout=100,
         check=False,
+        cwd=folder,
         env={**os.environ, "OPENAI_API_KEY": "", "XDG_STATE_HOME": str(folder / "state"), **environment},
     )
 
@@ -147,8 +148,10 @@ from opentelemetry.instrumentation.genai.openai_agents import OpenAIAgentsInstru
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
+out = open("spans.jsonl", "w", buffering=1)  # Not stdout: `print` writes in two parts, and a span can come between.
+exporter = ConsoleSpanExporter(out=out, formatter=lambda span: span.to_json(indent=None) + "\\n")
 trace.set_tracer_provider(TracerProvider())
-trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
 OpenAIAgentsInstrumentor().instrument()
 """
     done = start(
@@ -161,8 +164,7 @@ OpenAIAgentsInstrumentor().instrument()
         **settings,
     )
     assert done.returncode == 0, done.stderr
-    texts = re.findall(r"^\{$.*?^\}$", done.stdout, re.MULTILINE | re.DOTALL)
-    told = {span["name"]: json.dumps(span) for span in map(json.loads, texts)}
+    told = {json.loads(line)["name"]: line for line in (tmp_path / "spans.jsonl").read_text().splitlines()}
     assert ("facts about tea" in told["execute_tool look_up"]) is captured
     assert "facts about tea" not in told["Researcher"]
     assert "facts about tea" not in " ".join(line.message for line in stored(url).logs)
