@@ -185,7 +185,9 @@ class Mirror:
 
     def drain(self, timeout: float) -> bool:
         """Wait until what was given so far is done, `timeout` seconds at most. True if it is."""
-        if self._thread is None:
+        with self._starting:  # A thread that is just being started may have taken a job already.
+            started = self._thread is not None
+        if not started:
             self._do_all()
             return True
         done = threading.Event()
