@@ -17,7 +17,10 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel.activity.schemas import ActivityDetailSchema
+from tests.chaos.processes import environment_with
+from tests.e2e import agent_script
 from tests.e2e.collector import Collector, collecting
+from tests.e2e.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,17 +43,21 @@ INSTRUMENTED = f"import agentexec_otel as ax\nax.AgentExecInstrumentor().instrum
 
 
 def start(folder: Path, code: str, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the code as a file, with these environment variables."""
+    """Run the code as a file, with these environment variables: by the command, or as `python` does."""
     app = folder / "app.py"
     app.write_text(code, encoding="utf-8")
+    environment = {"OPENAI_API_KEY": "", "XDG_STATE_HOME": str(folder / "state"), **environment}
+    if not command:
+        out, err = folder / "stdout.txt", folder / "stderr.txt"
+        exit_code = Forked(agent_script, environment_with(environment), out, err, str(app)).wait(100)
+        return subprocess.CompletedProcess([str(app)], exit_code, out.read_text(), err.read_text())
     return subprocess.run(
-        [*command, sys.executable, str(app)] if command else [sys.executable, str(app)],
+        [*command, sys.executable, str(app)],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
-        cwd=folder,
-        env={**os.environ, "OPENAI_API_KEY": "", "XDG_STATE_HOME": str(folder / "state"), **environment},
+        env={**os.environ, **environment},
     )
 
 

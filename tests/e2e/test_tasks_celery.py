@@ -133,11 +133,11 @@ def redis() -> None:
     need("redis")
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=["postgres"])
 def shared(
     request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
-    """A database for all tests of this module: a worker takes seconds to start."""
+    """A database for many tests, as a worker takes seconds to start. SQLite is for those with other pools."""
     with open_database(request.param, servers, tmp_path_factory.mktemp(request.param)) as opened:
         ax.Base.metadata.create_all(opened.engine)
         yield opened
