@@ -27,6 +27,7 @@ from agentexec_otel.export import (
     ActivityExporter,
     ActivityProcessor,
     ActivityStore,
+    EndedActivity,
     Ending,
     ExportError,
     ExportResult,
@@ -34,6 +35,7 @@ from agentexec_otel.export import (
     Opening,
     Outcome,
     PoisonExportError,
+    Refusal,
     Reject,
     Retry,
     SessionStore,
@@ -198,6 +200,8 @@ def plug_in(url: str) -> None:
     processor = ActivityProcessor(exporters[0], max_batch_size=10)
     assert_type(processor.shutdown(1.0), bool)
     assert_type(Ending(Status.CANCELED, "text", Outcome()).status, Status)
+    assert_type(EndedActivity(UUID(int=1), 1, UUID(int=2), 0).attempt, int)
+    assert_type(Reject("taken", refusal=Refusal.EXISTS).refusal, Refusal | None)
     assert_type(
         StoredActivity(UUID(int=1), Opening("task"), Status.QUEUED, 1, 0, None).history, tuple[ActivityEvent, ...]
     )
