@@ -164,8 +164,8 @@ def reset_runtime() -> None:
     """Stop the process-wide runtime and restore the settings; does nothing where a test has imported neither."""
     if runtime := sys.modules.get("agentexec_otel._runtime.process"):
         runtime.reset_for_tests()
-    if config := sys.modules.get("agentexec_otel._config"):
-        restore(config.CONF)
+    if package := sys.modules.get("agentexec_otel"):
+        restore(package.CONF)
 
 
 def restore(conf: BaseSettings) -> None:

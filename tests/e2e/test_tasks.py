@@ -36,14 +36,14 @@ from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
 from taskiq.utils import maybe_awaitable
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Outcome, Status
 from agentexec_otel._runtime import process
-from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import ActivityProcessor
+from agentexec_otel.activity.models import Activity, Status
+from agentexec_otel.export import ActivityProcessor, Outcome
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
 from tests.brokers import REDIS, need
 from tests.chaos.proxy import Proxy
+from tests.conftest import reset_runtime
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, gap_free, lines, row, store
 
@@ -1170,5 +1170,5 @@ async def test_watching_holds_nothing_up(
     ax.configure("postgresql+psycopg://nobody@127.0.0.1:1/none")
     caplog.set_level(logging.CRITICAL, "agentexec_otel")
     assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3
-    process.reset_for_tests()
+    reset_runtime()
     assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3

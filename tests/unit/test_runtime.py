@@ -17,9 +17,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._errors import TransientExportError
-from agentexec_otel._model.event import Status
-from agentexec_otel.export import ActivityEvent, ExportResult
+from agentexec_otel.activity.models import Status
+from agentexec_otel.export import ActivityEvent, ExportResult, TransientExportError
 from agentexec_otel.testing import InMemoryActivityExporter
 from tests.sql.recorder import Recorder
 
