@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from typing import Any
 
 PRELOADED = (
     "agentexec_otel.cli._app",
@@ -32,8 +33,6 @@ def start(what: str, *arguments: str) -> None:
         sys.argv = ["agentexec-otel", *arguments]
         main()
         return
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(CLIENT.format(body=arguments[0].strip().replace("\n", "\n        ")), names)
-    run: object = names["main"]
-    assert callable(run)
-    asyncio.run(run())
+    asyncio.run(names["main"]())
