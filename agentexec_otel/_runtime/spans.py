@@ -185,9 +185,7 @@ class Mirror:
 
     def drain(self, timeout: float) -> bool:
         """Wait until what was given so far is done, `timeout` seconds at most. True if it is."""
-        with self._starting:  # A thread that is just being started may have taken a job already.
-            started = self._thread is not None
-        if not started:
+        if self._thread is None:
             self._do_all()
             return True
         done = threading.Event()
