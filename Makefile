@@ -11,7 +11,7 @@ STAMP := $(VENV)/.ready
 CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 # As many test processes as the machine has processors, up to four: most tests wait for a database or a process.
-PARALLEL := -n logical --maxprocesses 4 --dist loadgroup
+PARALLEL := -n logical --maxprocesses 4
 VERSION := import platform, sys; print(platform.python_version(), sys.implementation.cache_tag)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -61,8 +61,9 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	@$(PY) -m ruff check --quiet --fix-only .
 	@$(PY) -m ruff format .
 
-check: $(STAMP)  ## lint, formatting and types, as CI checks them
+check: $(STAMP)  ## lint, formatting, types and the subjects of commits, as CI checks them
 	@echo "Checking with ruff, mypy and pyright ..."
+	@.ci/commit-subjects
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy

@@ -14,8 +14,58 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic_settings import BaseSettings
+from xdist.remote import Producer  # pyright: ignore[reportMissingTypeStubs]
+from xdist.scheduler import LoadScopeScheduling, Scheduling  # pyright: ignore[reportMissingTypeStubs]
 
 from tests.databases import KINDS, Database, Servers, open_database
+
+CHAOS = Path(__file__).parent / "chaos"
+# One process runs all tests of these modules: what they share takes seconds to start.
+UNDIVIDED = frozenset(
+    {
+        "tests/docs/test_docs_blocks.py",
+        "tests/e2e/test_demo.py",
+        "tests/e2e/test_outcomes.py",
+        "tests/e2e/test_tasks_celery.py",
+        "tests/sql/test_prefix.py",
+        "tests/unit/test_packaging.py",
+    }
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Tests that race real servers or kill processes may fail on a busy machine; no other test is ever run again."""
+    parser.addoption(
+        "--chaos-reruns",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run a failing test marked chaos up to N more times",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is in `tests/chaos`, and let tests marked `chaos` run again as often as asked for."""
+    reruns = config.getoption("--chaos-reruns")
+    for item in items:
+        if CHAOS in item.path.parents:
+            item.add_marker(pytest.mark.chaos)
+        if reruns and item.get_closest_marker("chaos"):
+            item.add_marker(pytest.mark.flaky(reruns=reruns, reruns_delay=1))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Keep modules in one piece. (`xdist_group` does not: pytest-xdist 3.8 cannot mark tests of pytest 9.2.)"""
+    return ByModule(config, log)
+
+
+class ByModule(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+    """Hands out single tests, but for the modules that are undivided."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return module if module in UNDIVIDED else nodeid
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -114,8 +164,8 @@ def reset_runtime() -> None:
     """Stop the process-wide runtime and restore the settings; does nothing where a test has imported neither."""
     if runtime := sys.modules.get("agentexec_otel._runtime.process"):
         runtime.reset_for_tests()
-    if config := sys.modules.get("agentexec_otel._config"):
-        restore(config.CONF)
+    if package := sys.modules.get("agentexec_otel"):
+        restore(package.CONF)
 
 
 def restore(conf: BaseSettings) -> None:

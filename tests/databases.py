@@ -83,6 +83,7 @@ class Server:
         with own.connect() as connection:
             connection.execute(text("DROP SCHEMA public CASCADE"))
             connection.execute(text("CREATE SCHEMA public"))
+            connection.execute(text("GRANT USAGE ON SCHEMA public TO PUBLIC"))  # As in a new database.
 
     def drop(self) -> None:
         with self._admin.connect() as connection:

@@ -563,15 +563,19 @@ class Runtime:
         return all(done)
 
     def shutdown(self, timeout: float) -> bool:
-        """As `stop`, and release the activities that run here."""
-        left = _countdown(timeout)
+        """As `stop`, and release the activities that run here.
+
+        A tenth of the time is kept for ending spans: if the writer needs it all, a process that exits would lose them.
+        """
+        for_spans = timeout / 10
+        left = _countdown(timeout - for_spans)
         if self._liveness is not None and self._primary.running and self._primary.last_error is None:
             with suppress(TimeoutError, ExportError):
                 if self._primary.force_flush(timeout / 2):  # An event that came behind would take its lease again.
                     self._primary.call(self._liveness.release, timeout / 4)
         done = self.stop(left())
         self._following.end_spans()
-        self._following.mirror.stop(left())
+        self._following.mirror.stop(left() + for_spans)
         return done
 
     def take_over(self, previous: Runtime) -> None:

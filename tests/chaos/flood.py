@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import agentexec_otel as ax
-from agentexec_otel._errors import TransientExportError
-from agentexec_otel._model.event import ActivityEvent
-from agentexec_otel.export import ExportResult
+from agentexec_otel.export import ActivityEvent, ExportResult, TransientExportError
 from agentexec_otel.testing import InMemoryActivityExporter
 from tests.chaos.law import settled
 from tests.chaos.producer import say

@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 class Zygote:
     """Starts programs by forking a process that has imported everything; see `tests.chaos.zygote`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *preloaded: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chaos.zygote"],
+            [sys.executable, "-m", "tests.chaos.zygote", *preloaded],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -60,9 +60,9 @@ class Zygote:
 
 
 @cache
-def zygote() -> Zygote:
-    """The one of this test run, started at its first use."""
-    started = Zygote()
+def zygote(*preloaded: str) -> Zygote:
+    """The one of this test run that has imported these modules as well, started at its first use."""
+    started = Zygote(*preloaded)
     atexit.register(started.close)
     return started
 

@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from agentexec_otel._model.event import ActivityEvent, Opening, Status
 from agentexec_otel._model.ids import uuid7
-from agentexec_otel.export import Ack
+from agentexec_otel.activity.models import Status
+from agentexec_otel.export import Ack, ActivityEvent, Opening
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.chaos.conftest import SERVERS
 from tests.chaos.journal import history

@@ -14,10 +14,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel.activity.models import ActivityLog, Status
-from agentexec_otel.export import Ack, ActivityProcessor
+from agentexec_otel.export import Ack, ActivityEvent, ActivityProcessor
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.chaos.conftest import MARIADB_FIRST, SERVERS
 from tests.chaos.journal import compare, history

@@ -12,10 +12,8 @@ from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._errors import TransientExportError
-from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
-from agentexec_otel.export import ExportResult
+from agentexec_otel.export import ActivityEvent, ExportResult, TransientExportError
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.chaos.journal import history
 from tests.chaos.law import settled

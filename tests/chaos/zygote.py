@@ -1,6 +1,7 @@
 """A process that has imported everything and forks on request, since importing takes longer than most tests.
 
-It reads one JSON object a line, and prints `PID` for each, later `PID CODE` when that one has ended.
+Its arguments are more modules to import. It reads one JSON object a line, and prints `PID` for each, later `PID CODE`
+when that one has ended.
 """
 
 import importlib
@@ -62,6 +63,8 @@ def become(request: dict[str, Any]) -> None:
         opened = os.open(path, flags, 0o600)
         os.dup2(opened, number)
         os.close(opened)
+    if request.get("session"):
+        os.setsid()
     os.environ.clear()
     os.environ.update(request["environment"])
     settings = ax.Settings()  # type: ignore[call-arg]
@@ -79,6 +82,6 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    for name in PRELOADED:
+    for name in (*PRELOADED, *sys.argv[1:]):
         importlib.import_module(name)
     serve()

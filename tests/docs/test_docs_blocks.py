@@ -19,8 +19,6 @@ from agentexec_otel._config import Settings
 from tests.docs import page as activity_page
 from tests.docs.blocks import ROOT, Block, blocks_of, pages
 
-pytestmark = pytest.mark.xdist_group("blocks")  # one server for all pages
-
 PAGES = pages()
 # The blocks of the activity page are run one by one, by test_page_*.py.
 SCRIPTS = [

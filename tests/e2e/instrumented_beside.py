@@ -1,14 +1,13 @@
 """Ours beside other tracing libraries, instrumented in every order.
 
-``python -m tests.e2e.instrumented_beside LIBRARY...`` prints JSON: what is wrong, by order. A process of its own, since
-libraries patch the SDK and some cannot be taken off again.
+`start` prints JSON: what is wrong, by order. A process of its own, since libraries patch the SDK and some cannot be
+taken off again.
 """
 
 import asyncio
 import itertools
 import json
 import logging
-import sys
 import tempfile
 import warnings
 from importlib import import_module
@@ -29,6 +28,7 @@ import agentexec_otel as ax
 from agentexec_otel.activity.schemas import ActivityDetailSchema
 from tests.e2e.scripted import agent, call, say
 
+PRELOADED = ("agents", "agents.testing", "opentelemetry.sdk.trace.export", "sqlalchemy.orm")
 OURS = "ours"
 EXPECTED = [("Bad", "ERROR"), ("Plain", "COMPLETE"), ("Streamed", "COMPLETE"), ("Traced", "COMPLETE")]
 
@@ -110,7 +110,7 @@ def _wrong(found: list[ActivityDetailSchema], spans: InMemorySpanExporter) -> li
     return wrong
 
 
-def main(others: list[str]) -> None:
+def start(*others: str) -> None:
     """Instrument, play, uninstrument and play again, in every order."""
     warnings.simplefilter("ignore")
     logging.getLogger("opentelemetry.instrumentation.instrumentor").setLevel(logging.ERROR)  # "already instrumented"
@@ -145,7 +145,3 @@ def main(others: list[str]) -> None:
         ax.shutdown()
         engine.dispose()
     print(json.dumps(verdicts))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

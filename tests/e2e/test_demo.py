@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("demo")  # one run for all
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -20,7 +20,7 @@ import redis
 from fastapi.testclient import TestClient
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
+from agentexec_otel.activity.models import Status
 from tests.brokers import REDIS, need
 from tests.databases import Database
 from tests.docs.blocks import ROOT

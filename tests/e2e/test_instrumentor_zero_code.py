@@ -17,7 +17,10 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel.activity.schemas import ActivityDetailSchema
+from tests.chaos.processes import environment_with
+from tests.e2e import agent_script
 from tests.e2e.collector import Collector, collecting
+from tests.e2e.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,16 +43,21 @@ INSTRUMENTED = f"import agentexec_otel as ax\nax.AgentExecInstrumentor().instrum
 
 
 def start(folder: Path, code: str, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the code as a file, with these environment variables."""
+    """Run the code as a file, with these environment variables: by the command, or as `python` does."""
     app = folder / "app.py"
     app.write_text(code, encoding="utf-8")
+    environment = {"OPENAI_API_KEY": "", "XDG_STATE_HOME": str(folder / "state"), **environment}
+    if not command:
+        out, err = folder / "stdout.txt", folder / "stderr.txt"
+        exit_code = Forked(agent_script, environment_with(environment), out, err, str(app)).wait(100)
+        return subprocess.CompletedProcess([str(app)], exit_code, out.read_text(), err.read_text())
     return subprocess.run(
-        [*command, sys.executable, str(app)] if command else [sys.executable, str(app)],
+        [*command, sys.executable, str(app)],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
-        env={**os.environ, "OPENAI_API_KEY": "", "XDG_STATE_HOME": str(folder / "state"), **environment},
+        env={**os.environ, **environment},
     )
 
 
@@ -147,8 +155,10 @@ from opentelemetry.instrumentation.genai.openai_agents import OpenAIAgentsInstru
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
+out = open("spans.jsonl", "w", buffering=1)  # Not stdout: `print` writes in two parts, and a span can come between.
+exporter = ConsoleSpanExporter(out=out, formatter=lambda span: span.to_json(indent=None) + "\\n")
 trace.set_tracer_provider(TracerProvider())
-trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter()))
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
 OpenAIAgentsInstrumentor().instrument()
 """
     done = start(
@@ -161,8 +171,7 @@ OpenAIAgentsInstrumentor().instrument()
         **settings,
     )
     assert done.returncode == 0, done.stderr
-    texts = re.findall(r"^\{$.*?^\}$", done.stdout, re.MULTILINE | re.DOTALL)
-    told = {span["name"]: json.dumps(span) for span in map(json.loads, texts)}
+    told = {json.loads(line)["name"]: line for line in (tmp_path / "spans.jsonl").read_text().splitlines()}
     assert ("facts about tea" in told["execute_tool look_up"]) is captured
     assert "facts about tea" not in told["Researcher"]
     assert "facts about tea" not in " ".join(line.message for line in stored(url).logs)

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import pytest
 
 from tests.e2e.outcome_scenarios import LIBRARIES, OTHERS, OURS, SCENARIOS, Scenario, installed
 
-# Six processes that import several tracing libraries, once for all tests.
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("outcomes")]
+# All is played once, before the first test.
+pytestmark = pytest.mark.timeout(600)
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "outcomes.md"
 TITLES = {"openinference": "OpenInference", "logfire": "Logfire", "official": "OpenTelemetry GenAI"}
@@ -59,26 +58,20 @@ for `trace()`: there is no trace then, and each of its two runs is an activity.
 """
 
 
-def play(library: str) -> Verdicts:
-    """Play all scenarios in a process of their own."""
+@pytest.fixture(scope="module")
+def played() -> dict[str, Verdicts]:
+    """What each installed library says; a fork of one process per library."""
+    present = [library for library in LIBRARIES if installed(library) is not None]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.e2e.outcome_scenarios", library],
+        [sys.executable, "-m", "tests.e2e.outcome_scenarios", *present],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2_000:]
-    verdicts: Verdicts = json.loads(done.stdout)
+    verdicts: dict[str, Verdicts] = json.loads(done.stdout)
     return verdicts
-
-
-@pytest.fixture(scope="module")
-def played() -> dict[str, Verdicts]:
-    """What each installed library says."""
-    present = [library for library in LIBRARIES if installed(library) is not None]
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(present, pool.map(play, present), strict=True))
 
 
 @pytest.mark.parametrize("library", OURS)

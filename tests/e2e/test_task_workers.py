@@ -29,22 +29,11 @@ from tests.brokers import URLS, need, results_for
 from tests.chaos.processes import environment_with
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
+from tests.e2e import task_process
+from tests.e2e.forked import Forked
 from tests.sql.rows import eventually, lines, row
 
-CLIENT = """
-import asyncio, sys
-import agentexec_otel as ax
-from opentelemetry import trace
-from tests.e2e.task_app import Job, pool, provider
-
-async def main():
-    async with pool:
-        {body}
-
-asyncio.run(main())
-"""
-
-pytestmark = [pytest.mark.one_python, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.one_python, pytest.mark.chaos, pytest.mark.timeout(180)]
 
 
 class System:
@@ -65,36 +54,25 @@ class System:
                 **settings,
             }
         )
-        self.started: list[subprocess.Popen[bytes]] = []
+        self.started: list[Forked | subprocess.Popen[bytes]] = []
+        self.clients = 0
 
-    def workers(self, number: int) -> subprocess.Popen[bytes]:
+    def workers(self, number: int) -> Forked:
         """Start that many, through the command."""
-        command = [sys.executable, "-c", "from agentexec_otel.cli import main; main()"]
-        with (self.folder / "worker.log").open("ab") as log:
-            started = subprocess.Popen(
-                [*command, "worker", "tests.e2e.task_app:pool", "--workers", str(number)],
-                env=self.environment,
-                stderr=log,
-                stdout=log,
-                start_new_session=True,
-            )
+        log = self.folder / "worker.log"
+        command = ["command", "worker", "tests.e2e.task_app:pool", "--workers", str(number)]
+        started = Forked(task_process, self.environment, log, log, *command)
         self.started.append(started)
         return started
 
     def client(self, body: str) -> list[str]:
         """Run statements in another process, within `async with pool`; what they print, line by line."""
-        script = CLIENT.format(body=body.strip().replace("\n", "\n        "))
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        return done.stdout.splitlines()
+        self.clients += 1
+        out, err = (self.folder / f"client{self.clients}.{name}" for name in ("out", "err"))
+        code = Forked(task_process, self.environment, out, err, "client", body).wait(120)
+        assert code == 0, err.read_text()
+        assert err.read_text() == ""
+        return out.read_text().splitlines()
 
     def starts(self) -> Counter[UUID]:
         """How often each task was started."""

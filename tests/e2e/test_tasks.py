@@ -36,14 +36,13 @@ from taskiq.middlewares.opentelemetry_middleware import OpenTelemetryMiddleware
 from taskiq.utils import maybe_awaitable
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Outcome, Status
-from agentexec_otel._runtime import process
-from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import ActivityProcessor
+from agentexec_otel.activity.models import Activity, Status
+from agentexec_otel.export import ActivityProcessor, Outcome
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
 from tests.brokers import REDIS, need
 from tests.chaos.proxy import Proxy
+from tests.conftest import reset_runtime
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, gap_free, lines, row, store
 
@@ -71,6 +70,7 @@ class Works:
         self.pool = pool
         self.ran: list[str] = []
         self.begun = asyncio.Event()
+        self.current: ax.activity.ActivityRun | None = None
         pool.task("research")(self.research)
         pool.task("fail")(self.fail)
         pool.task("in a thread")(self.in_a_thread)
@@ -80,6 +80,7 @@ class Works:
         current = ax.activity.current()
         assert current is not None
         assert current.agent_id == agent_id
+        self.current = current
         ax.activity.update(agent_id, f"Reading about {context.company}", 50)
         self.begun.set()
         await asyncio.sleep(context.seconds)
@@ -237,10 +238,8 @@ async def test_who_cancels_is_first(works: Works, database: Database, monkeypatc
     monkeypatch.setattr(ActivityProcessor, "submit", slowly)
     task = await ax.enqueue("research", Order(company="Acme", seconds=60))
     await works.begun.wait()
-    current = process.active().known(task.agent_id)
-    assert current is not None
-    assert isinstance(current.owner, ax.activity.ActivityRun)
-    current.owner.record_usage(1, 1, 1)
+    assert works.current is not None
+    works.current.record_usage(1, 1, 1)
     assert await asyncio.to_thread(ax.activity.cancel, task.agent_id, "By the user.")
     await asyncio.wait_for(works.pool.shutdown(20), 10)
     assert told(database, task.agent_id)[-1] == ("CANCELED", "By the user.")
@@ -1170,5 +1169,5 @@ async def test_watching_holds_nothing_up(
     ax.configure("postgresql+psycopg://nobody@127.0.0.1:1/none")
     caplog.set_level(logging.CRITICAL, "agentexec_otel")
     assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3
-    process.reset_for_tests()
+    reset_runtime()
     assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3

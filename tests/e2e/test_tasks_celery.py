@@ -37,7 +37,7 @@ celery_signals: Any = signals_of_celery
 ROOT = Path(__file__).parents[2]
 
 
-pytestmark = [pytest.mark.one_python, pytest.mark.xdist_group("celery")]  # one worker for many tests
+pytestmark = [pytest.mark.one_python, pytest.mark.chaos]
 
 
 class Worker:
@@ -133,11 +133,11 @@ def redis() -> None:
     need("redis")
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=["postgres"])
 def shared(
     request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
-    """A database for all tests of this module: a worker takes seconds to start."""
+    """A database for many tests, as a worker takes seconds to start. SQLite is for those with other pools."""
     with open_database(request.param, servers, tmp_path_factory.mktemp(request.param)) as opened:
         ax.Base.metadata.create_all(opened.engine)
         yield opened

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
+from agentexec_otel.activity.models import Status
 from tests.databases import Database
 from tests.sql import remote
 from tests.sql.processes import Peer, shared_peers

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from threading import Event
 from typing import Any
 
-from agentexec_otel._model.event import ActivityEvent
-from agentexec_otel.export import Ack, ExportResult
+from agentexec_otel.export import Ack, ActivityEvent, ExportResult
 
 
 class Recorder:

@@ -8,10 +8,9 @@ from uuid import UUID, uuid4
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from agentexec_otel._model.event import ActivityEvent, Opening, Status
 from agentexec_otel._model.ids import uuid7
-from agentexec_otel.activity.models import Activity, ActivityLog
-from agentexec_otel.export import ExportResult, StoredActivity
+from agentexec_otel.activity.models import Activity, ActivityLog, Status
+from agentexec_otel.export import ActivityEvent, ExportResult, Opening, StoredActivity
 from agentexec_otel_exporters.sql import SQLExporter
 
 

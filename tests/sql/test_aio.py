@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
 from agentexec_otel.activity import aio
+from agentexec_otel.activity.models import Status
 from tests.databases import Database
 from tests.sql.rows import BusyExporter, lines, row
 

@@ -5,9 +5,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import Ack
+from agentexec_otel.activity.models import Activity, Status
+from agentexec_otel.export import Ack, ActivityEvent, Opening, Outcome, SpanRef
 from agentexec_otel_exporters.sql import SQLExporter
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, UPDATE_ROWS, sqlite_text
 from tests.databases import Database

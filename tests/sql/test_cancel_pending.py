@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
+from agentexec_otel.activity.models import Status
 from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import cancel_pending_together, configure, stop

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
 from agentexec_otel._model.text import clean_message
+from agentexec_otel.activity.models import Status
 from tests.databases import Database
 from tests.sql.rows import count_rows, lines, row
 

@@ -12,17 +12,21 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import TERMINAL, ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.event import TERMINAL
 from agentexec_otel._model.fold import nanoseconds
-from agentexec_otel.activity.models import Activity
+from agentexec_otel.activity.models import Activity, Status
 from agentexec_otel.export import (
     Ack,
+    ActivityEvent,
     ActivityStore,
     Ending,
     ExportResult,
+    Opening,
+    Outcome,
     Refusal,
     Reject,
     SessionStore,
+    SpanRef,
 )
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database

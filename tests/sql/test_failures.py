@@ -19,10 +19,15 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 import agentexec_otel as ax
-from agentexec_otel._errors import MisconfiguredExportError, PoisonExportError, TransientExportError
-from agentexec_otel._model.event import Outcome, Status
-from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import ActivityProcessor, _delivery
+from agentexec_otel.activity.models import Activity, Status
+from agentexec_otel.export import (
+    ActivityProcessor,
+    MisconfiguredExportError,
+    Outcome,
+    PoisonExportError,
+    TransientExportError,
+    _delivery,
+)
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, eventually, gap_free, lines, opening, row

@@ -7,8 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
-from agentexec_otel.activity.models import Activity, ActivityLog
+from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import configure, end_each, stop, update_many

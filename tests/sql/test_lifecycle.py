@@ -17,8 +17,7 @@ from sqlalchemy.event import listen
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
-from agentexec_otel.activity.models import Activity, ActivityLog
+from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel.export import StoredActivity
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import SpanRef
+from agentexec_otel.export import SpanRef
 from tests.databases import Database
 from tests.sql.rows import event, lines, row, store
 

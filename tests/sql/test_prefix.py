@@ -11,12 +11,10 @@ from sqlalchemy import Engine, inspect
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
+from agentexec_otel.activity.models import Status
 from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import life, names_in_metadata
-
-pytestmark = pytest.mark.xdist_group("prefix")  # one process for all
 
 PREFIX = "my_application_0123456789_0123456789_012"
 

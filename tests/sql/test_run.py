@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
+from agentexec_otel.activity.models import Status
 from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import call, configure, stop

@@ -12,8 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
-from agentexec_otel.activity.models import Activity
+from agentexec_otel.activity.models import Activity, Status
 from tests.databases import Database
 from tests.sql.rows import BusyExporter, count_rows, eventually, gap_free, lines, row
 

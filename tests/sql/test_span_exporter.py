@@ -16,8 +16,9 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Opening, Status
 from agentexec_otel._model.mapping import log_attributes, opening_attributes
+from agentexec_otel.activity.models import Status
+from agentexec_otel.export import Opening
 from agentexec_otel.testing import InMemoryActivityExporter
 from agentexec_otel_exporters.sql import SQLSpanExporter
 from tests.databases import Database

@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import SpanRef, Status
 from agentexec_otel._runtime.live import MAX_KNOWN, LiveActivities
-from agentexec_otel.export import ActivityStore, EndedActivity, Ending, StoredActivity
+from agentexec_otel.activity.models import Status
+from agentexec_otel.export import ActivityStore, EndedActivity, Ending, SpanRef, StoredActivity
 from tests.databases import Database
 from tests.sql.recorder import Recorder
 from tests.sql.rows import row, stored_activity

@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import make_url, text
 
-from agentexec_otel._model.event import Opening, Status
-from agentexec_otel.export import Ack
+from agentexec_otel.activity.models import Status
+from agentexec_otel.export import Ack, Opening
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, lines, opening, row

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from agentexec_otel._model.event import Status
+from agentexec_otel.activity.models import Status
 from agentexec_otel.export._backlog import Backlog
 from agentexec_otel.export._delivery import Entry
 from agentexec_otel.export.spool import Spool

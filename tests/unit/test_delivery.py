@@ -9,9 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentexec_otel._errors import ExportError, MisconfiguredExportError, PoisonExportError, TransientExportError
-from agentexec_otel._model.event import ActivityEvent, Status
-from agentexec_otel.export import Ack, ExportResult, Reject, Retry
+from agentexec_otel.activity.models import Status
+from agentexec_otel.export import (
+    Ack,
+    ActivityEvent,
+    ExportError,
+    ExportResult,
+    MisconfiguredExportError,
+    PoisonExportError,
+    Reject,
+    Retry,
+    TransientExportError,
+)
 from agentexec_otel.export._delivery import (
     FIRST_BACKOFF,
     LONGEST_BACKOFF,

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("packaging")  # one wheel for all
-
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
     *("all", "celery", "instruments", "mysql", "nats", "openai-agents"),

@@ -14,9 +14,19 @@ from uuid import UUID, uuid4
 import pytest
 
 import agentexec_otel as ax
-from agentexec_otel._errors import MisconfiguredExportError, TransientExportError
-from agentexec_otel._model.event import ActivityEvent, Opening, SpanRef, Status
-from agentexec_otel.export import Ack, ActivityProcessor, ExportResult, Reject, Retry
+from agentexec_otel.activity.models import Status
+from agentexec_otel.export import (
+    Ack,
+    ActivityEvent,
+    ActivityProcessor,
+    ExportResult,
+    MisconfiguredExportError,
+    Opening,
+    Reject,
+    Retry,
+    SpanRef,
+    TransientExportError,
+)
 from agentexec_otel.export._backlog import Backlog
 from agentexec_otel.export._delivery import Entry
 from agentexec_otel.export.spool import Spool

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import cast
 
 import pytest
@@ -137,22 +138,21 @@ ORDINARY = [
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), KEYED + SHAPED)
-def test_the_value_goes_and_the_key_stays(text: str, expected: str) -> None:
+def test_the_value_goes_and_the_key_stays() -> None:
     """Each known form of a secret loses its value, and nothing around it."""
-    assert redact_secrets(text) == expected
+    expected = dict(KEYED + SHAPED)
+    assert {text: redact_secrets(text) for text in expected} == expected
 
 
-@pytest.mark.parametrize(("text", "expected"), KEYED + SHAPED)
-def test_redacting_twice_changes_nothing(text: str, expected: str) -> None:
+def test_redacting_twice_changes_nothing() -> None:
     """Text that was redacted once passes through again as it is."""
-    assert redact_secrets(expected) == expected
+    redacted = [expected for _, expected in KEYED + SHAPED]
+    assert [redact_secrets(text) for text in redacted] == redacted
 
 
-@pytest.mark.parametrize("text", ORDINARY)
-def test_ordinary_text_stays(text: str) -> None:
+def test_ordinary_text_stays() -> None:
     """Messages that only look a little like secrets are kept whole."""
-    assert redact_secrets(text) == text
+    assert [redact_secrets(text) for text in ORDINARY] == ORDINARY
 
 
 KEYS = [
@@ -164,13 +164,15 @@ KEYS = [
 FORMS = ["{}=%", "{}: %", "{} = %", '"{}": "%"', "'{}': '%'", r"\"{}\": \"%\"", "?{}=%", "--{}=%", "{}:=%", "{}\t:\t%"]
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("key", KEYS)
-def test_every_key_in_every_form(key: str, form: str) -> None:
+def test_every_key_in_every_form() -> None:
     """Each announcing key is known in each way of writing it, and readable afterwards."""
-    kept = redact_secrets("x " + form.format(key).replace("%", "hunter2"))
-    assert "hunter2" not in kept
-    assert key in kept
+    wrong: dict[str, str] = {}
+    for key, form in product(KEYS, FORMS):
+        text = "x " + form.format(key).replace("%", "hunter2")
+        kept = redact_secrets(text)
+        if "hunter2" in kept or key not in kept:
+            wrong[text] = kept
+    assert wrong == {}
 
 
 NOTHING = ["None", "null", "true", '"None"']

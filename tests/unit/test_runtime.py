@@ -4,18 +4,21 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel._errors import TransientExportError
-from agentexec_otel._model.event import Status
+from agentexec_otel.activity.models import Status
+from agentexec_otel.export import ActivityEvent, ExportResult, TransientExportError
 from agentexec_otel.testing import InMemoryActivityExporter
 from tests.sql.recorder import Recorder
 
@@ -267,3 +270,31 @@ def python(code: str, *arguments: str, **environment: Any) -> subprocess.Complet
         check=False,
         timeout=60,
     )
+
+
+def test_spans_end_if_the_writer_needs_all_the_time() -> None:
+    """A destination that hangs does not use up the time of the spans: `shutdown` returns after they were exported."""
+    hangs = threading.Event()
+    exported: list[str] = []
+
+    class Hanging(InMemoryActivityExporter):
+        def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
+            if any(event.status is Status.COMPLETE for event in events):
+                hangs.wait(10)
+            return super().export(events, replay=replay)
+
+    class Slow(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            time.sleep(0.05)
+            exported.append(span.name)
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(Slow())
+    ax.configure(exporters=[Hanging()], tracer_provider=provider)
+    with ax.activity.run("task"):
+        ax.CONF.terminal_timeout = 0
+    began = time.monotonic()
+    assert not ax.shutdown(2.0)
+    assert time.monotonic() - began < 2.5
+    assert exported == ["task"]
+    hangs.set()

@@ -13,12 +13,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Outcome, SpanRef, Status
 from agentexec_otel._runtime import live as live_module
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity
-from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import Ending
+from agentexec_otel.activity.models import Activity, Status
+from agentexec_otel.export import Ending, Outcome, SpanRef
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.sql.rows import event, opening
 

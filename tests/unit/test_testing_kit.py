@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 import agentexec_otel as ax
-from agentexec_otel._model.event import Status
+from agentexec_otel.activity.models import Status
 from agentexec_otel.export import Refusal, Reject
 from agentexec_otel.testing import InMemoryActivityExporter
 from tests.sql.rows import event, opening
