@@ -70,7 +70,7 @@ class ActivityStream:
         self.has_ended = True
         _unfinished.discard(self)
         self._tracked.result = result
-        self._tracked.__exit__(None if exc is None else type(exc), exc, None)
+        self._tracked.__exit__(None, exc, None)
 
     def _on_task_deleted(self, pid: int) -> None:
         """The task was deleted before it was done, because its event loop was closed."""

@@ -48,7 +48,7 @@ class _OpenTrace:
     context: Context  # current after the block was entered
     handled: BaseException | None  # the exception that was being handled when the trace began
     exc: BaseException | None = None  # the exception that left the trace, or a run that outlived it
-    runs: int = 0  # running
+    holders: int = 1  # the trace, and the runs in it
     is_over: bool = False
 
 
@@ -127,42 +127,35 @@ class ActivityTraceProcessor(TracingProcessor):
             opened.block.detach()
             with self._lock:
                 opened.is_over = True
-                is_last = not opened.runs
-            if is_last:
-                self._end(opened)
+            self._release(opened, opened.exc)
         if here is not opened.context:
             attach(here)  # Logfire has restored the context before its span and ours already.
         if not self.is_active:
             self.unregister()
 
-    def _end(self, opened: _OpenTrace) -> None:
-        with self._lock:
-            self._by_activity.pop(opened.block.agent_id, None)
-        exc = opened.exc
-        tally_of(opened.block).record(opened.block)
-        opened.block.__exit__(None if exc is None else type(exc), exc, None)
-
     def hold(self, block: ActivityRun) -> Callable[[BaseException | None], None]:
-        """A run begins in this block. Call what is returned when the run is over, with the exception that left it.
+        """Keep the activity of a trace open during a run in it, which may outlast the trace, such as a stream.
 
-        The activity of a trace does not end before the runs in it, such as a stream that is read after the trace.
+        Call the returned function after the run, with the exception that left it.
         """
         with self._lock:
             opened = self._by_activity.get(block.agent_id)
             if opened is not None:
-                opened.runs += 1
+                opened.holders += 1
         return partial(self._release, opened)
 
     def _release(self, opened: _OpenTrace | None, exc: BaseException | None) -> None:
         if opened is None:
             return
         with self._lock:
-            opened.runs -= 1
+            opened.holders -= 1
             if opened.is_over and opened.exc is None:
                 opened.exc = exc  # The trace is over, so it cannot recover from it.
-            is_last = opened.is_over and not opened.runs
-        if is_last:
-            self._end(opened)
+            if opened.holders:
+                return
+            self._by_activity.pop(opened.block.agent_id, None)
+        tally_of(opened.block).record(opened.block)
+        opened.block.__exit__(None, opened.exc, None)
 
     def on_span_start(self, span: Span[Any]) -> None:
         if self.is_active:
