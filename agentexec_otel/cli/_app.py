@@ -45,10 +45,10 @@ def options(
 
 @app.command()
 def worker(
-    pool: Annotated[str, typer.Argument(help="Where the pool is, as module:variable.", metavar="MODULE:POOL")],
-    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="How many processes.")] = 2,
+    pool: Annotated[str, typer.Argument(help="The pool, as module:variable.", metavar="MODULE:POOL")],
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Number of processes.")] = 2,
 ) -> None:
-    """Run the tasks of a pool in worker processes. Ctrl-C and SIGTERM let those at work finish."""
+    """Run the tasks of a pool in worker processes. After Ctrl-C or SIGTERM, running tasks finish first."""
     try:
         from agentexec_otel.tasks.worker import load_pool, run_workers
     except ModuleNotFoundError as exc:

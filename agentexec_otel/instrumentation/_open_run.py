@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,7 @@ from agentexec_otel._model.event import Status
 from agentexec_otel._model.text import type_name
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.export import StoredActivity
-from agentexec_otel.instrumentation import _activities as activities
-
-_logger = logging.getLogger("agentexec_otel.instrumentation")
+from agentexec_otel.instrumentation._activities import RowUnavailableError, active, complain, known
 
 _MOST_KEYS: Final = 60
 _MOST_BYTES: Final = 12_000
@@ -54,23 +51,21 @@ class Opening(NamedTuple):
     Attributes:
         is_new: Entering the block creates the activity.
         is_joined: The block encloses the run already, so another owner leaves it.
-        is_resumed: The activity was left open for this run.
         is_refused: The activity was canceled while it waited for this run. The block must not be entered.
     """
 
     block: ActivityRun
     is_new: bool = False
     is_joined: bool = False
-    is_resumed: bool = False
     is_refused: bool = False
 
 
 def is_configured() -> bool:
     """Whether there is anywhere to send activities; warns once if not."""
     try:
-        activities.require_setup()
+        active()
     except ConfigurationError as exc:
-        _warn_once(f"runs of agents are not tracked: {exc}")
+        complain(f"runs of agents are not tracked: {exc}")
         return False
     return True
 
@@ -78,7 +73,13 @@ def is_configured() -> bool:
 def enclosing_block() -> ActivityRun | None:
     """The block that encloses this code and is still open. A context may outlive the block it was copied in."""
     block = activity.current()
-    return block if block is not None and activities.is_owned(block.agent_id) else None
+    return block if block is not None and is_owned(block.agent_id) else None
+
+
+def is_owned(agent_id: UUID) -> bool:
+    """Whether a block of this process will end the activity."""
+    view = known(agent_id)
+    return view is not None and view.owner is not None
 
 
 def open_run(about: RunDescription, trace_block: Callable[[], ActivityRun | None]) -> Opening:
@@ -89,8 +90,9 @@ def open_run(about: RunDescription, trace_block: Callable[[], ActivityRun | None
     """
     block = _waiting_block(about.resumes, about.stored, resumed=True)
     if block is not None:
-        is_canceled = activities.status_of(block.agent_id) is Status.CANCELED
-        return Opening(block, is_resumed=True, is_joined=is_canceled, is_refused=is_canceled)
+        view = known(block.agent_id)
+        is_canceled = view is not None and view.status is Status.CANCELED
+        return Opening(block, is_joined=is_canceled, is_refused=is_canceled)
     if (block := enclosing_block()) is not None:
         return Opening(block, is_joined=True)
     if (block := trace_block()) is not None:
@@ -104,12 +106,18 @@ def open_activity(about: RunDescription) -> Opening:
     if block is not None:
         return Opening(block)
     wanted = about.agent_id
-    is_taken = about.stored is not None or (wanted is not None and activities.is_known(wanted))
+    is_taken = about.stored is not None or (wanted is not None and known(wanted) is not None)
     agent_id = uuid4() if wanted is None or is_taken else wanted
     ids = about.ids if agent_id == wanted else {**about.ids, **about.own_id}
     may_exist = about.is_unread and agent_id == wanted
-    block = activities.new_block(about.agent_type, agent_id, _metadata(about.metadata, ids), may_exist=may_exist)
+    metadata = _metadata(about.metadata, ids)
+    block = ActivityRun(about.agent_type, agent_id=agent_id, metadata=metadata, waits=False, may_exist=may_exist)
     return Opening(block, is_new=True)
+
+
+def existing_block(agent_id: UUID) -> ActivityRun:
+    """A block that runs an existing activity, and never waits for the database."""
+    return ActivityRun(agent_id=agent_id, waits=False)
 
 
 def _waiting_block(
@@ -123,16 +131,14 @@ def _waiting_block(
     """
     if agent_id is None:
         return None
-    if stored is not None:
-        activities.adopt(stored)
-    status = activities.status_of(agent_id)
-    if status is None:
-        return activities.existing_block(agent_id) if resumed else None
+    view = known(agent_id) if stored is None else active().adopt(stored)
+    if view is None:
+        return existing_block(agent_id) if resumed else None
     # An activity with token counts was resumed before, and canceled then: that does not refuse this run.
-    is_refusal = resumed and status is Status.CANCELED and (stored is None or not stored.counted)
-    if activities.is_owned(agent_id) or (status.terminal and not is_refusal):
+    is_refusal = resumed and view.status is Status.CANCELED and (stored is None or not stored.counted)
+    if view.owner is not None or (view.status.terminal and not is_refusal):
         return None
-    return activities.existing_block(agent_id)
+    return existing_block(agent_id)
 
 
 # -- what the database knows ------------------------------------------------------------------------------------
@@ -140,40 +146,36 @@ def _waiting_block(
 
 def look_up(about: RunDescription, seconds: float) -> RunDescription:
     """Add the row of the activity that the run may continue, if the database answers in time. Blocks."""
-    agent_id = _id_to_read(about)
-    if agent_id is None:
+    if (agent_id := _id_to_read(about)) is None:
         return about
-    try:
-        return _with_row(about, activities.read(agent_id, seconds))
-    except activities.RowUnavailableError:
-        return replace(about, is_unread=True)
+    with suppress(RowUnavailableError):
+        return _with_row(about, active().read(agent_id, seconds))
+    return replace(about, is_unread=True)
 
 
 async def look_up_async(about: RunDescription, seconds: float) -> RunDescription:
-    """Like `look_up`, without blocking the event loop."""
-    agent_id = _id_to_read(about)
-    if agent_id is None:
+    """Like `look_up`, on an event loop. Does not use a thread: the application's thread pool may be exhausted."""
+    if (agent_id := _id_to_read(about)) is None:
         return about
-    try:
-        return _with_row(about, await activities.read_async(agent_id, seconds))
-    except activities.RowUnavailableError:
-        return replace(about, is_unread=True)
+    with suppress(RowUnavailableError):
+        return _with_row(about, await active().read_async(agent_id, seconds))
+    return replace(about, is_unread=True)
 
 
 def _id_to_read(about: RunDescription) -> UUID | None:
     """The activity to read before the run begins: only an id that the application chose can name one that exists."""
-    if not activities.can_read():
+    if not active().has_store:
         return None
     if about.resumes is not None:
         return about.resumes  # It may have been canceled in another process since.
-    if about.agent_id is None or enclosing_block() is not None or activities.is_known(about.agent_id):
+    if about.agent_id is None or enclosing_block() is not None or known(about.agent_id) is not None:
         return None
     return about.agent_id
 
 
 def _with_row(about: RunDescription, stored: StoredActivity | None) -> RunDescription:
-    if stored is None and about.resumes is not None and not activities.is_known(about.resumes):
-        return replace(about, resumes=None)  # It was deleted, or is in another database: a new activity it is.
+    if stored is None and about.resumes is not None and known(about.resumes) is None:
+        return replace(about, resumes=None)  # It was deleted, or is in another database: create a new activity.
     return replace(about, stored=stored)
 
 
@@ -189,7 +191,7 @@ def _metadata(given: object, ids: Mapping[str, object]) -> dict[str, Any] | None
         name, plain = _text(key), _plain(value)
         room -= len(name) + len(json.dumps(plain))
         if len(kept) >= _MOST_KEYS or room < 0:
-            _warn_once("the metadata of a trace is too large for an activity: the rest of it was left out")
+            complain("the metadata of a trace is too large for an activity: the rest of it was left out")
             break
         kept[name] = plain
     return kept or None
@@ -205,12 +207,3 @@ def _text(value: object) -> str:
     with suppress(Exception):
         return str(value)
     return f"<{type_name(value)}>"
-
-
-_warned: Final[set[str]] = set()
-
-
-def _warn_once(text: str) -> None:
-    if text not in _warned:
-        _warned.add(text)
-        _logger.warning(text)

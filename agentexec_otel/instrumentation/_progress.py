@@ -1,4 +1,4 @@
-"""Lines that a run writes about its own steps: which ones, and how many."""
+"""Logs that a run adds about its own steps: which ones, and how many."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakKeyDictionary, ref
 
-from agentexec_otel import activity
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import guarded
 from agentexec_otel.activity import ActivityRun
-from agentexec_otel.instrumentation._activities import add_line, has_reports
+from agentexec_otel.instrumentation._activities import add_log, known
 
-_BURST: Final = 10  # lines of each kind that a run may write at once
+_BURST: Final = 10  # logs of each kind that a run may add at once
 _PER_SECOND: Final = 1.0
 
 _LEVELS: Final = {"off": 0, "steps": 1, "detail": 2}
@@ -47,10 +46,10 @@ class RateLimit:
 
 
 class Progress:
-    """The lines of one activity's runs about their own steps, by ``AGENTEXEC_PROGRESS``.
+    """The logs of one activity's runs about their own steps, as ``AGENTEXEC_PROGRESS`` asks for them.
 
-    They carry no percentage. After the application or the agent has reported by itself, turns and tool calls are left
-    out. Failures, handoffs and limits stay.
+    They carry no percentage. After the application or the agent has added a log of its own, turns and tool calls are
+    left out. Failures, handoffs and limits stay.
     """
 
     def __init__(self, block: ActivityRun) -> None:
@@ -101,17 +100,18 @@ class Progress:
     def _add_routine(self, level: int, message: str) -> None:
         block = self._block()
         if block is not None and _level() >= level and self._routine.take() and not _is_reported(block):
-            add_line(block, message)
+            add_log(block, message)
 
     def _add_notable(self, level: int, message: str) -> None:
         block = self._block()
         if block is not None and _level() >= level and self._notable.take():
-            add_line(block, message)
+            add_log(block, message)
 
 
 def _is_reported(block: ActivityRun) -> bool:
     with guarded("reporting what a run does"):
-        return has_reports(block.agent_id)
+        view = known(block.agent_id)
+        return view is not None and view.has_reports
     return True
 
 
@@ -128,10 +128,3 @@ def progress_of(block: ActivityRun) -> Progress:
     if found is None:
         found = _progress.setdefault(block, Progress(block))
     return found
-
-
-def is_reported_by_hooks() -> bool:
-    """Whether run hooks report turns, tools and handoffs in this context, so that spans need not."""
-    block = activity.current()
-    found = None if block is None else _progress.get(block)
-    return found is not None and found.is_hooked

@@ -10,7 +10,7 @@ from agentexec_otel.activity import ActivityRun
 
 
 class Usage(Protocol):
-    """A usage object of an agent framework, which adds to it while the run goes on."""
+    """A usage object of an agent framework, which updates it during the run."""
 
     @property
     def input_tokens(self) -> int: ...
@@ -29,42 +29,35 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, usage: Usage) -> Tokens:
-        """What `usage` stands at now."""
+        """The current counts of `usage`."""
         return cls(usage.input_tokens, usage.output_tokens, usage.requests)
 
-    def plus(self, other: Tokens) -> Tokens:
-        """The sums."""
-        return Tokens(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-    def minus(self, other: Tokens) -> Tokens:
-        """The differences."""
-        return Tokens(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+    def plus(self, other: Tokens, times: int = 1) -> Tokens:
+        """The sums; with ``times=-1`` the differences."""
+        return Tokens(*(mine + times * theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 @dataclass(slots=True)
 class _Meter:
-    """A usage object, and where it stood when the first run began to use it."""
+    """A usage object, and how many runs use it."""
 
     usage: Usage
-    before: Tokens
     holders: int = 0
-
-    @property
-    def counted(self) -> Tokens:
-        return Tokens.of(self.usage).minus(self.before)
 
 
 class Tally:
     """The tokens of all runs in one block. Nested runs share one usage object, which counts once."""
 
     def __init__(self) -> None:
-        self._done = Tokens()
+        self._done = Tokens()  # without the counts that each meter's usage had before
         self._meters: dict[int, _Meter] = {}
 
     def hold(self, usage: Usage) -> None:
         """Count what is added to `usage` from now on, until each holder has released it."""
-        meter = self._meters.setdefault(id(usage), _Meter(usage, Tokens.of(usage)))
-        meter.holders += 1
+        if id(usage) not in self._meters:
+            self._meters[id(usage)] = _Meter(usage)
+            self.add(Tokens.of(usage), -1)
+        self._meters[id(usage)].holders += 1
 
     def release(self, usage: Usage) -> None:
         """Keep what `usage` has counted, but not the object: a block may have many runs."""
@@ -72,17 +65,17 @@ class Tally:
         meter.holders -= 1
         if not meter.holders:
             del self._meters[id(usage)]
-            self.add(meter.counted)
+            self.add(Tokens.of(usage))
 
-    def add(self, tokens: Tokens) -> None:
-        """Count what was spent elsewhere."""
-        self._done = self._done.plus(tokens)
+    def add(self, tokens: Tokens, times: int = 1) -> None:
+        """Count tokens that no meter counts."""
+        self._done = self._done.plus(tokens, times)
 
     def record(self, block: ActivityRun) -> None:
         """Put the totals so far on the activity, even if they are 0."""
         total = self._done
         for meter in self._meters.values():
-            total = total.plus(meter.counted)
+            total = total.plus(Tokens.of(meter.usage))
         block.record_usage(*total)
 
 

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Final
 from uuid import UUID
 
 from agentexec_otel._errors import ActivityCanceledError, guarded
 from agentexec_otel._model.outcome import replace_text
 from agentexec_otel.activity import ActivityRun
-from agentexec_otel.instrumentation import _activities as activities
+from agentexec_otel.instrumentation._activities import add_log, expect_usage, known
 from agentexec_otel.instrumentation._progress import Progress, progress_of
 from agentexec_otel.instrumentation._tally import Tokens, Usage, tally_of
 
@@ -37,12 +38,17 @@ class Framework:
 class TrackedRun:
     """One run of agents in `block`.
 
-    Create it before the run. Call `start` and `close` (or `leave`) in the context of the run, and the methods for
-    steps from the framework's hooks.
+    Create it before the run, use it as a context manager around the run, and call the methods for steps from the
+    framework's hooks. The block is entered by the caller, and left here.
+
+    Attributes:
+        result: The result that the run has returned, set by the caller.
+        on_left: Called at the end, with the exception that left the run.
 
     Args:
         earlier: Tokens that the run had spent in total when it was interrupted.
-        is_joined: Another owner leaves the block.
+        is_joined: The block belongs to another owner, which decides whether the activity stays open.
+        leaves_block: Leave the block at the end, unless it is joined.
         is_private: Store no text of an exception, only its type.
     """
 
@@ -53,15 +59,18 @@ class TrackedRun:
         *,
         earlier: Usage | None = None,
         is_joined: bool = False,
+        leaves_block: bool = True,
         is_private: bool = False,
     ) -> None:
         self.block = block
         self.progress: Progress | None = None
+        self.result: object = None
         self.is_over = False
         self._framework = framework
         self._is_joined = is_joined
+        self._leaves_block = leaves_block and not is_joined
         self._is_private = is_private
-        self._on_left: Callable[[BaseException | None], None] | None = None
+        self.on_left: Callable[[BaseException | None], None] | None = None
         self._outer: TrackedRun | None = None
         self._tally = tally_of(block)
         self._held: dict[int, Usage] = {}
@@ -72,26 +81,26 @@ class TrackedRun:
         self._tools_idle = asyncio.Event()
         if earlier is not None:
             with guarded("recording the usage of a run"):
-                counted_here = Tokens(*activities.tokens_counted(block.agent_id))
-                spent_elsewhere = Tokens.of(earlier).minus(counted_here)
-                self._tally.add(Tokens(*(max(0, count) for count in spent_elsewhere)))
+                self._count_elsewhere(Tokens.of(earlier))
+
+    def _count_elsewhere(self, spent: Tokens) -> None:
+        """Count the tokens that were not counted in this process, in the current attempt."""
+        view = known(self.block.agent_id)
+        usage = None if view is None or view.is_over else view.usage_total()
+        counted_here = Tokens() if usage is None else Tokens(*(count or 0 for count in usage))
+        self._tally.add(Tokens(*(max(0, count) for count in spent.plus(counted_here, -1))))
 
     def show_progress(self) -> None:
-        """Write lines about the steps."""
+        """Add logs about the steps."""
         if self.progress is None:
             self.progress = progress_of(self.block)
             self.progress.is_hooked = True
 
-    def start(self, on_left: Callable[[BaseException | None], None] | None = None) -> None:
-        """The run begins; the block is entered.
-
-        Args:
-            on_left: Called by `leave` with the exception that left the run.
-        """
-        self._on_left = on_left
+    def __enter__(self) -> None:
+        """The run begins."""
         self._outer = _current.get()
         _current.set(self)
-        activities.expect_usage(self.block)
+        expect_usage(self.block)
 
     # -- steps ----------------------------------------------------------------------------------------------
 
@@ -147,30 +156,31 @@ class TrackedRun:
 
     # -- the end --------------------------------------------------------------------------------------------
 
-    def close(self, exc: BaseException | None, result: object = None) -> None:
-        """The run has raised `exc`, or returned `result`. Leaves the block open. Never raises."""
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """The run has raised `exc`, or returned `result`. Never raises."""
+        self._close(exc)
+        if self._leaves_block:
+            with guarded("ending an activity"):
+                self.block.__exit__(exc_type, exc, None)
+        if self.on_left is not None:
+            with guarded("ending the activity of a trace"):
+                self.on_left(exc if self._caller() is None else None)  # The calling run may recover from it.
+
+    def _close(self, exc: BaseException | None) -> None:
         _current.set(self._outer)
         self.is_over = True
         with guarded("recording the usage of a run"):
             self._record_usage()
         if exc is None:
             with guarded("reporting what a run waits for"):
-                self._report_approvals(result)
+                self._report_approvals()
             return
         if isinstance(exc, self._framework.stopped_error) and (caller := self._caller()) is not None:
             caller._is_stopped = True
         if self._is_private:
             replace_text(exc, self._framework.safe_text(exc))
-
-    def leave(self, exc: BaseException | None, result: object = None) -> None:
-        """Like `close`, and leave the block unless another owner does. Never raises."""
-        self.close(exc, result)
-        if not self._is_joined:
-            with guarded("ending an activity"):
-                self.block.__exit__(None if exc is None else type(exc), exc, None)
-        if self._on_left is not None:
-            with guarded("ending the activity of a trace"):
-                self._on_left(exc if self._caller() is None else None)  # The calling run may recover from it.
 
     def _caller(self) -> TrackedRun | None:
         """The run of the same activity that has called this one as a tool."""
@@ -184,20 +194,21 @@ class TrackedRun:
             self._tally.release(usage)
         self._held.clear()
 
-    def _report_approvals(self, result: object) -> None:
+    def _report_approvals(self) -> None:
         """If the run waits for approvals, it has not ended: leave its activity open until it is resumed."""
-        count = 0 if result is None else self._framework.count_approvals(result)
+        count = 0 if self.result is None else self._framework.count_approvals(self.result)
         if not count:
             return
-        if not self._is_joined and not activities.is_over(self.block):
-            activities.expect_usage(self.block, False)
+        view = self.block.view
+        if not self._is_joined and view is not None and not (self.block.canceled or view.status.terminal):
+            expect_usage(self.block, False)
             self.block.leave_open()
             if self.block.owner:
                 with guarded("remembering the activity of a run that waits"):
-                    self._framework.remember(self.block.agent_id, result)
+                    self._framework.remember(self.block.agent_id, self.result)
         if self._is_joined and self._outer is not None:
             self._outer._release_tool()  # No hook reports the end of an agent that is a tool and waits.
-        activities.add_line(self.block, f"Stopped for the approval of {count} tool call{'s' if count > 1 else ''}.")
+        add_log(self.block, f"Stopped for the approval of {count} tool call{'s' if count > 1 else ''}.")
 
 
 _current: Final[ContextVar[TrackedRun | None]] = ContextVar("agentexec_otel.tracked_run", default=None)

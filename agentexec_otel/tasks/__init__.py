@@ -1,6 +1,6 @@
-"""Tasks as activities: `Pool` and `enqueue` on taskiq, and one line for an engine that the application has.
+"""Tasks as activities: `Pool` and `enqueue` on taskiq, and one call for an engine that the application has already.
 
-`ActivityMiddleware` is for the application's own taskiq broker, `agentexec_otel.tasks.celery` for Celery.
+Use `ActivityMiddleware` for the application's own taskiq broker, and `agentexec_otel.tasks.celery` for Celery.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A function as a task: its context is validated before the call, its result is converted to JSON after it."""
+"""A function as a task: its context is validated before the call, and its result is converted to JSON after it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TaskFunction = Callable[..., Any]
 _PARAMETERS = ("agent_id", "context")
 
 _AS_DUMPED: Final[dict[str, Any]] = {"strict": False, "by_alias": False, "by_name": True}
-"""How to validate a dumped model: fields by their names, and not strictly, since JSON has no times, sets or tuples."""
+"""Validate a dumped model by field names, and not strictly: JSON has no times, sets or tuples."""
 
 
 def _lost_numbers(dumped: Any, arriving: Any, at: tuple[str | int, ...] = ()) -> Iterator[Any]:
-    """Each infinity or NaN that JSON turns into null, as pydantic's line errors. A model may write them as text."""
+    """Each infinity or NaN that JSON turns into null, as pydantic's line errors. Models may dump them as text."""
     value: Any = dumped
     if isinstance(dumped, dict | list):
         for step in value if isinstance(dumped, dict) else range(len(value)):
@@ -40,7 +40,7 @@ class Definition:
     Attributes:
         context: Type of the function's second parameter.
         result: The function's return type; anything if it has no annotation.
-        typed: Whether it has one. Computed fields are then not sent.
+        typed: Whether the function has a return annotation. If so, computed fields are not sent.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Definition:
         """Read a function's signature.
 
         Raises:
-            TypeError: the function does not take ``(agent_id, context)``, or the context has no type.
+            TypeError: The function does not take ``(agent_id, context)``, or the context has no type.
         """
         target = getattr(function, "__qualname__", repr(function))
         parameters = tuple(inspect.signature(function).parameters)
@@ -77,7 +77,7 @@ class Definition:
         """Validate the context, and return it as plain JSON values that the worker's validation accepts.
 
         Raises:
-            pydantic.ValidationError: the context is not what the task takes.
+            pydantic.ValidationError: The context does not fit the task's type.
         """
         checked = self.context.validate_python(context)
         dumped = self.context.dump_python(checked, mode="json", by_alias=False, round_trip=True, warnings="none")
@@ -88,7 +88,7 @@ class Definition:
             lost = list(_lost_numbers(dumped, plain))
             if lost:
                 raise ValidationError.from_exception_data(self.name, lost) from None
-        self.context.validate_python(plain, **_AS_DUMPED)  # A model that was built or changed without validation.
+        self.context.validate_python(plain, **_AS_DUMPED)  # A model may be built or changed without validation.
         return plain
 
     def unpack(self, plain: object) -> Any:
@@ -102,7 +102,7 @@ class Definition:
             limit: Largest size, bytes of JSON.
 
         Raises:
-            TaskResultError: the result is too large, or cannot be expressed in JSON.
+            TaskResultError: The result is too large, or cannot be expressed in JSON.
         """
         try:
             plain = self.result.dump_python(
@@ -125,7 +125,7 @@ class Definition:
         """Validate a result that has arrived.
 
         Raises:
-            TaskResultError: it is not what the function declares: the worker may run another version.
+            TaskResultError: The result does not fit the declared type; the worker may run another version.
         """
         try:
             return self.result.validate_python(plain, **_AS_DUMPED)
@@ -143,7 +143,7 @@ class Definition:
 
 
 def call_in_thread(function: TaskFunction, *args: Any, **kwargs: Any) -> Any:
-    """Call it. asyncio cannot pass a StopIteration out of a thread: the task would never end."""
+    """Call the function. asyncio cannot pass a StopIteration out of a thread: the task would never end."""
     try:
         return function(*args, **kwargs)
     except StopIteration as exc:

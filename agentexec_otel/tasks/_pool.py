@@ -44,20 +44,20 @@ class Pool:
         report = await task.result(timeout=60)
 
     Args:
-        engine_or_url: Passed to `ax.configure`. None: what is configured already, else `AGENTEXEC_DATABASE_URL`, else
-            a local SQLite file.
+        engine_or_url: Passed to `ax.configure`. Default: the existing configuration, else `AGENTEXEC_DATABASE_URL`,
+            else a local SQLite file.
         broker: ``redis://``, ``amqp://`` (RabbitMQ) or ``nats://`` (JetStream), or a taskiq broker. None runs tasks in
-            the process, and on the event loop, that enqueues them.
-        results: Where results are kept: ``redis://``, ``nats://`` or a taskiq result backend. Default: in the broker;
-            RabbitMQ keeps none.
-        queue: Name of the broker's queue, for several applications on one broker.
-        concurrency: Most tasks that a worker process runs at once.
-        create_tables: As for `ax.configure`.
+            the process that enqueues them, on its event loop.
+        results: Where results are kept: ``redis://``, ``nats://`` or a taskiq result backend. Default: in the broker.
+            RabbitMQ keeps no results.
+        queue: Name of the broker's queue. Give each application on one broker its own.
+        concurrency: The number of tasks that a worker process runs at once.
+        create_tables: See `ax.configure`.
 
     Raises:
-        ConfigurationError: the URL's scheme is not supported.
-        MissingExtraError: its package is not installed.
-        ValueError: the broker does not accept a queue of that name, or `concurrency` is below 1.
+        ConfigurationError: The URL's scheme is not supported.
+        MissingExtraError: The package for that scheme is not installed.
+        ValueError: The broker does not accept a queue of that name, or `concurrency` is below 1.
     """
 
     def __init__(
@@ -80,23 +80,24 @@ class Pool:
         self.broker.add_middlewares(ActivityMiddleware(strict=True))
         self.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._note_started)
         _fail_unknown_tasks(self.broker, self._tasks)
-        _activities.configure(engine_or_url, create_tables)
+        if engine_or_url is not None or not _activities.is_configured():
+            _activities.configure(engine_or_url, create_tables=create_tables)
         _pools.append(weakref.ref(self))
 
     # -- tasks ----------------------------------------------------------------------------------------------
 
     def task(self, name: str, **labels: Any) -> Callable[[_Function], _Function]:
-        """Register a function as a task; the function itself is not changed.
+        """Register a function as a task. The function itself is not changed.
 
-        It takes ``(agent_id: UUID, context: Model)``. If it is not asynchronous it runs in a thread. Its result must
-        fit into JSON.
+        It takes ``(agent_id: UUID, context: Model)``. If it is not asynchronous, it runs in a thread. Its result must
+        be expressible in JSON.
 
         Args:
-            labels: taskiq's, such as ``timeout=60`` or, with one of its retry middlewares, ``retry_on_error=True``.
+            labels: Labels of taskiq, such as ``timeout=60``, or ``retry_on_error=True`` for its retry middlewares.
 
         Raises:
-            TypeError: another signature, or no name.
-            ValueError: the name is taken, or empty.
+            TypeError: The function has another signature, or no name is given.
+            ValueError: The name is taken, or empty.
         """
         if not isinstance(cast("object", name), str):
             raise TypeError(f'the name of a task is {describe(name)}: write @pool.task("research") above the function')
@@ -108,7 +109,7 @@ class Pool:
             taken = self._tasks.get(name)
             if taken is not None and not _is_reloaded(taken[0].function, function):
                 raise ValueError(f"this pool has a task {name!r} already: give the second one another name")
-            # After a task has started, no other worker may run it: its message is not needed any more.
+            # No other worker may run a task that has started, so its message is not needed any more.
             settings = {"ack_type": "when_received", **labels}
             self._tasks[name] = definition, self.broker.register_task(_adapted(definition), name, **settings)
             return function
@@ -122,7 +123,7 @@ class Pool:
 
     @property
     def modules(self) -> frozenset[str]:
-        """The modules that the tasks' functions are from."""
+        """The modules that define the tasks' functions."""
         return frozenset(definition.function.__module__ for definition, _ in self._tasks.values())
 
     async def enqueue(
@@ -137,14 +138,15 @@ class Pool:
         """Create an activity, QUEUED, and send its task to the broker.
 
         Args:
-            context: The task's context; validated before anything is stored or sent.
-            metadata, agent_id, message: As for `ax.activity.create`.
+            context: The task's context, validated before anything is stored or sent.
+            metadata, agent_id, message: See `ax.activity.create`.
 
         Raises:
-            UnknownTaskError: this pool has no such task.
-            pydantic.ValidationError: the context is not what the task takes.
-            ActivityNotStoredError: the activity could not be stored; nothing was sent.
-            TaskNotSentError: the broker or a middleware does not accept the task; the activity is ERROR, ``enqueue``.
+            UnknownTaskError: This pool has no such task.
+            pydantic.ValidationError: The context does not fit the task's type.
+            ActivityNotStoredError: The activity could not be stored. Nothing was sent.
+            TaskNotSentError: The broker or a middleware did not accept the task. The activity has ended as ERROR, with
+                the reason ``enqueue``.
         """
         if task_name not in self._tasks:
             raise UnknownTaskError(task_name, self._tasks)
@@ -153,27 +155,26 @@ class Pool:
         new_id = await _activities.create_stored(task_name, message, agent_id, metadata=metadata)
         try:
             async with asyncio.timeout(CONF.create_timeout):
-                await self._start_for(new_id)
+                await self.startup()
                 kicker = task.kicker().with_task_id(str(new_id)).with_labels(**labels_of(new_id))
                 await kicker.kiq(agent_id=str(new_id), context=packed)
-        except (SendTaskError, _NotStartedError) as exc:  # Its activity has been ended.
-            cause = exc.__cause__ or exc
+        except BaseException as exc:
+            cause = exc.__cause__ or exc if isinstance(exc, SendTaskError) else exc
+            live = _activities.active().known(new_id)
+            if live is None or not live.status.terminal:  # If the broker was at fault, its `kick` has ended it.
+                await end_unsent(new_id, cause)
+            if isinstance(exc, ConfigurationError) or not isinstance(exc, Exception):
+                raise
             raise TaskNotSentError(task_name, new_id, type(cause).__name__) from cause
-        except ConfigurationError:
-            raise
-        except Exception as exc:  # of another middleware, or the time is up
-            if not _activities.has_ended(new_id):  # If the broker was at fault, it has.
-                await end_unsent(new_id, exc)
-            raise TaskNotSentError(task_name, new_id, type(exc).__name__) from exc
         return Task(new_id, task_name, definition.unpack(packed), definition, self.broker)
 
     # -- the broker -----------------------------------------------------------------------------------------
 
     async def startup(self) -> None:
-        """Connect to the broker. `enqueue` does so if it is not connected.
+        """Connect to the broker. `enqueue` does so at its first call.
 
         Raises:
-            ConfigurationError: the pool is connected on another event loop.
+            ConfigurationError: The pool is connected on another event loop.
         """
         running = asyncio.get_running_loop()
         if self._started_on is not None and self._started_on is not running:
@@ -189,10 +190,10 @@ class Pool:
                 self._started_on = running
 
     async def shutdown(self, timeout: float | None = None) -> None:
-        """Let tasks of the in-process broker end, and close the connections. Worker processes are not affected.
+        """Wait for the tasks of the in-process broker, and close the connections. Worker processes are not affected.
 
         Args:
-            timeout: Seconds before tasks that still run are canceled. Default: ``AGENTEXEC_SHUTDOWN_TIMEOUT``.
+            timeout: Seconds until tasks that still run are canceled. Default: ``AGENTEXEC_SHUTDOWN_TIMEOUT``.
         """
         if isinstance(self.broker, InMemoryBroker):
             await _sdk.finish(self.broker, CONF.shutdown_timeout if timeout is None else timeout)
@@ -210,32 +211,20 @@ class Pool:
         await self.shutdown()
 
     def run(self, workers: int = 2) -> None:
-        """Run tasks in worker processes until SIGINT or SIGTERM, then finish those that run.
+        """Run tasks in worker processes until SIGINT or SIGTERM, then finish the tasks that run.
 
-        The pool must be a variable of a module: each process imports it. Same as ``agentexec-otel worker module:pool``.
+        The pool must be a variable of a module, which each process imports. The command
+        ``agentexec-otel worker module:pool`` does the same.
 
         Raises:
-            ConfigurationError: this pool runs tasks in the process that enqueues them, or no module has the pool.
+            ConfigurationError: This pool runs tasks in the process that enqueues them, or no module contains it.
         """
         from agentexec_otel.tasks.worker import run_workers
 
         run_workers(self, workers)
 
-    async def _start_for(self, agent_id: UUID) -> None:
-        try:
-            await self.startup()
-        except BaseException as exc:
-            await end_unsent(agent_id, exc)
-            if isinstance(exc, ConfigurationError) or not isinstance(exc, Exception):
-                raise
-            raise _NotStartedError from exc
-
     async def _note_started(self, state: TaskiqState) -> None:
         self._started_on = asyncio.get_running_loop()
-
-
-class _NotStartedError(Exception):
-    """The broker cannot be reached."""
 
 
 async def enqueue(
@@ -246,7 +235,7 @@ async def enqueue(
     agent_id: UUID | str | None = None,
     message: str | None = None,
 ) -> Task:
-    """`Pool.enqueue` on the pool that has the task; on the latest if several have a task of that name."""
+    """`Pool.enqueue` on the pool that has the task; on the newest one if several pools have a task of that name."""
     pools = [pool for reference in _pools if (pool := reference()) is not None]
     for pool in reversed(pools):
         if task_name in pool.tasks:
@@ -255,7 +244,7 @@ async def enqueue(
 
 
 def _is_reloaded(one: TaskFunction, other: TaskFunction) -> bool:
-    """Whether it is the same function, from a module or a notebook cell that was run again."""
+    """Whether both are the same function, whose module or notebook cell was run again."""
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
@@ -274,7 +263,7 @@ def _adapted(definition: Definition) -> Callable[..., Any]:
 
 
 def _fail_unknown_tasks(broker: AsyncBroker, known: Collection[str]) -> None:
-    """Fail the activity of a message whose task is not registered here: taskiq only logs it, and drops the message."""
+    """Fail the activity of a message whose task is not registered here. taskiq only logs and drops the message."""
     find = broker.find_task
 
     def find_task(task_name: str) -> AsyncTaskiqDecoratedTask[Any, Any]:

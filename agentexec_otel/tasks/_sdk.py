@@ -29,7 +29,7 @@ def replace(owner: object, name: str, value: object) -> None:
 
 
 async def finish(broker: InMemoryBroker, timeout: float) -> None:
-    """Let the tasks of an in-memory broker end; cancel those that still run after that many seconds."""
+    """Wait for the tasks of an in-memory broker; cancel those that still run after `timeout` seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     running: set[asyncio.Task[Any]] = broker._running_tasks  # pyright: ignore[reportPrivateUsage]
@@ -62,11 +62,12 @@ def keeps_no_results(broker: AsyncBroker) -> bool:
 
 
 def run_processes(work: Callable[[WorkerArgs], None], place: str, processes: int, tasks: int) -> None:
-    """Run taskiq's process manager until it is told to stop; it replaces a process that has died.
+    """Run taskiq's process manager until a signal stops it. It replaces a process that has died.
 
     Args:
-        work: What each process runs, with the settings that it gives to `listen`.
-        tasks: How many tasks a process runs at once. As many threads: a task that waits for one counts as started.
+        work: Called in each process, with the settings to pass to `listen`.
+        tasks: The number of tasks that a process runs at once. It gets as many threads, since a task that waits for a
+            thread counts as started.
     """
     from taskiq.cli.worker.args import WorkerArgs
     from taskiq.cli.worker.process_manager import ProcessManager

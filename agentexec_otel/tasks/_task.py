@@ -1,4 +1,4 @@
-"""What `enqueue` returns: a task, and how to wait for it."""
+"""`Task`, which `enqueue` returns: wait for its result, or run it in place."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._errors import (
     ActivityCanceledError,
     ActivityNotFoundError,
+    ConfigurationError,
     TaskFailedError,
     TaskResultError,
 )
@@ -31,7 +32,7 @@ _SLOW: Final = 0.2
 _READ_SECONDS: Final = 5.0
 _SHORTEST_WAIT: Final = 0.05
 _GRACE: Final = 5.0
-"""Seconds that a result may arrive after the end of its activity."""
+"""Seconds for which a result may arrive after its activity has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class Task:
     """A task that was enqueued.
 
     Attributes:
-        agent_id: Its activity's id.
-        name: The name it is registered under.
-        context: What it was given, validated.
+        agent_id: The id of its activity.
+        name: The name under which it is registered.
+        context: Its context, validated.
     """
 
     agent_id: UUID
@@ -51,16 +52,16 @@ class Task:
     _broker: AsyncBroker = field(repr=False)
 
     async def result(self, timeout: float | None = None) -> Any:
-        """Wait until the activity has ended, and return the task's result as its return type says.
+        """Wait until the activity has ended, and return the task's result as an instance of its return type.
 
         Args:
-            timeout: Seconds, also if the database or the broker does not answer. None waits for as long as it takes.
+            timeout: Seconds, even if the database or the broker does not answer. None waits without a limit.
 
         Raises:
-            TimeoutError: it has not ended in time.
-            TaskFailedError: it has ended as ERROR.
-            ActivityCanceledError: it was canceled.
-            TaskResultError: the broker keeps no results, or has dropped this one.
+            TimeoutError: The task has not ended in time.
+            TaskFailedError: The task has ended as ERROR.
+            ActivityCanceledError: The task was canceled.
+            TaskResultError: The broker keeps no results, or has dropped this one.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         ended = await self._ended(deadline)
@@ -72,39 +73,30 @@ class Task:
         return self._definition.unpack_result(await self._kept(deadline))
 
     async def execute(self) -> Any:
-        """Run the task here and now, and return its result. If a worker has started it, wait for that one.
+        """Run the task here and now, and return its result. If a worker has started it, wait for that worker.
 
-        As a worker does, it waits for the database before it starts. What the task raises is passed on.
+        Like a worker, this waits for the database before the task starts. Exceptions of the task are passed on.
 
         Raises:
-            ActivityCanceledError: it was canceled.
-            TaskFailedError, TaskResultError: as `result`, if a worker runs it.
+            ActivityCanceledError: The task was canceled.
+            TaskFailedError, TaskResultError: If a worker runs it: see `result`.
         """
         run = await _activities.claim(self.agent_id, 1)
         if run is None:
             return await self.result()
         try:
-            value, packed = await self._run_here(run)
+            value = await run.call(self._definition.call(self.agent_id, self.context))
+            packed = self._definition.pack_result(value, CONF.result_limit)
         except BaseException as exc:
             await _end(run, exc)
             if run.canceled and not isinstance(exc, KeyboardInterrupt | SystemExit):
                 raise ActivityCanceledError(self.agent_id) from exc
             raise
         with suppress(Exception):
-            await self._keep(packed)
+            kept: TaskiqResult[Any] = TaskiqResult(is_err=False, return_value=packed, execution_time=0.0)
+            await self._broker.result_backend.set_result(str(self.agent_id), kept)
         await _end(run, None)
         return value
-
-    async def _run_here(self, run: TaskRun) -> tuple[Any, Any]:
-        with run:
-            work = asyncio.create_task(self._definition.call(self.agent_id, self.context))
-            run.when_canceled(work)
-            value = await work
-        return value, self._definition.pack_result(value, CONF.result_limit)
-
-    async def _keep(self, packed: Any) -> None:
-        kept: TaskiqResult[Any] = TaskiqResult(is_err=False, return_value=packed, execution_time=0.0)
-        await self._broker.result_backend.set_result(str(self.agent_id), kept)
 
     async def _kept(self, deadline: float | None) -> Any:
         if _sdk.keeps_no_results(self._broker):
@@ -136,7 +128,7 @@ class Task:
     async def _ended(self, deadline: float | None) -> StoredActivity:
         began = time.monotonic()
         while True:
-            found = await self._standing(_READ_SECONDS if deadline is None else deadline - time.monotonic())
+            found = await self._row(_READ_SECONDS if deadline is None else deadline - time.monotonic())
             if found is not None and found.status.terminal:
                 return found
             now = time.monotonic()
@@ -147,12 +139,15 @@ class Task:
             wait = pace - now % pace
             await asyncio.sleep(wait if deadline is None else min(wait, deadline - now))
 
-    async def _standing(self, seconds: float) -> StoredActivity | None:
-        """The activity's status; None if the database does not answer in time, or refuses."""
+    async def _row(self, seconds: float) -> StoredActivity | None:
+        """The activity's row; None if the database does not answer in time, or reports an error."""
+        runtime = _activities.active()
+        if not runtime.has_store:
+            raise ConfigurationError("this call needs a database: call ax.configure(engine_or_url)")
         try:
-            found = await _activities.standing(self.agent_id, max(_SHORTEST_WAIT, seconds))
+            found = await runtime.read_async(self.agent_id, max(_SHORTEST_WAIT, seconds), history=False)
         except TimeoutError:
-            if _activities.is_shut_down():
+            if runtime.is_closed:
                 raise
             return None
         if found is None:

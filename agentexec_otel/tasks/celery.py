@@ -6,7 +6,7 @@
 
     track()
 
-It connects to Celery's signals, so call it in each process that publishes tasks, and in the workers.
+It connects to Celery's signals. Call it in each process that publishes tasks, and in the workers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agentexec_otel._errors import MissingExtraError, guarded
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import replace_text
 from agentexec_otel.tasks import _activities, _sdk
-from agentexec_otel.tasks._activities import AGENT_ID, ATTEMPT, LateRun, TaskRun, agent_id_of
+from agentexec_otel.tasks._activities import AGENT_ID, ATTEMPT, TaskRun, agent_id_of
 
 try:
     from celery import exceptions as celery_exceptions  # pyright: ignore[reportMissingTypeStubs]
@@ -47,7 +47,7 @@ _METADATA: Final = "agentexec_metadata"
 _MARK: Final = "_agentexec_tracked"
 _CELERYS_OWN: Final = "celery."
 
-# What the main process of a worker reports about a process that is gone.
+# Exceptions that a worker's main process reports for a process that has died, with our reasons.
 _LOST: Final = {"WorkerLostError": "lost", "TimeLimitExceeded": "timeout"}
 
 
@@ -115,21 +115,21 @@ def _before_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -
         task_id, retries = str(about["id"]), int(about["retries"] or 0)
         running = _find(task_id)
         if running is not None and retries > int(running.request.retries or 0):
-            # Called by `retry()`: the attempt is still open, and `task_postrun` will say how it has failed.
+            # Called by `retry()`: the attempt is still open, and `task_postrun` reports why it has failed.
             headers.update({AGENT_ID: str(running.run.agent_id), ATTEMPT: running.run.attempt + 1})
         elif AGENT_ID in headers and retries and running is None:
-            # The worker's main process retries a task whose process is gone.
+            # The worker's main process retries a task whose process has died.
             headers[ATTEMPT] = int(headers.get(ATTEMPT, 1)) + 1
             _activities.open_attempt(parse_agent_id(headers[AGENT_ID]), headers[ATTEMPT])
         else:
-            # A replacement of the running task has the same id, and is another activity.
+            # A replacement of the running task has the same task id, but is another activity.
             agent_id = (agent_id_of(task_id) if running is None else None) or uuid4()
             headers.update({AGENT_ID: str(agent_id), ATTEMPT: 1})
             _create(sender, agent_id, headers.get(_METADATA))
 
 
 def _create(task_name: str, agent_id: UUID, metadata: Mapping[str, Any] | None) -> None:
-    """Create the activity, committed if the database answers in time, else later."""
+    """Create the activity. Its row is committed now if the database answers in time, else later."""
     created = _activities.create(task_name, agent_id, metadata)
     with suppress(TimeoutError):
         created.result(_activities.patience())
@@ -145,7 +145,7 @@ def _prerun(task: Any, task_id: str, **_: Any) -> None:
         request = task.request
         agent_id = _agent_id_of(request)
         if agent_id is None:
-            # It runs eagerly, or its publisher does not track.
+            # The task runs eagerly, or its publisher has not called `track()`.
             agent_id = agent_id_of(task_id) or uuid4()
             _create(task.name, agent_id, _sdk.header(request, _METADATA))
             if request.is_eager:
@@ -160,7 +160,7 @@ def _prerun(task: Any, task_id: str, **_: Any) -> None:
 
 
 def _be_last() -> None:
-    """Disconnect from `task_postrun`, and connect as the last: other libraries restore the context unconditionally."""
+    """Move our receiver of `task_postrun` to the end: other libraries restore the context unconditionally."""
     global _is_last  # noqa: PLW0603
     if not _is_last:
         _is_last = True
@@ -174,7 +174,7 @@ def _postrun(task: Any, task_id: str, retval: Any, state: str | None, **_: Any) 
         if delivery is None or delivery.task_id != task_id or delivery.request is not task.request:
             return
         _delivery.set(delivery.outer)
-        delivery.run.__exit__(None, None, None)
+        delivery.run.detach()
         if delivery.run.canceled:
             delivery.run.end(asyncio.CancelledError())
         elif state == "RETRY":
@@ -185,7 +185,7 @@ def _postrun(task: Any, task_id: str, retval: Any, state: str | None, **_: Any) 
             delivery.run.end(retval if state == "FAILURE" else None)
         elif not isinstance(sys.exc_info()[1], SystemExit | KeyboardInterrupt):
             delivery.run.end(sys.exc_info()[1])
-        # Else this process is being stopped: its main process, or the expiry of the lease, ends the activity.
+        # Otherwise this process is being stopped: its main process, or the expiry of the lease, ends the activity.
 
 
 def _end_rejected(run: TaskRun, rejected: Any) -> None:
@@ -230,7 +230,7 @@ def _prepare(task_class: Any) -> None:
     @wraps(original)
     def before_start(task: Any, task_id: str, args: Any, kwargs: Any) -> Any:
         delivery = _find(task_id)
-        if delivery is not None and isinstance(delivery.run, LateRun) and delivery.run.was_canceled:
+        if delivery is not None and delivery.run.is_late and delivery.run.canceled:
             _refuse(task, task_id, delivery.run.agent_id)
         return original(task, task_id, args, kwargs)
 
@@ -245,7 +245,7 @@ def _refuse(task: Any, task_id: str, agent_id: UUID) -> None:
     raise _errors.Ignore
 
 
-# -- what a worker's main process reports -----------------------------------------------------------------------
+# -- reports of a worker's main process -------------------------------------------------------------------------
 
 
 def _revoked(sender: Any, request: Any, expired: bool = False, **_: Any) -> None:
@@ -265,20 +265,20 @@ def _unknown(message: Any, name: str, **_: Any) -> None:
 
 
 def _failed(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
-    """End the activity of a task whose process is gone; otherwise that process does so."""
+    """End the activity of a task whose process has died. A living process does so itself."""
     reason = _LOST.get(type(exception).__name__)
     if reason is None or _find(task_id) is not None:
         return
     with guarded("ending the activity of a lost Celery task"):
         request = sender.request
-        # Not each signal has the request. Without it, the activity of an id that is no UUID ends with its lease.
+        # Some signals have no request. Without it, an activity whose task id is not a UUID ends with its lease.
         agent_id = _agent_id_of(request) if request.id == task_id else agent_id_of(task_id)
         if agent_id is not None and _tracks(sender.name):
             _activities.end_elsewhere(agent_id, reason, exception)
 
 
 def _process_shutdown(**_: Any) -> None:
-    """Store what is pending: billiard's processes end without `atexit`."""
+    """Store pending events: billiard's processes end without `atexit`."""
     with guarded("storing what a Celery process has reported"):
         _activities.shutdown()
 

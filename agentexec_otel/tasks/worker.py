@@ -35,10 +35,10 @@ _FORMAT: Final = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)
 
 
 def load_pool(place: str) -> Pool:
-    """The pool at ``module:variable``; the module may be in the working directory.
+    """Import the pool at ``module:variable``. The module may be in the working directory.
 
     Raises:
-        ConfigurationError: there is no pool.
+        ConfigurationError: There is no pool.
     """
     from agentexec_otel.tasks._pool import Pool
 
@@ -101,14 +101,14 @@ def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:
 def _work(place: str, args: WorkerArgs) -> None:
     logging.basicConfig(level=logging.WARNING, format=_FORMAT)
     pool = load_pool(place)
-    _activities.start_writer()  # An idle worker, too, ends the tasks of a dead one.
+    _activities.active().start_writer()  # An idle worker, too, ends the tasks of a dead worker.
     pool.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, _wake_on_signals)
     try:
         _sdk.listen(pool.broker, args)
     except Exception as exc:  # Each broker has its own exceptions.
         text = "the broker is away, or refuses us (%s): the worker tries again in %g s"
         _logger.error(text, type(exc).__name__, _RESTART_SECONDS)
-        _logger.debug("how it went away", exc_info=True)
+        _logger.debug("the exception of the broker", exc_info=True)
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_DFL)
         time.sleep(_RESTART_SECONDS)
@@ -121,17 +121,17 @@ async def _wake_on_signals(state: TaskiqState) -> None:
     for signum in _STOP_SIGNALS:
         handler = signal.getsignal(signum)
         loop.add_signal_handler(signum, _stop_waiting, loop)
-        signal.signal(signum, handler)  # Runs beside ours, also while the loop is blocked.
+        signal.signal(signum, handler)  # Runs in addition to ours, even while the loop is blocked.
 
 
 def _stop_waiting(loop: asyncio.AbstractEventLoop) -> None:
-    """Stop the tasks that wait for a database that is away: taskiq waits for all that it has taken."""
+    """Stop the tasks that wait for an unreachable database. taskiq waits for every task that it has received."""
     return_messages()
     loop.call_later(_POLL_SECONDS, _stop_waiting, loop)
 
 
 def _place_of(pool: Pool) -> str:
-    """Where a process that imports the application finds this pool, as ``module:variable``."""
+    """The place from which a process can import this pool, as ``module:variable``."""
     modules = [sys.modules[name] for name in ("__main__", *sorted(pool.modules)) if name in sys.modules]
     for module in modules:
         for name, value in vars(module).items():

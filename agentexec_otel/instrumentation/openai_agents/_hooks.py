@@ -40,16 +40,16 @@ _FRAMEWORK: Final = Framework(
 )
 
 
-def track(block: ActivityRun, given: object, config: AnyRunConfig, *, is_joined: bool = False) -> TrackedRun:
+def track(block: ActivityRun, given: object, config: AnyRunConfig, **owner: bool) -> TrackedRun:
     """A run of agents in this block.
 
     Args:
         given: The run's input. If it is the state of a run in the same activity, its tokens are counted, too.
-        is_joined: Another owner leaves the block.
+        owner: As for `TrackedRun`: `is_joined`, `leaves_block`.
     """
     resumed = resumed_activity(given)
     earlier = usage_of(given) if resumed is not None and resumed == block.agent_id else None
-    return TrackedRun(_FRAMEWORK, block, earlier=earlier, is_joined=is_joined, is_private=is_private(config))
+    return TrackedRun(_FRAMEWORK, block, earlier=earlier, is_private=is_private(config), **owner)
 
 
 class StepHooks(RunHooks[Any]):

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Coroutine
+from contextlib import nullcontext
 from contextvars import copy_context
 from functools import partial, wraps
-from typing import Any, Final, cast
+from typing import Any, Final, Unpack
 
-from agents import RunConfig, RunResult, RunResultStreaming
+from agents import RunResult, RunResultStreaming
 from agents.run import AgentRunner, RunOptions
 from agents.tracing import get_current_trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from agentexec_otel._errors import guarded
 from agentexec_otel.activity import ActivityRun
-from agentexec_otel.instrumentation._activities import existing_block, is_owned, on_event_loop
-from agentexec_otel.instrumentation._open_run import RunDescription, is_configured, look_up, look_up_async, open_run
+from agentexec_otel.instrumentation._activities import on_event_loop
+from agentexec_otel.instrumentation._open_run import (
+    RunDescription,
+    existing_block,
+    is_configured,
+    is_owned,
+    look_up,
+    look_up_async,
+    open_run,
+)
 from agentexec_otel.instrumentation._tracked_run import TrackedRun
 from agentexec_otel.instrumentation.openai_agents import _sdk
 from agentexec_otel.instrumentation.openai_agents._hooks import StepHooks, track, with_hooks
@@ -26,13 +35,11 @@ from agentexec_otel.instrumentation.openai_agents._trace_processor import Activi
 _INSTRUMENTS: Final = ("openai-agents >= 0.24, < 0.25",)
 _LOOK_UP_SECONDS: Final = 0.25  # a wait that delays only the run itself
 
-_Run = Callable[..., Coroutine[Any, Any, RunResult]]
-_RunSync = Callable[..., RunResult]
-_RunStreamed = Callable[..., RunResultStreaming]
+_Options = RunOptions[Any]
 
 
 class AgentExecInstrumentor(BaseInstrumentor):  # type: ignore[misc]
-    """Gives each top-level run of the OpenAI Agents SDK an activity: live lines, tokens, and how it ended.
+    """Gives each top-level run of the OpenAI Agents SDK an activity: live logs, tokens, and how it ended.
 
     ::
 
@@ -46,26 +53,18 @@ class AgentExecInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     This sets nothing else up: `ax.configure`, or ``AGENTEXEC_DATABASE_URL``, says where activities go.
     """
 
-    _processor: ActivityTraceProcessor | None = None
-    _wrapper: RunWrapper | None = None
+    _wrapper: RunWrapper
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """The versions of the SDK that this works with."""
         return _INSTRUMENTS
 
     def _instrument(self, **kwargs: Any) -> None:
-        processor = ActivityTraceProcessor()
-        self._processor, self._wrapper = processor, RunWrapper(processor)
-        processor.register()
+        self._wrapper = RunWrapper()
         self._wrapper.wrap()
 
     def _uninstrument(self, **kwargs: Any) -> None:
-        wrapper, processor = self._wrapper, self._processor
-        self._wrapper = self._processor = None
-        if wrapper is not None:
-            wrapper.unwrap()
-        if processor is not None:
-            processor.unregister()
+        self._wrapper.unwrap()
 
 
 class RunWrapper:
@@ -74,14 +73,13 @@ class RunWrapper:
     If another library has wrapped a method since, that wrapper stays, and ours only passes the call on.
     """
 
-    def __init__(self, processor: ActivityTraceProcessor) -> None:
-        self._processor = processor
-        self._is_active = False
+    def __init__(self) -> None:
+        self._processor = ActivityTraceProcessor()
         self._originals: dict[str, tuple[object, object]] = {}
 
     def wrap(self) -> None:
         """Track runs from now on."""
-        self._is_active = True
+        self._processor.register()
         for name, wrap in (("run", self._run), ("run_sync", self._run_sync), ("run_streamed", self._run_streamed)):
             original = getattr(AgentRunner, name)
             wrapper = wrap(original)
@@ -90,81 +88,70 @@ class RunWrapper:
 
     def unwrap(self) -> None:
         """Track no more runs, and restore the methods."""
-        self._is_active = False
+        self._processor.unregister()
         for name, (original, wrapper) in self._originals.items():
             if vars(AgentRunner).get(name) is wrapper:
                 setattr(AgentRunner, name, original)
-        self._originals = {}
 
     # -- the methods ----------------------------------------------------------------------------------------
 
-    def _run(self, original: _Run) -> _Run:
+    def _run(self, original: Callable[..., Coroutine[Any, Any, RunResult]]) -> Callable[..., Any]:
         @wraps(original)
-        async def run(runner: AgentRunner, starting_agent: Any, input: Any, **options: Any) -> RunResult:  # noqa: A002
+        async def run(runner: Any, starting_agent: Any, input: Any, **options: Unpack[_Options]) -> RunResult:  # noqa: A002
             tracked = None
             with guarded("tracking a run"):
                 if self._is_tracked_here(options):
-                    about = describe(starting_agent, input, _config(options))
+                    about = describe(starting_agent, input, options.get("run_config"))
                     about = await look_up_async(about, _LOOK_UP_SECONDS)
                     tracked, options = self._begin(about, input, options)
-            if tracked is None:
-                return await original(runner, starting_agent, input, **options)
-            try:
+            with tracked or nullcontext():
                 result = await original(runner, starting_agent, input, **options)
-            except BaseException as exc:
-                tracked.leave(exc)
-                raise
-            tracked.leave(None, result)
+                if tracked is not None:
+                    tracked.result = result
             return result
 
         return run
 
-    def _run_sync(self, original: _RunSync) -> _RunSync:
+    def _run_sync(self, original: Callable[..., RunResult]) -> Callable[..., Any]:
         @wraps(original)
-        def run_sync(runner: AgentRunner, starting_agent: Any, input: Any, **options: Any) -> RunResult:  # noqa: A002
+        def run_sync(runner: Any, starting_agent: Any, input: Any, **options: Unpack[_Options]) -> RunResult:  # noqa: A002
             tracked = None
             with guarded("tracking a run"):
                 if self._is_tracked_here(options) and not on_event_loop():  # On one, the SDK will refuse.
-                    about = look_up(describe(starting_agent, input, _config(options)), _LOOK_UP_SECONDS)
+                    about = look_up(describe(starting_agent, input, options.get("run_config")), _LOOK_UP_SECONDS)
                     tracked, options = self._begin(about, input, options)
-            if tracked is None:
-                return original(runner, starting_agent, input, **options)
-            try:
+            with tracked or nullcontext():
                 result = original(runner, starting_agent, input, **options)
-            except BaseException as exc:
-                tracked.leave(exc)
-                raise
-            tracked.leave(None, result)
+                if tracked is not None:
+                    tracked.result = result
             return result
 
         return run_sync
 
-    def _run_streamed(self, original: _RunStreamed) -> _RunStreamed:
+    def _run_streamed(self, original: Callable[..., RunResultStreaming]) -> Callable[..., Any]:
         @wraps(original)
         def run_streamed(
-            runner: AgentRunner,
+            runner: Any,
             starting_agent: Any,
             input: Any,  # noqa: A002
-            **options: Any,
+            **options: Unpack[_Options],
         ) -> RunResultStreaming:
             context = copy_context()  # Nothing stays attached in the caller's.
             tracked = None
             with guarded("tracking a run"):
                 if self._is_tracked_here(options):
-                    about = look_up(describe(starting_agent, input, _config(options)), UNNOTICED_SECONDS)
+                    about = look_up(describe(starting_agent, input, options.get("run_config")), UNNOTICED_SECONDS)
                     tracked, options = context.run(self._begin, about, input, options)
-            if tracked is None:
-                return original(runner, starting_agent, input, **options)
             start = partial(original, runner, starting_agent, input, **options)
-            return ActivityStream(tracked, context).start(start)
+            return start() if tracked is None else ActivityStream(tracked, context).start(start)
 
         return run_streamed
 
     # -- where a run belongs --------------------------------------------------------------------------------
 
-    def _is_tracked_here(self, options: dict[str, Any]) -> bool:
+    def _is_tracked_here(self, options: _Options) -> bool:
         """Whether this call tracks the run. An `OpenAIRunner`, or a wrapper around this one, does it itself."""
-        if not self._is_active or not is_configured():
+        if not self._processor.is_active or not is_configured():
             return False
         hooks = options.get("hooks")
         if not isinstance(hooks, StepHooks):
@@ -172,23 +159,21 @@ class RunWrapper:
         hooks.tracked.show_progress()
         return False
 
-    def _begin(
-        self, about: RunDescription, given: object, options: dict[str, Any]
-    ) -> tuple[TrackedRun, dict[str, Any]]:
+    def _begin(self, about: RunDescription, given: object, options: _Options) -> tuple[TrackedRun, _Options]:
         self._processor.register()  # Another library may have replaced all processors, ours included.
-        config = _config(options)
+        config = options.get("run_config")
         opening = open_run(about, self._block_in_trace)
         block = opening.block
-        tracked = track(block, given if opening.is_resumed else None, config, is_joined=opening.is_joined)
+        tracked = track(block, None if opening.is_new else given, config, is_joined=opening.is_joined)
         tracked.show_progress()
-        options = cast("dict[str, Any]", with_hooks(cast("RunOptions[Any]", options), tracked))
+        options = with_hooks(options, tracked)
         if opening.is_refused:
             tracked.refuse()
         elif not opening.is_joined:
             block.__enter__()
         if opening.is_new and not about.own_id:
             options["run_config"] = with_trace_id(config, trace_id_of(block.agent_id))
-        tracked.start(self._processor.hold(block))
+        tracked.on_left = self._processor.hold(block)
         return tracked, options
 
     def _block_in_trace(self) -> ActivityRun | None:
@@ -198,7 +183,3 @@ class RunWrapper:
             return None
         of_trace = self._processor.adopt(trace)
         return existing_block(of_trace.agent_id) if is_owned(of_trace.agent_id) else None
-
-
-def _config(options: dict[str, Any]) -> RunConfig | dict[str, Any] | None:
-    return cast("RunConfig | dict[str, Any] | None", options.get("run_config"))

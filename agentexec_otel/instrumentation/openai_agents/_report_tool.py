@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -11,13 +12,13 @@ from agents.tool_context import ToolContext
 
 from agentexec_otel import activity
 from agentexec_otel._errors import guarded
-from agentexec_otel.instrumentation._activities import status_of
+from agentexec_otel.instrumentation._activities import known
 from agentexec_otel.instrumentation._progress import RateLimit
 
 TOOL_NAME: Final = "report_activity"
 MESSAGE_LIMIT: Final = 1_000  # characters kept of one report
 ARGUMENTS_LIMIT: Final = 32_768  # characters of JSON that are parsed
-LINES: Final = 500  # reports stored per runner, that is per activity
+MOST_REPORTS: Final = 500  # reports stored per runner, that is per activity
 BURST: Final = 30  # reports stored at once
 PER_SECOND: Final = 5.0
 
@@ -57,30 +58,17 @@ _SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-class _Quota:
-    """How many reports may still be stored: a total for the activity, and a rate."""
-
-    def __init__(self) -> None:
-        self._lines = LINES
-        self._rate = RateLimit(BURST, PER_SECOND)
-
-    def refusal(self) -> str | None:
-        """Take one report. Returns the answer for the model if none is left."""
-        if self._lines <= 0:
-            return _TOO_MANY
-        if not self._rate.take():
-            return _TOO_FAST
-        self._lines -= 1
-        return None
-
-
 def report_tool(agent_id: UUID) -> FunctionTool:
     """The tool for one activity, whose id the model can neither see nor choose. It never raises into the run."""
-    quota = _Quota()
+    left, rate = MOST_REPORTS, RateLimit(BURST, PER_SECOND)
 
     async def report(context: ToolContext[Any], arguments: str) -> str:
-        if refusal := quota.refusal():
-            return refusal
+        nonlocal left
+        if left <= 0:
+            return _TOO_MANY
+        if not rate.take():
+            return _TOO_FAST
+        left -= 1
         answer = _FAILED
         with guarded(f"the tool {TOOL_NAME}"):
             answer = await _store(agent_id, arguments)
@@ -107,8 +95,8 @@ async def _store(agent_id: UUID, arguments: str) -> str:
 
 
 def _has_ended(agent_id: UUID) -> bool:
-    status = status_of(agent_id)
-    return status is not None and status.terminal
+    view = known(agent_id)
+    return view is not None and view.status.terminal
 
 
 def parse(arguments: str) -> tuple[str, int | None]:
@@ -122,24 +110,16 @@ def parse(arguments: str) -> tuple[str, int | None]:
     given = cast("dict[str, object]", value)
     message = given.get("message")
     text = " ".join(str(message).split()) if isinstance(message, str | int | float) else ""
-    return _cut(text), percentage_of(given.get("percentage"))
+    if len(text) > MESSAGE_LIMIT:
+        text = f"{text[: MESSAGE_LIMIT - 1]}…"
+    return text, percentage_of(given.get("percentage"))
 
 
 def percentage_of(value: object) -> int | None:
     """The percentage that a model means by `value`, clamped to 0 to 100; None if it means none."""
     if isinstance(value, str):
-        value = _number(value.strip().removesuffix("%"))
+        with suppress(ValueError):
+            value = float(value.strip().removesuffix("%"))
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:  # NaN
         return None
     return int(max(0, min(100, value)))
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MESSAGE_LIMIT else f"{text[: MESSAGE_LIMIT - 1]}…"

@@ -28,15 +28,14 @@ from agentexec_otel import activity
 from agentexec_otel._errors import ActivityCanceledError
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel.activity import ActivityRun
-from agentexec_otel.instrumentation._activities import add_line, existing_block, find
+from agentexec_otel.instrumentation._activities import add_log, find
+from agentexec_otel.instrumentation._open_run import existing_block
 from agentexec_otel.instrumentation.openai_agents._hooks import track, with_hooks
 from agentexec_otel.instrumentation.openai_agents._recovery import WRAP_UP, Unfinished, wrap_up_input, wrap_up_options
 from agentexec_otel.instrumentation.openai_agents._report_tool import REPORT_STATUS, report_tool
 from agentexec_otel.instrumentation.openai_agents._stream import UNNOTICED_SECONDS, ActivityStream, ContinuedStream
 
 TContext = TypeVar("TContext")
-
-_WRAPPING_UP = "{limit}; the agent was asked to wrap up."
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +137,10 @@ class OpenAIRunner:
             "session": session,
         }
         async with activity.run(self.agent_id) as block:
-            tracked = track(block, input, run_config)
-            tracked.start()
-            try:
+            tracked = track(block, input, run_config, leaves_block=False)
+            with tracked:
                 result = await self._run(block, starting_agent, input, with_hooks(options, tracked))
-            except BaseException as exc:
-                tracked.close(exc)
-                raise
-            tracked.close(None, result)
+                tracked.result = result
             return result
 
     def run_streamed(
@@ -184,7 +179,20 @@ class OpenAIRunner:
             "conversation_id": conversation_id,
             "session": session,
         }
-        return self._start(starting_agent, input, options)
+        find(self.agent_id, UNNOTICED_SECONDS)  # Otherwise the spans of agents are not below the activity's span.
+        block = existing_block(self.agent_id)  # It does not wait: the stream may end on any thread.
+        tracked = track(block, input, run_config)
+        options = with_hooks(options, tracked)
+
+        def wrap_up(left: RunResultStreaming, limit: MaxTurnsExceeded) -> RunResultStreaming:
+            conversation, more = self._continued(block, limit, left, options)
+            return Runner.run_streamed(left.last_agent, conversation, **more)
+
+        run_context = copy_context()
+        run_context.run(block.__enter__)
+        stream = ActivityStream(tracked, run_context, wrap_up if self.max_turns_recovery else None)
+        result = stream.start(partial(Runner.run_streamed, starting_agent, input, **options))
+        return ContinuedStream(result, stream) if self.max_turns_recovery else result
 
     async def _run(
         self,
@@ -199,8 +207,7 @@ class OpenAIRunner:
             left = limit.run_data
             if not self.max_turns_recovery or left is None:
                 raise
-            add_line(block, _WRAPPING_UP.format(limit=limit))
-            conversation, more = self._continued(left, options)
+            conversation, more = self._continued(block, limit, left, options)
             try:
                 return await Runner.run(left.last_agent, conversation, **more)
             except ActivityCanceledError:
@@ -208,31 +215,9 @@ class OpenAIRunner:
             except Exception as failure:
                 raise limit from failure
 
-    def _start(
-        self,
-        agent: Agent[TContext],
-        given: str | list[TResponseInputItem] | RunState[TContext],
-        options: RunOptions[TContext],
-    ) -> RunResultStreaming:
-        find(self.agent_id, UNNOTICED_SECONDS)  # Otherwise the spans of agents are not below the activity's span.
-        block = existing_block(self.agent_id)  # It does not wait: the stream may end on any thread.
-        tracked = track(block, given, options.get("run_config"))
-        options = with_hooks(options, tracked)
-
-        def wrap_up(left: RunResultStreaming, limit: MaxTurnsExceeded) -> RunResultStreaming:
-            add_line(block, _WRAPPING_UP.format(limit=limit))
-            conversation, more = self._continued(left, options)
-            return Runner.run_streamed(left.last_agent, conversation, **more)
-
-        context = copy_context()
-        context.run(block.__enter__)
-        context.run(tracked.start)
-        stream = ActivityStream(tracked, context, wrap_up if self.max_turns_recovery else None)
-        result = stream.start(partial(Runner.run_streamed, agent, given, **options))
-        return ContinuedStream(result, stream) if self.max_turns_recovery else result
-
     def _continued(
-        self, left: Unfinished, options: RunOptions[TContext]
+        self, block: ActivityRun, limit: MaxTurnsExceeded, left: Unfinished, options: RunOptions[TContext]
     ) -> tuple[list[TResponseInputItem], RunOptions[TContext]]:
+        add_log(block, f"{limit}; the agent was asked to wrap up.")
         more = wrap_up_options(left, options, self.recovery_turns)
         return wrap_up_input(left, options, self.prompts.wrap_up), more

@@ -85,7 +85,7 @@ def stored_exception(result: RunResultStreaming) -> BaseException | None:
 
 
 def is_disabled(trace: Trace) -> bool:
-    """Whether tracing is disabled, so that processors do not hear of this trace."""
+    """Whether tracing is disabled, so that processors are not notified of this trace."""
     return trace.trace_id == _DISABLED_TRACE_ID
 
 

@@ -44,6 +44,7 @@ class ActivityStream:
     def start(self, run: Callable[[], RunResultStreaming]) -> RunResultStreaming:
         """Start the run, and follow it. If it cannot be started, end the activity with that error."""
         try:
+            self._context.run(self._tracked.__enter__)
             result = self._context.run(run)
         except BaseException as exc:
             self._context.run(self._end, exc)
@@ -68,7 +69,8 @@ class ActivityStream:
         """End the activity like a block that is left by this exception, or normally (None)."""
         self.has_ended = True
         _unfinished.discard(self)
-        self._tracked.leave(exc, result)
+        self._tracked.result = result
+        self._tracked.__exit__(None, exc, None)
 
     def _on_task_deleted(self, pid: int) -> None:
         """The task was deleted before it was done, because its event loop was closed."""

@@ -1,4 +1,4 @@
-"""Activities for traces that the application opens, and lines about steps that only the SDK's traces report."""
+"""Activities for traces that the application opens, and logs about steps that only the SDK's spans report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from agentexec_otel._errors import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.instrumentation._activities import expect_usage
 from agentexec_otel.instrumentation._open_run import enclosing_block, is_configured, open_activity
-from agentexec_otel.instrumentation._progress import Progress, is_reported_by_hooks, progress_of
+from agentexec_otel.instrumentation._progress import Progress, progress_of
 from agentexec_otel.instrumentation._tally import tally_of
 from agentexec_otel.instrumentation._tracked_run import is_tracked
 from agentexec_otel.instrumentation.openai_agents._run_arguments import describe_trace
@@ -48,7 +48,7 @@ class _OpenTrace:
     context: Context  # current after the block was entered
     handled: BaseException | None  # the exception that was being handled when the trace began
     exc: BaseException | None = None  # the exception that left the trace, or a run that outlived it
-    runs: int = 0  # running
+    holders: int = 1  # the trace, and the runs in it
     is_over: bool = False
 
 
@@ -64,7 +64,7 @@ class ActivityTraceProcessor(TracingProcessor):
     def __init__(self) -> None:
         self._closing = _Closing(self)
         self._is_added = False
-        self._is_active = False
+        self.is_active = True
         self._open: OrderedDict[str, _OpenTrace] = OrderedDict()
         self._began_in: WeakKeyDictionary[Trace, int] = WeakKeyDictionary()  # the process, or _OVER
         self._by_activity: dict[UUID, _OpenTrace] = {}
@@ -74,7 +74,9 @@ class ActivityTraceProcessor(TracingProcessor):
         with self._lock:
             self._began_in[trace] = os.getpid()
         with guarded("opening an activity for a trace"):
-            if self._is_active and is_configured() and not _has_activity() and trace.trace_id not in self._open:
+            if self.is_active and is_configured() and trace.trace_id not in self._open:
+                if is_tracked() or enclosing_block() is not None:
+                    return  # A block, or a run that has outlived its block, has an activity.
                 enter = ActivityRun.__enter__ if self.register() else _enter_detached
                 self._begin(trace, enter)
 
@@ -125,50 +127,43 @@ class ActivityTraceProcessor(TracingProcessor):
             opened.block.detach()
             with self._lock:
                 opened.is_over = True
-                is_last = not opened.runs
-            if is_last:
-                self._end(opened)
+            self._release(opened, opened.exc)
         if here is not opened.context:
             attach(here)  # Logfire has restored the context before its span and ours already.
-        if not self._is_active:
+        if not self.is_active:
             self.unregister()
 
-    def _end(self, opened: _OpenTrace) -> None:
-        with self._lock:
-            self._by_activity.pop(opened.block.agent_id, None)
-        exc = opened.exc
-        tally_of(opened.block).record(opened.block)
-        opened.block.__exit__(None if exc is None else type(exc), exc, None)
-
     def hold(self, block: ActivityRun) -> Callable[[BaseException | None], None]:
-        """A run begins in this block. Call what is returned when the run is over, with the exception that left it.
+        """Keep the activity of a trace open during a run in it, which may outlast the trace, such as a stream.
 
-        The activity of a trace does not end before the runs in it, such as a stream that is read after the trace.
+        Call the returned function after the run, with the exception that left it.
         """
         with self._lock:
             opened = self._by_activity.get(block.agent_id)
             if opened is not None:
-                opened.runs += 1
+                opened.holders += 1
         return partial(self._release, opened)
 
     def _release(self, opened: _OpenTrace | None, exc: BaseException | None) -> None:
         if opened is None:
             return
         with self._lock:
-            opened.runs -= 1
+            opened.holders -= 1
             if opened.is_over and opened.exc is None:
                 opened.exc = exc  # The trace is over, so it cannot recover from it.
-            is_last = opened.is_over and not opened.runs
-        if is_last:
-            self._end(opened)
+            if opened.holders:
+                return
+            self._by_activity.pop(opened.block.agent_id, None)
+        tally_of(opened.block).record(opened.block)
+        opened.block.__exit__(None, opened.exc, None)
 
     def on_span_start(self, span: Span[Any]) -> None:
-        if self._is_active:
-            _report_step(_AT_START, span)
+        if self.is_active:
+            _report_step(span, has_ended=False)
 
     def on_span_end(self, span: Span[Any]) -> None:
-        if self._is_active:
-            _report_step(_AT_END, span)
+        if self.is_active:
+            _report_step(span, has_ended=True)
 
     def shutdown(self) -> None:
         """Nothing is buffered here: `ax.shutdown` stops the writers."""
@@ -183,7 +178,6 @@ class ActivityTraceProcessor(TracingProcessor):
 
         False if the processors of this trace provider cannot be ordered.
         """
-        self._is_active = True
         closing = self._closing
 
         def change(found: Processors) -> Processors:
@@ -203,7 +197,7 @@ class ActivityTraceProcessor(TracingProcessor):
 
         A library that restores the processors it had found may restore this one, too. It then does nothing.
         """
-        self._is_active = False
+        self.is_active = False
         gone = (self,) if self._open else (self, self._closing)
         change_processors(lambda found: tuple(one for one in found if one not in gone))
 
@@ -233,11 +227,6 @@ class _Closing(TracingProcessor):
         """Nothing."""
 
 
-def _has_activity() -> bool:
-    """Whether a trace that begins here has an activity: that of a block, or of a run that has outlived its block."""
-    return is_tracked() or enclosing_block() is not None
-
-
 def _as_started(trace: Trace) -> Trace:
     """The trace as processors see it. Logfire makes a wrapper of it current, which cannot be hashed."""
     return cast(Trace, getattr(trace, "wrapped", trace))
@@ -250,63 +239,42 @@ def _enter_detached(block: ActivityRun) -> object:
 
 # -- steps ------------------------------------------------------------------------------------------------------
 
-_Report = Callable[[Progress, Any, Span[Any]], None]
 
-
-def _report_step(table: dict[type[Any], _Report], span: Span[Any]) -> None:
-    data: Any = span.span_data
-    report = table.get(data.__class__)
-    if report is None or CONF.progress == "off":
-        return
-    if data.__class__ in _HOOKED and span.error is None and is_reported_by_hooks():
+def _report_step(span: Span[Any], *, has_ended: bool) -> None:
+    if CONF.progress == "off":
         return
     with guarded("reporting a step of a run"):
         block = enclosing_block() if is_configured() else None
         if block is not None:
-            report(progress_of(block), data, span)
+            report = _report_end if has_ended else _report_start
+            report(progress_of(block), span)
 
 
-def _turn(progress: Progress, data: TurnSpanData, span: Span[Any]) -> None:
-    progress.turn(data.turn, data.agent_name)
+def _report_start(progress: Progress, span: Span[Any]) -> None:
+    if progress.is_hooked:
+        return
+    data: object = span.span_data
+    if isinstance(data, TurnSpanData):
+        progress.turn(data.turn, data.agent_name)
+    elif isinstance(data, FunctionSpanData):
+        progress.tool(data.name)
 
 
-def _tool(progress: Progress, data: FunctionSpanData, span: Span[Any]) -> None:
-    progress.tool(data.name)
-
-
-def _tool_end(progress: Progress, data: FunctionSpanData, span: Span[Any]) -> None:
-    if (error := span.error) is not None:
-        details = error.get("data") or {}
-        progress.tool_failed(data.name, str(details["error"]) if "error" in details else error.get("message"))
-    else:
-        progress.tool_done(data.name)
-
-
-def _handoff_end(progress: Progress, data: HandoffSpanData, span: Span[Any]) -> None:
-    if data.from_agent and data.to_agent and not progress.is_hooked:
-        progress.handoff(data.from_agent, data.to_agent)
-
-
-def _guardrail_end(progress: Progress, data: GuardrailSpanData, span: Span[Any]) -> None:
-    progress.guardrail(data.name, tripped=data.triggered)
-
-
-def _listing_end(progress: Progress, data: MCPListToolsSpanData, span: Span[Any]) -> None:
-    progress.listed(data.server or "An MCP server", len(data.result or ()))
-
-
-def _agent_end(progress: Progress, data: AgentSpanData, span: Span[Any]) -> None:
+def _report_end(progress: Progress, span: Span[Any]) -> None:
     error = span.error
-    if error is not None and error.get("message") == "Max turns exceeded":
-        progress.limit((error.get("data") or {}).get("max_turns"))
-
-
-_HOOKED: Final = frozenset({TurnSpanData, FunctionSpanData, HandoffSpanData})
-_AT_START: Final[dict[type[Any], _Report]] = {TurnSpanData: _turn, FunctionSpanData: _tool}
-_AT_END: Final[dict[type[Any], _Report]] = {
-    FunctionSpanData: _tool_end,
-    HandoffSpanData: _handoff_end,
-    GuardrailSpanData: _guardrail_end,
-    MCPListToolsSpanData: _listing_end,
-    AgentSpanData: _agent_end,
-}
+    match span.span_data:
+        case FunctionSpanData() as tool if error is not None:
+            details = error.get("data") or {}
+            progress.tool_failed(tool.name, str(details["error"]) if "error" in details else error.get("message"))
+        case FunctionSpanData() as tool if not progress.is_hooked:
+            progress.tool_done(tool.name)
+        case HandoffSpanData(from_agent=str(giver), to_agent=str(taker)) if not progress.is_hooked:
+            progress.handoff(giver, taker)
+        case GuardrailSpanData() as guardrail:
+            progress.guardrail(guardrail.name, tripped=guardrail.triggered)
+        case MCPListToolsSpanData() as listing:
+            progress.listed(listing.server or "An MCP server", len(listing.result or ()))
+        case AgentSpanData() if error is not None and error.get("message") == "Max turns exceeded":
+            progress.limit((error.get("data") or {}).get("max_turns"))
+        case _:
+            pass

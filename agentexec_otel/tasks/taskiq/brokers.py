@@ -7,9 +7,8 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend, InMemoryBroker
 from taskiq.utils import maybe_awaitable
@@ -25,7 +24,7 @@ _MAX_THREADS: Final = 32
 
 
 class InProcessBroker(InMemoryBroker):
-    """taskiq's in-memory broker, which can be started again after a shutdown: upstream drops its threads for good."""
+    """taskiq's in-memory broker, but it can be started again after a shutdown: upstream never renews its threads."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(sync_tasks_pool_size=threads, max_stored_results=_MAX_RESULTS)
@@ -37,36 +36,26 @@ class InProcessBroker(InMemoryBroker):
         _sdk.renew_threads(self, self._threads)
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """Our module for a broker, and the package and extra that it needs."""
-
-    module: str
-    package: str
-    extra: str
-
-
-_REDIS: Final = _Kind("redis", "taskiq_redis", "redis")
-_RABBITMQ: Final = _Kind("rabbitmq", "taskiq_aio_pika", "rabbitmq")
-_NATS: Final = _Kind("nats", "taskiq_nats", "nats")
-_BROKERS: Final = {"redis": _REDIS, "rediss": _REDIS, "amqp": _RABBITMQ, "amqps": _RABBITMQ, "nats": _NATS}
-_RESULTS: Final = {scheme: kind for scheme, kind in _BROKERS.items() if kind is not _RABBITMQ}
+_BROKERS: Final = {"redis": "redis", "rediss": "redis", "amqp": "rabbitmq", "amqps": "rabbitmq", "nats": "nats"}
+"""The module of this package, and the extra, for each scheme."""
+_RESULTS: Final = {scheme: module for scheme, module in _BROKERS.items() if module != "rabbitmq"}
+_PACKAGES: Final = {"redis": "taskiq_redis", "rabbitmq": "taskiq_aio_pika", "nats": "taskiq_nats"}
 _CLIENTS: Final = ("redis", "nats", "aio_pika")
 
 
 def make_broker(
     broker: str | AsyncBroker | None, results: str | AsyncResultBackend[Any] | None, queue: str, concurrency: int
 ) -> AsyncBroker:
-    """Return the given broker, or make one from a URL; None makes the one that runs tasks in this process.
+    """Return the given broker, or make one from a URL. None makes one that runs tasks in this process.
 
     Args:
-        queue: Name of the queue, stream or subject, and prefix of what else is created there.
-        concurrency: How many messages a worker process handles at once.
+        queue: Name of the queue, stream or subject, and prefix of everything else that is created on the server.
+        concurrency: The number of messages that a worker process handles at once.
 
     Raises:
-        ConfigurationError: the URL's scheme is not supported.
-        MissingExtraError: its package is not installed.
-        ValueError: the server does not accept a queue of that name.
+        ConfigurationError: The URL's scheme is not supported.
+        MissingExtraError: The package for that scheme is not installed.
+        ValueError: The server does not accept a queue of that name.
     """
     if isinstance(broker, str):
         made: AsyncBroker = _module_for(broker, "broker", _BROKERS).broker(broker, queue, concurrency)
@@ -75,14 +64,9 @@ def make_broker(
     else:
         made = broker or InProcessBroker(min(concurrency, _MAX_THREADS))
     _tolerate_failed_acks(made)
-    if results is None:
-        return made
-    return made.with_result_backend(_results_at(results, queue) if isinstance(results, str) else results)
-
-
-def _results_at(url: str, queue: str) -> AsyncResultBackend[Any]:
-    made: AsyncResultBackend[Any] = _module_for(url, "results", _RESULTS).results(url, queue)
-    return made
+    if isinstance(results, str):
+        results = cast("AsyncResultBackend[Any]", _module_for(results, "results", _RESULTS).results(results, queue))
+    return made if results is None else made.with_result_backend(results)
 
 
 def _scheme_of(url: str) -> str:
@@ -90,26 +74,27 @@ def _scheme_of(url: str) -> str:
     return scheme.lower() if found else ""
 
 
-def _module_for(url: str, argument: str, kinds: Mapping[str, _Kind]) -> Any:
+def _module_for(url: str, argument: str, modules: Mapping[str, str]) -> Any:
     scheme = _scheme_of(url)
-    kind = kinds.get(scheme)
-    if kind is None:
-        known = ", ".join(f"{name}://" for name in sorted(kinds))
+    module = modules.get(scheme)
+    if module is None:
+        known = ", ".join(f"{name}://" for name in sorted(modules))
         raise ConfigurationError(
             f"{argument}={describe_url(url)} is not supported: use one of {known}, or a taskiq object"
         )
     try:
-        return import_module(f"agentexec_otel.tasks.taskiq.{kind.module}")
+        return import_module(f"agentexec_otel.tasks.taskiq.{module}")
     except ModuleNotFoundError as exc:
-        if exc.name != kind.package and exc.name not in _CLIENTS:
+        package = _PACKAGES[module]
+        if exc.name != package and exc.name not in _CLIENTS:
             raise
-        raise MissingExtraError(f"{argument}={scheme}://…", kind.package.replace("_", "-"), kind.extra) from None
+        raise MissingExtraError(f"{argument}={scheme}://…", package.replace("_", "-"), module) from None
 
 
 def _tolerate_failed_acks(broker: AsyncBroker) -> None:
-    """Run a task even if its message cannot be acknowledged: the activity has started, and a redelivery is refused.
+    """Run a task even if its message cannot be acknowledged: its activity has started, so a redelivery is refused.
 
-    taskiq acknowledges between the two, and drops the message if that fails.
+    taskiq acknowledges a message after the activity has started, and drops the task if that fails.
     """
     original = broker.listen
 
@@ -132,13 +117,13 @@ def _with_tolerant_ack(message: AckableMessage) -> AckableMessage:
 
 
 def check_queue(queue: str, server: str, allowed: re.Pattern[str], said: str) -> None:
-    """Raise ValueError for a name that the server refuses: a worker would retry it for ever."""
+    """Raise ValueError for a name that the server refuses. A worker would retry it endlessly."""
     if not allowed.fullmatch(queue):
         raise ValueError(f"queue={queue!r} is no name for {server}: use {said}")
 
 
 def raise_if_canceled() -> None:
-    """Raise the cancellation that a client has swallowed: `asyncio.wait_for` of Python 3.11 may lose one."""
+    """Raise a cancellation that a client has suppressed: `asyncio.wait_for` of Python 3.11 may lose one."""
     waiter = asyncio.current_task()
     if waiter is not None and waiter.cancelling():
         raise asyncio.CancelledError

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
@@ -35,7 +35,7 @@ _MARK: Final = "_agentexec_tracked"
 
 
 class NotRunError(NoResultError):
-    """The task has not run, or was stopped: its activity was canceled, or another worker has it."""
+    """The task did not run, or was stopped: its activity was canceled, or another worker runs it."""
 
     __template__ = "The activity of this task was canceled, or another worker runs it"
 
@@ -45,8 +45,8 @@ class _Delivery:
     """A message whose task runs in this asyncio task.
 
     Attributes:
-        run: None if the task is not to run here.
-        left_by: What the task has raised.
+        run: The block of the task; None if the task must not run here.
+        left_by: The exception that the task has raised.
         retried: A retry middleware has sent the message again.
     """
 
@@ -56,7 +56,7 @@ class _Delivery:
     retried: bool = False
 
     def end_dropped(self, receiving: asyncio.Task[Any]) -> None:
-        """End the activity of a message that taskiq has dropped, since its ack or another middleware has raised."""
+        """End the activity of a message that taskiq dropped because its ack, or another middleware, raised."""
         if self.run is not None and self.run.owner:
             raised = asyncio.CancelledError() if receiving.cancelled() else receiving.exception()
             with guarded("ending the activity of a task that was dropped"):
@@ -73,15 +73,15 @@ class ActivityMiddleware(TaskiqMiddleware):
 
         broker.add_middlewares(ActivityMiddleware())
 
-    The activity is QUEUED before the message is sent, RUNNING while the task works, and ends as it ends. Its
-    ``agent_id`` is the task's id where that is a UUID, its type the task's name. A task whose activity was canceled
-    does not start, and is canceled where it runs; a message that is delivered twice runs once. A retry of taskiq's
+    The activity is QUEUED before the message is sent, RUNNING while the task runs, and ends as the task ends. Its
+    ``agent_id`` is the task's id if that is a UUID, and its type is the task's name. If the activity is canceled, its
+    task does not start, or is canceled while it runs. A message that is delivered twice runs once. A retry by taskiq's
     retry middlewares is the next attempt of the same activity.
 
     Args:
-        strict: A task waits for the database: it is sent after its activity is stored, and starts after this worker
-            is known to be the only one. False, for an application's own broker: no hook waits for the database for
-            more than two seconds.
+        strict: Tasks wait for the database. A task is sent after its activity is stored, and starts after the database
+            has confirmed that no other worker runs it. If False, for an application's own broker, no hook waits for
+            the database longer than two seconds.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -98,30 +98,35 @@ class ActivityMiddleware(TaskiqMiddleware):
     async def pre_send(self, message: TaskiqMessage) -> TaskiqMessage:
         """Create the activity, or open its next attempt."""
         if AGENT_ID not in message.labels:
-            if self._strict:
-                wanted = agent_id_of(message.task_id) or uuid4()
-                agent_id = await _activities.create_stored(message.task_name, agent_id=wanted)
-                message.labels.update(labels_of(agent_id))
-            else:
-                with guarded("creating the activity of a task"):
-                    await _create(message)
+            with self._guard("creating the activity of a task"):
+                await self._create(message)
         elif _sdk.RETRIES in message.labels:
             with guarded("opening the next attempt of a task"):
                 await _retry(message)
         return message
 
+    async def _create(self, message: TaskiqMessage) -> None:
+        agent_id = agent_id_of(message.task_id) or uuid4()
+        if self._strict:
+            await _activities.create_stored(message.task_name, agent_id=agent_id)
+            message.labels.update(labels_of(agent_id))
+        else:
+            created = _activities.create(message.task_name, agent_id)
+            message.labels.update(labels_of(agent_id))
+            await _activities.stored_within(PATIENCE, created)
+
+    def _guard(self, what: str) -> AbstractContextManager[None, bool | None]:
+        return nullcontext() if self._strict else guarded(what)
+
     # -- where they run -------------------------------------------------------------------------------------
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
-        """Start the activity, unless another worker has."""
+        """Start the activity, unless another worker has started it."""
         _delivery.set(None)
         task = self.broker.find_task(message.task_name)
         if AGENT_ID in message.labels and task is not None:
-            if self._strict:
+            with self._guard("starting the activity of a task"):
                 await self._start(message, task)
-            else:
-                with guarded("starting the activity of a task"):
-                    await self._start(message, task)
         return message
 
     async def _start(self, message: TaskiqMessage, task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
@@ -140,7 +145,7 @@ class ActivityMiddleware(TaskiqMiddleware):
             receiving.add_done_callback(delivery.end_dropped)
 
     async def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
-        """Note what the task has raised. Whether it is retried is known later."""
+        """Note the task's exception. Whether the task is retried is known later."""
         delivery = _delivery.get()
         if delivery is not None:
             delivery.left_by = exception
@@ -152,7 +157,7 @@ class ActivityMiddleware(TaskiqMiddleware):
         if delivery is None or run is None:
             return
         receiving = asyncio.current_task()
-        if receiving is not None:  # With an in-place broker, it is the caller's own task, which may run for long.
+        if receiving is not None:  # An in-place broker runs in the caller's own task, which may run for long.
             receiving.remove_done_callback(delivery.end_dropped)
         with guarded("ending the activity of a task"):
             left_by = delivery.left_by
@@ -160,7 +165,7 @@ class ActivityMiddleware(TaskiqMiddleware):
             if run.canceled:
                 run.end(asyncio.CancelledError())
             elif left_by is not None and again and not delivery.retried:
-                run.end_attempt(left_by)  # A scheduler will send it.
+                run.end_attempt(left_by)  # A scheduler will send the message again.
             else:
                 run.end(None if isinstance(left_by, NoResultError) else left_by)
 
@@ -170,7 +175,7 @@ _returnables: Final[set[asyncio.Task[Any]]] = set()
 
 @contextmanager
 def _returnable() -> Generator[None]:
-    """Let `return_messages` cancel what happens in here."""
+    """Let `return_messages` cancel the code in this block."""
     receiving = cast("asyncio.Task[Any]", asyncio.current_task())
     _returnables.add(receiving)
     try:
@@ -180,25 +185,18 @@ def _returnable() -> Generator[None]:
 
 
 def return_messages() -> None:
-    """If the database is away, return the messages of tasks that wait for it: unacknowledged, they are redelivered."""
-    if _activities.is_in_trouble():
+    """Return the messages of tasks that wait for an unreachable database. The broker redelivers them."""
+    if _activities.active().in_trouble is not None:
         for receiving in _returnables:
             receiving.cancel(HANDED_BACK)
-
-
-async def _create(message: TaskiqMessage) -> None:
-    agent_id = agent_id_of(message.task_id) or uuid4()
-    created = _activities.create(message.task_name, agent_id)
-    message.labels.update(labels_of(agent_id))
-    await _activities.stored_within(PATIENCE, created)
 
 
 def labels_of(agent_id: UUID) -> dict[str, str]:
     """Labels for the message of a task whose activity this process has just created."""
     labels = {AGENT_ID: str(agent_id), ATTEMPT: "1"}
-    opening = _activities.created_with(agent_id)
-    if opening is not None:
-        labels[OPENING] = encode(opening).decode()
+    live = _activities.active().known(agent_id)
+    if live is not None and live.opening_event is not None:
+        labels[OPENING] = encode(live.opening_event).decode()
     return labels
 
 
@@ -217,7 +215,7 @@ def _attempt_of(message: TaskiqMessage) -> int:
 async def _retry(message: TaskiqMessage) -> None:
     delivery = _delivery.get()
     if delivery is not None and delivery.message.task_id == message.task_id:
-        # Called by taskiq's retry middleware: the attempt that has just failed is still open.
+        # Called by taskiq's retry middleware: the failed attempt is still open.
         if delivery.run is None:
             return
         delivery.retried = True
@@ -225,13 +223,13 @@ async def _retry(message: TaskiqMessage) -> None:
             delivery.run.end_attempt(_why(delivery))
             return
         delivery.run.end(delivery.left_by)
-    # Sent by a scheduler, whose worker could not always know that a retry would follow; or ended by `error()`.
+    # Sent by a scheduler, of which the worker may not have known; or the attempt was ended by `error()`.
     with suppress(TimeoutError):
         await _activities.reopen_failed(parse_agent_id(message.labels[AGENT_ID]), _attempt_of(message), PATIENCE)
 
 
 def _why(delivery: _Delivery) -> BaseException | None:
-    """Why the task is retried. taskiq reports a timeout only after the retry is sent."""
+    """The reason for a retry. taskiq reports a timeout only after it has sent the retry."""
     left_by = delivery.left_by
     if "timeout" in delivery.message.labels and (left_by is None or isinstance(left_by, asyncio.CancelledError)):
         return TimeoutError()
@@ -239,7 +237,7 @@ def _why(delivery: _Delivery) -> BaseException | None:
 
 
 def _ending_unsent(kick: _Kick) -> _Kick:
-    """The broker's `kick`, which ends the activity of a message that it cannot send."""
+    """Wrap the broker's `kick`: if it cannot send a message, end its activity."""
 
     async def send(message: BrokerMessage) -> None:
         try:
@@ -253,9 +251,9 @@ def _ending_unsent(kick: _Kick) -> _Kick:
 
 
 async def end_unsent(agent_id: UUID, exc: BaseException) -> None:
-    """End the activity of a task that could not be sent, and wait for the commit: `PATIENCE` at most."""
+    """End the activity of a task that was not sent. Waits for the commit, for at most `PATIENCE`."""
     with guarded("ending the activity of a task that was not sent"):
-        ended = _activities.end_unsent(agent_id, exc)
+        ended = _activities.end_elsewhere(agent_id, "enqueue", exc, of_current=False)
         await _activities.stored_within(min(PATIENCE, CONF.terminal_timeout), ended)
 
 
@@ -278,20 +276,16 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
         if delivery is None:
             return await function(*args, **kwargs)
         run = _run_of(delivery)
-        with run:
-            # An asyncio task of its own, so that a cancel reaches the function only.
-            work = asyncio.create_task(_contained(function, *args, **kwargs))
-            run.when_canceled(work)
-            try:
-                value, left = await work
-                if left is not None:
-                    raise left
-                return value
-            except BaseException as exc:
-                delivery.left_by = exc
-                if run.canceled:
-                    raise NotRunError from exc  # An error while it cleans up is no reason to retry.
-                raise
+        try:
+            value, left = await run.call(_contained(function, *args, **kwargs))
+            if left is not None:
+                raise left
+            return value
+        except BaseException as exc:
+            delivery.left_by = exc
+            if run.canceled:
+                raise NotRunError from exc  # An error while it cleans up is no reason to retry.
+            raise
 
     return run_tracked
 
@@ -299,7 +293,7 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
 async def _contained(
     function: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
 ) -> tuple[Any, SystemExit | None]:
-    """Call it, and return a SystemExit: raised in an asyncio task it would end the event loop and all other tasks."""
+    """Call the function, and return a SystemExit, which would otherwise end the event loop and all other tasks."""
     try:
         return await function(*args, **kwargs), None
     except SystemExit as exc:

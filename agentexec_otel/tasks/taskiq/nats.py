@@ -29,21 +29,22 @@ _NAMES: Final = re.compile(r"[a-zA-Z0-9_-]{1,243}")
 """Names that client and server accept for a stream, a consumer, a subject and, with our suffix, a bucket."""
 _CONNECT_SECONDS: Final = 5.0
 PING_SECONDS: Final = 10
-"""Interval of the client's pings. A connection that has died silently is given up after three of them."""
+"""Interval of the client's pings. After three without an answer, the connection is closed."""
 
 
 async def _log_error(exc: Exception) -> None:
-    """Log one line for an error in the background; by default the client logs a traceback for each retry."""
+    """Log a background error in one line. By default the client logs a traceback for each retry."""
     _logger.warning("the connection to NATS is in trouble: %s", type(exc).__name__)
 
 
 class JetStreamBroker(PullBasedJetStreamBroker):
-    """A work queue. What differs from taskiq-nats has its reason at each method."""
+    """A work queue. Each method says why it differs from taskiq-nats."""
 
     async def startup(self) -> None:
-        """Connect within `_CONNECT_SECONDS`, else raise TimeoutError: the client alone retries for minutes.
+        """Connect within `_CONNECT_SECONDS`, else raise TimeoutError. The client alone would retry for minutes.
 
-        A client made before a fork has the same inbox in every worker process, so each would get all messages.
+        A client that was made before a fork has the same inbox in each worker process, so each would receive all
+        messages.
         """
         _sdk.replace(self, "client", Client())
         async with asyncio.timeout(_CONNECT_SECONDS):
@@ -55,7 +56,7 @@ class JetStreamBroker(PullBasedJetStreamBroker):
             await super().shutdown()
 
     async def listen(self) -> AsyncGenerator[AckableMessage, None]:
-        """Messages for this worker. Upstream's loop goes on if a cancellation is lost, and the worker never stops."""
+        """Messages for this worker. If a cancellation is lost, upstream's loop continues and the worker never stops."""
         while True:
             try:
                 messages = await self.consumer.fetch(batch=1, timeout=1)
@@ -67,7 +68,7 @@ class JetStreamBroker(PullBasedJetStreamBroker):
 
 
 class ExpiringResults(NATSObjectStoreResultBackend[Any]):
-    """Results that expire. The bucket that taskiq-nats creates keeps everything for ever."""
+    """Results that expire. The bucket that taskiq-nats creates never deletes any."""
 
     async def startup(self) -> None:
         """Connect, and create the bucket if there is none."""

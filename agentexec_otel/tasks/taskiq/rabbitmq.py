@@ -14,7 +14,7 @@ from agentexec_otel.tasks.taskiq.brokers import check_queue
 _NAMES: Final = re.compile(r"(?!amq\.)[a-zA-Z0-9_.:@#,/+ -]{1,127}")
 """Names that client and server accept for an exchange and a queue."""
 HEARTBEAT: Final = 10
-"""Seconds. With aiormq's default of 60, a connection that has died silently is given up only after three minutes."""
+"""Seconds. With aiormq's default of 60, a connection that has died silently is closed only after three minutes."""
 
 
 def broker(url: str, queue: str, concurrency: int) -> AsyncBroker:
