@@ -12,7 +12,7 @@ from uuid import UUID
 
 from opentelemetry import trace
 
-from agentexec_otel._model.event import RUNNING, TERMINAL, ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._model.fold import ActivityState
 from agentexec_otel._model.results import Ack, StoredActivity
 from agentexec_otel._sdk import DEFAULT_SPAN_EVENTS
@@ -209,28 +209,36 @@ class LiveActivity:
         Args:
             reported: The application or the agent has said it, not the instrumentation.
         """
-        status = event.status
         with self._all.lock:
             self._pending = event.event_id
             if reported:
                 self.has_reports = True
-            if event.worker_id is not None:
-                self._started_here = True
-            if status is RUNNING and self._running_at_ns is None:
-                self._running_at_ns = event.occurred_at_ns
-            if self._state.status in TERMINAL:
+            if event.status is RUNNING and self.span is not None and self._state.status is RUNNING:
+                # All that the fold would change of this view. Saves a tenth of a call (`benchmarks --only caller`).
+                if event.percentage is not None:
+                    self._state.latest_percentage = event.percentage
+                self._lines.append(event)
+                self._log_count += 1
                 return None
-            self._state.apply(event)
-            if status in TERMINAL:
-                self.ending = event
-            if self.span is None and self.ref is not None:
-                return None  # Another process has its span.
-            self._lines.append(event)
-            self._log_count += 1
-            if self.ref is not None or self.opening is None or self._starting or not self._starts_span(event):
-                return None
-            self._starting = True
-            return self._span_start()
+            return self._advance(event)
+
+    def _advance(self, event: ActivityEvent) -> SpanStart | None:
+        if event.worker_id is not None:
+            self._started_here = True
+        if event.status is RUNNING and self._running_at_ns is None:
+            self._running_at_ns = event.occurred_at_ns
+        if self._state.status.terminal:
+            return None
+        self._state.apply(event)
+        if event.status.terminal:
+            self.ending = event
+        if self.span is None and self.ref is not None:
+            return None  # Another process has its span.
+        self._keep(event)
+        if self.ref is not None or self.opening is None or self._starting or not self._starts_span(event):
+            return None
+        self._starting = True
+        return self._span_start()
 
     def _starts_span(self, event: ActivityEvent) -> bool:
         """The first RUNNING or terminal log; if there was no tracer provider then, the last one tries again."""
