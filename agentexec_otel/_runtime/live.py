@@ -469,9 +469,13 @@ class LiveActivities:
             attempt: None if the activity may exist already.
             committed: Whether its row is there.
         """
-        live = LiveActivity(self, event.agent_id, attempt)
-        live.created(event, committed=committed)
-        return self._put(live)
+        with self.lock:
+            known = self._live.get(event.agent_id)
+            if known is not None and not known.status.terminal:
+                return known  # Another thread has found its row already.
+            live = LiveActivity(self, event.agent_id, attempt)
+            live.created(event, committed=committed)
+            return self._put(live)
 
     def join(self, agent_id: UUID, attempt: int | None = None) -> LiveActivity:
         """The view of this attempt; a new one if it is later than the one seen here. None: of whichever is current."""

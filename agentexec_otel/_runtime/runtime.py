@@ -203,9 +203,9 @@ class Runtime:
 
     def committed_creation(self, event: ActivityEvent) -> None:
         """An activity was created with this event, and its row is committed."""
+        live = self._live.create(event)  # First: what follows is code of the application, which may report on it.
         self._to_others(event)
-        self._following.emit_record(event)
-        self._live.create(event)
+        self._following.emit_record(event, live)
 
     def create_soon(self, event: ActivityEvent, *, may_exist: bool = False) -> Future[ExportResult]:
         """Create an activity without waiting; the future resolves when its row is committed.

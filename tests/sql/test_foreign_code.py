@@ -15,6 +15,7 @@ from uuid import UUID
 
 import pytest
 from openinference.instrumentation import TracerProvider as OpenInferenceProvider
+from opentelemetry import propagate
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor, ReadWriteLogRecord
@@ -165,10 +166,12 @@ def logfire(behind: SpanProcessor) -> Any:
     """The provider of Logfire, which is not the global one here, and sends nothing."""
     import logfire as package
 
+    propagator = propagate.get_global_textmap()
     with warnings.catch_warnings(action="ignore"):
         instance = package.configure(
             local=True, send_to_logfire=False, console=False, metrics=False, additional_span_processors=[behind]
         )
+    propagate.set_global_textmap(propagator)  # Its own is global, and warns of each trace context in other tests.
     return instance.config.get_tracer_provider()
 
 

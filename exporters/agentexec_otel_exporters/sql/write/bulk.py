@@ -108,8 +108,8 @@ def _write_any(connection: Connection, write: Write, values: _Values) -> None:
 
 # SQLAlchemy's work on each parameter and result is most of the cost of a batch, so two drivers get and give values as
 # they store them. With both paths of a driver, writing and reading, an `export()` is quicker than with neither:
-# SQLite 1.5x to 1.9x for 1 to 50 events and 1.8x for 1,000; PostgreSQL 1.2x to 2.0x and 2.2x (alternating medians on one
-# machine; to repeat it, empty `_WRITERS` and `_READERS`).
+# SQLite 1.5x to 1.9x for 1 to 50 events and 1.8x for 1,000; PostgreSQL 1.2x to 2.0x and 2.2x (alternating medians;
+# to repeat it, empty `_WRITERS` and `_READERS`).
 
 
 def _write_sqlite(connection: Connection, write: Write, values: _Values) -> None:

@@ -17,6 +17,8 @@ from sqlalchemy.exc import DBAPIError
 @contextmanager
 def driver_cursor(connection: Connection, text: str) -> Generator[Any]:
     """A cursor for a statement; `text` is named in SQLAlchemy's exceptions, its parameters are not."""
+    if not connection.in_transaction():
+        connection.begin()  # as SQLAlchemy does with the first statement that it executes itself
     dialect = connection.dialect
     driver: Any = connection.connection.dbapi_connection
     error: type[Exception] = dialect.loaded_dbapi.Error
