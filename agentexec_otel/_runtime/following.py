@@ -131,10 +131,9 @@ class Following:
     def _learn_span(self, live: LiveActivity) -> None:
         """Another process has the activity's span: logs go beneath that one."""
         live.give_span_up()
-        rows = {} if self._store is None else self._store.load([live.agent_id], history=False)
-        stored = rows.get(live.agent_id)
-        if stored is not None:
-            live.give_span_up(stored.span)
+        if self._store is not None:
+            stored = self._store.load([live.agent_id], history=False).get(live.agent_id)
+            live.give_span_up(None if stored is None else stored.span)
 
     def heard(self, stored: StoredActivity) -> None:
         """Follow a row that another process may have changed: an attempt that has ended there is over here, too."""

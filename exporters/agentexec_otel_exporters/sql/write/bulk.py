@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import repeat
@@ -168,12 +168,14 @@ def _fetched(
 ) -> list[Row]:
     """The driver's rows, with the types of the columns."""
     convert = [converters.get(type(column.type)) for column in ROW_COLUMNS]
+
+    def typed(values: Sequence[Any]) -> Iterator[Any]:
+        for value, to in zip(values, convert, strict=True):
+            yield value if to is None or value is None else to(value)
+
     with driver_cursor(connection, text) as cursor:
         cursor.execute(text, parameters)
-        return [
-            Row(*(one if to is None or one is None else to(one) for one, to in zip(values, convert, strict=True)))
-            for values in cursor.fetchall()
-        ]
+        return [Row(*typed(values)) for values in cursor.fetchall()]
 
 
 def _fixed(bind: Bind) -> Any:
