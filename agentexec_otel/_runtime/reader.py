@@ -104,7 +104,7 @@ class Reader:
             try:
                 wanted = sorted({agent_id for agent_id, _, _ in chunk})
                 found = self._load(wanted, history=any(history for _, history, _ in chunk))
-            except BaseException as exc:  # noqa: BLE001  # passed on to those who ask
+            except BaseException as exc:  # noqa: BLE001  # passed on to the callers
                 for _, _, answer in chunk:
                     answer.set_exception(exc)
             else:
