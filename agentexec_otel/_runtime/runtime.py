@@ -344,8 +344,7 @@ class Runtime:
         with self._in_order():
             self._to_others(event, live)
             future = self._primary.submit(event)
-        if status is Status.CANCELED and live.ending is not None and live.ending.event_id == event.event_id:
-            self._following.follow_up(None, live.on_cancel)  # Not sooner: what the block says in leaving comes second.
+        self._stop_if_canceled(live, event)  # Not sooner: what the block says in leaving comes second.
         if self._primary.closed:
             self._following.end_spans()  # The row cannot answer any more: what was reported last is how it ended.
         return future
@@ -399,6 +398,11 @@ class Runtime:
 
     def _reopening(self, agent_id: UUID, message: object, percentage: object) -> ActivityEvent:
         return self.event(agent_id, Status.QUEUED, message, percentage)._replace(reopens=True, expects_row=True)
+
+    def _stop_if_canceled(self, live: LiveActivity, event: ActivityEvent) -> None:
+        """Stop the block that runs the attempt, if this event of this process has canceled it."""
+        if event.status is Status.CANCELED and live.ending is not None and live.ending.event_id == event.event_id:
+            self._following.follow_up(None, live.on_cancel)
 
     def _mirror_on(self, live: LiveActivity, event: ActivityEvent, *, reported: bool = False) -> ActivityEvent:
         """Have the view follow an event of this process; the event with the span that it has started."""
@@ -507,8 +511,7 @@ class Runtime:
         live = self._live.adopt(stored)
         mirrored = self._mirror_on(live, event, reported=True)
         self._to_others(mirrored, live)
-        if event.status is Status.CANCELED and live.ending is not None and live.ending.event_id == event.event_id:
-            self._following.follow_up(None, live.on_cancel)
+        self._stop_if_canceled(live, event)
         if mirrored.span is not None:
             self._primary.call_soon(lambda: self._following.name_spans([live]))
         self._following.acknowledged(mirrored, result)

@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 import agentexec_otel as ax
 from agentexec_otel.activity.models import Activity, ActivityLog
+from agentexec_otel_exporters.sql import SQLExporter
 from tests.conftest import reset_runtime
 from tests.databases import END_SESSION, KINDS, LIST_SESSIONS, Database, Servers, open_database
 from tests.sql.processes import Peer, shared_peers
@@ -51,6 +52,14 @@ def _emptied(kind: str, servers: Servers) -> Database | None:
         connection.execute(delete(ActivityLog))
         connection.execute(delete(Activity))
     return Database(kind, url.render_as_string(hide_password=False), engine)
+
+
+@pytest.fixture
+def exporter(database: Database) -> Iterator[SQLExporter]:
+    """An exporter of the test's own database, shut down behind it."""
+    made = SQLExporter(database.url)
+    yield made
+    made.shutdown(1.0)
 
 
 @pytest.fixture(scope="session")

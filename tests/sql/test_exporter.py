@@ -1,7 +1,6 @@
 """`SQLExporter`: batches into the tables, each event once, whatever is delivered again or in another order."""
 
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import permutations
 from threading import Barrier, Thread
@@ -33,13 +32,6 @@ from tests.databases import Database
 from tests.sql.rows import count_rows, event, gap_free, lines, opening, row, store
 
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def exporter(database: Database) -> Iterator[SQLExporter]:
-    made = SQLExporter(database.url)
-    yield made
-    made.shutdown(1.0)
 
 
 def life(agent_id: UUID) -> list[ActivityEvent]:

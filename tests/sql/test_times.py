@@ -1,7 +1,6 @@
 """Times and order: aware UTC with microseconds everywhere, `updated_at` that moves, and clocks that decide nothing."""
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -18,13 +17,6 @@ from tests.sql.rows import event, gap_free, lines, opening, row
 HOUR_NS = 3_600_000_000_000
 MOMENT_NS = 1_700_000_000_123_456_789
 MOMENT = datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=UTC)
-
-
-@pytest.fixture
-def exporter(database: Database) -> Iterator[SQLExporter]:
-    made = SQLExporter(database.url)
-    yield made
-    made.shutdown(1.0)
 
 
 def test_times_are_aware_utc_with_microseconds(database: Database, exporter: SQLExporter) -> None:

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
@@ -14,13 +13,6 @@ from agentexec_otel.export import Ack, Opening
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, lines, opening, row
-
-
-@pytest.fixture
-def exporter(database: Database) -> Iterator[SQLExporter]:
-    made = SQLExporter(database.url)
-    yield made
-    made.shutdown(1.0)
 
 
 def test_creation_is_removed(database: Database, exporter: SQLExporter) -> None:
