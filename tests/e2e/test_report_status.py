@@ -127,7 +127,7 @@ async def test_a_flood_of_reports_is_bounded_and_starves_nothing(database: Datab
 
 
 async def test_reports_are_limited_in_rate(database: Database, agent_id: UUID) -> None:
-    """30 at once are stored, then 5 a second; the model is told of those that are not."""
+    """The first 30 reports are stored, then 5 a second; the model is told which were not."""
     runner = ax.OpenAIRunner(agent_id)
 
     async def stored() -> bool:

@@ -359,7 +359,7 @@ except ax.TaskNotSentError as exc:
 
 @pytest.mark.parametrize("broker", ["redis", "nats"])
 async def test_stop_as_an_empty_answer_arrives(broker: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that is told to stop does, even if the client loses the cancellation: each step after the answer."""
+    """A worker stops when canceled at each step after an answer, even where the client loses the cancellation."""
     need(broker)
     queue = f"test_{uuid4().hex}"
     worker = (our_redis if broker == "redis" else our_nats).broker(URLS[broker], queue, 1)

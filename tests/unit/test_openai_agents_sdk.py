@@ -62,6 +62,6 @@ def test_agent_runner_has_what_is_wrapped(name: str) -> None:
 
 
 def test_disabled_traces_are_recognized() -> None:
-    """A trace that no processor hears of is told from one of the application."""
+    """A disabled trace, which no processor receives, is recognized; an enabled one is not."""
     assert _sdk.is_disabled(agents.trace("Chat", disabled=True))
     assert not _sdk.is_disabled(agents.trace("Chat"))
