@@ -67,7 +67,7 @@ def reason_of(exc: BaseException) -> Reason:
     chain = tuple(_with_causes(exc))
     for each in chain:
         reason = _own_reason(each)
-        if reason not in (None, "other", "canceled"):
+        if reason is not None and reason not in {"other", "canceled"}:
             return reason
     return "tool" if any(map(_is_failed_tool, chain)) else "other"
 
@@ -252,10 +252,12 @@ def _of_http(exc: Any) -> Reason | None:
 
 def _of_model_api(exc: Any) -> Reason | None:
     codes = (getattr(exc, name, None) for name in ("code", "type", "error_type"))
-    told = next((_BY_CODE[code] for code in codes if isinstance(code, str) and code in _BY_CODE), None)
-    if told == "usage_limit":
-        return told  # Sent as 429, but waiting does not help.
-    return _of_http(exc) or ("model_unavailable" if 500 <= _status_code(exc) < 600 else told)
+    reason: Reason | None = next((_BY_CODE[code] for code in codes if isinstance(code, str) and code in _BY_CODE), None)
+    if reason == "usage_limit":
+        return reason  # Sent as 429, but waiting does not help.
+    if 500 <= _status_code(exc) < 600:
+        return "model_unavailable"
+    return _of_http(exc) or reason
 
 
 def _of_model_behavior(exc: Any) -> Reason | None:
