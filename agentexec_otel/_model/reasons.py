@@ -232,9 +232,10 @@ _BY_MCP_TEXT: Final[dict[str, Reason]] = {
     "Could not reach the server.": "connection",
     "Request failed.": "connection",
 }
+_MCP_STATUS: Final = re.compile(r"HTTP error (\d{3})(?: \(.*\))?$")
 _STREAM_ERROR: Final = re.compile(r"Responses stream ended with terminal event .*?\bcode='?(\w+)", re.DOTALL)
 _AGENTS: Final = "agents.exceptions.AgentsException"
-_TOOL_FAILED: Final = ("Error running tool", "Error invoking MCP tool")
+_TOOL_FAILED: Final = ("Error running tool", "Error invoking MCP tool", "Failed to call tool")
 """How the Agents SDK's exceptions begin that it makes of a tool's exception."""
 
 
@@ -275,7 +276,11 @@ def _of_mcp(exc: Any) -> Reason | None:
 
 def _of_mcp_text(exc: Any) -> Reason | None:
     text = str(exc)
-    return next((_BY_MCP_TEXT[end] for end in _BY_MCP_TEXT if " MCP server '" in text and text.endswith(end)), None)
+    if " MCP server '" not in text:
+        return None
+    if status := _MCP_STATUS.search(text):
+        return _BY_STATUS.get(int(status[1]))
+    return next((reason for end, reason in _BY_MCP_TEXT.items() if text.endswith(end)), None)
 
 
 def _is_failed_tool(exc: BaseException) -> bool:

@@ -11,7 +11,7 @@ import anthropic
 import openai
 import pytest
 from agents import Agent, Runner
-from agents.mcp import MCPServerStdio
+from agents.mcp import MCPServerStdio, MCPServerStreamableHttp
 from pydantic_ai import Agent as PydanticAgent
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import UsageLimits
@@ -181,6 +181,18 @@ async def test_dead_mcp_server(database: Database) -> None:
             await Runner.run(Agent("agent", model=scripted(call("die")), mcp_servers=[server]), "Go.")
 
     assert await stored_reason(database, ask) == ("agents.exceptions.UserError", "connection")
+
+
+@pytest.mark.parametrize(("answer", "reason"), [("401", "auth"), ("429", "rate_limit"), ("", "connection")])
+async def test_mcp_server_over_http(provider: str, database: Database, answer: str, reason: str) -> None:
+    """An MCP server that refuses a client, or is not there, has a reason, although the SDK removes the cause."""
+
+    async def ask() -> None:
+        url = f"{provider}/{answer}" if answer else "http://127.0.0.1:1"
+        async with MCPServerStreamableHttp({"url": url}):
+            pass
+
+    assert await stored_reason(database, ask) == ("agents.exceptions.UserError", reason)
 
 
 async def test_groups_and_causes(provider: str, database: Database) -> None:
