@@ -18,6 +18,7 @@ from itertools import count
 from typing import Final, TypeAlias
 from zlib import crc32
 
+from agentexec_otel import _syscalls
 from agentexec_otel.export.spool.directory import SpoolDirectory, SpoolError, SpoolFullError, SpoolUnavailableError
 from agentexec_otel.export.spool.segment import (
     LEFT,
@@ -40,6 +41,7 @@ Position: TypeAlias = int
 
 _MEASURE_INTERVAL: Final = 1.0
 _TRIES: Final = 3
+_BLOCKED_SECONDS: Final = 0.02  # A write to the page cache takes microseconds.
 _DISK_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 # A lack of descriptors passes as well: the spool is not given up for it.
 _NO_ROOM: Final = _DISK_FULL | {errno.EFBIG, errno.EMFILE, errno.ENFILE}
@@ -112,6 +114,7 @@ class Journal:
         self._others = 0
         self._measured = float("-inf")
         self._new_name = False
+        self._write = _syscalls.write
         self._closed = False
 
     # -- appending ----------------------------------------------------------------------------------------------
@@ -131,8 +134,11 @@ class Journal:
                 if segment is None or segment.end + size > segment.limit:
                     segment = self._admit(segment, size, vital)
                 try:
-                    if os.write(segment.fd, record) != size:
+                    began = self._clock()
+                    if self._write(segment.fd, record) != size:
                         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                    if self._clock() - began > _BLOCKED_SECONDS:
+                        self._write = os.write  # Other threads run while it blocks.
                 except OSError as exc:
                     self._cut_back(segment, exc)
                     return self.append(payload, vital)
@@ -144,7 +150,11 @@ class Journal:
                 raise
             segment.end += size
             segment.count += 1
-            self._put_back(segment)
+            # As `_put_back` does. No call: a signal handler that raises in between would leave the segment to no one.
+            if self._live is None:
+                self._live = segment
+            else:
+                segment.retired = True
             return segment.base + segment.end
 
     def _put_back(self, segment: _Segment) -> None:
@@ -185,6 +195,7 @@ class Journal:
                 raise _failure(exc) from None
             if fd is not None:
                 self._new_name = True
+                self._write = _syscalls.write
                 return self._begin(number, stem, fd, len(self._header))
         raise SpoolUnavailableError(f"no file can be kept in the spool directory {self._directory.path}")
 
