@@ -514,7 +514,7 @@ class Runtime:
         self._stop_if_canceled(live, event)
         if mirrored.span is not None:
             self._primary.call_soon(lambda: self._following.name_spans([live]))
-        self._following.acknowledged(mirrored, result)
+        self._following.acknowledged([mirrored], result)
 
     def has_pending(self, agent_id: UUID) -> bool:
         """Whether events of this activity may wait to be stored."""
