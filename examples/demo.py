@@ -166,11 +166,9 @@ def add_branches(tree: Tree, span: ReadableSpan, beneath: dict[int | None, list[
         (child.start_time or 0, child) for child in beneath[span.context.span_id]
     ]
     for event in span.events:
-        attributes = event.attributes or {}
-        label = Text(f"+{(event.timestamp - began) / 1e9:.2f} s  ", style="dim")
-        happened.append(
-            (event.timestamp, label.append(str(attributes.get("agentexec.log.message", event.name)), "default"))
-        )
+        message = str((event.attributes or {}).get("agentexec.log.message", event.name))
+        label = Text.assemble((f"+{(event.timestamp - began) / 1e9:.2f} s  ", "dim"), message)
+        happened.append((event.timestamp, label))
     for _, entry in sorted(happened, key=lambda each: each[0]):
         if isinstance(entry, Text):
             tree.add(entry)
