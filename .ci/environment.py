@@ -114,5 +114,7 @@ def say(text: str) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    except PermissionError as error:
+        sys.exit(f"Cannot set up {sys.argv[1]} here: {error}. Use a clone that belongs to you.")
     except KeyboardInterrupt:
         sys.exit(130)
