@@ -1,16 +1,18 @@
 """Activities: write their life cycle, query what was written.
 
-`create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending` and `run` write; `detail`, `list`, `logs`
-and `count_active` read in a session of the caller; `current` is the activity that runs here. `aio` has the same for
-asyncio.
+`create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending` and `run` write; `get`, `detail`, `list`,
+`logs` and `count_active` read in a session of the caller; `current` is the activity that runs here. `aio` has the same
+for asyncio.
 """
 
 from agentexec_otel.activity import aio
+from agentexec_otel.activity._criteria import ActivityFilters
 from agentexec_otel.activity._lifecycle import cancel, cancel_pending, complete, create, error, reap, retry, update
-from agentexec_otel.activity._query import count_active, detail, list, logs
+from agentexec_otel.activity._query import count_active, detail, get, list, logs
 from agentexec_otel.activity._run import ActivityRun, current, run
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.activity.schemas import (
+    ActivityCursorPageSchema,
     ActivityDetailSchema,
     ActivityListItemSchema,
     ActivityListSchema,
@@ -20,7 +22,9 @@ from agentexec_otel.activity.status import Status
 
 __all__ = [
     "Activity",
+    "ActivityCursorPageSchema",
     "ActivityDetailSchema",
+    "ActivityFilters",
     "ActivityListItemSchema",
     "ActivityListSchema",
     "ActivityLog",
@@ -36,6 +40,7 @@ __all__ = [
     "current",
     "detail",
     "error",
+    "get",
     "list",
     "logs",
     "reap",

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Unpack
 from uuid import UUID, uuid4
 
 from opentelemetry import propagate
@@ -26,7 +26,7 @@ from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import lost_ending
 from agentexec_otel._runtime.runtime import Runtime, on_event_loop
-from agentexec_otel.activity._filters import metadata_criteria, named, without_news_since
+from agentexec_otel.activity._criteria import ActivityFilters, criteria_of, without_news_since
 from agentexec_otel.activity._session_writes import create_in, end_many, record_in
 from agentexec_otel.activity._sessions import synchronous
 from agentexec_otel.activity.models import Activity
@@ -226,17 +226,15 @@ def retry(agent_id: UUID | str, message: str | None = None) -> int:
 def cancel_pending(
     session: AnySession | None = None,
     *,
-    agent_type: str | None = None,
-    worker_id: str | None = None,
     older_than: timedelta | datetime | None = None,
-    metadata_filter: Mapping[str, Any] | None = None,
+    **filters: Unpack[ActivityFilters],
 ) -> int:
     """Cancel every activity that is QUEUED or RUNNING and meets all the given criteria.
 
     Args:
         session: As for `create`. None uses a transaction of its own.
-        worker_id: Only activities that this worker runs.
         older_than: Only activities without a log for that long, or since then.
+        filters: See `ActivityFilters`.
 
     Returns:
         How many were changed.
@@ -244,7 +242,7 @@ def cancel_pending(
     Raises:
         ValueError: a malformed criterion.
     """
-    criteria = _pending_criteria(agent_type, worker_id, older_than, metadata_filter)
+    criteria = _pending_criteria(older_than, filters)
     ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="canceled"))
     store = process.active().session_store
     return end_many(
@@ -376,17 +374,8 @@ def _status(value: Status | str) -> Status:
         raise ValueError(f"{value!r:.80} is no status: use one of {', '.join(Status)}") from None
 
 
-def _pending_criteria(
-    agent_type: str | None,
-    worker_id: str | None,
-    older_than: timedelta | datetime | None,
-    metadata_filter: Mapping[str, Any] | None,
-) -> list[ColumnElement[bool]]:
-    criteria = metadata_criteria(metadata_filter)
-    if agent_type is not None:
-        criteria.append(named("agent_type", Activity.agent_type, agent_type))
-    if worker_id is not None:
-        criteria.append(named("worker_id", Activity.worker_id, worker_id))
+def _pending_criteria(older_than: timedelta | datetime | None, filters: ActivityFilters) -> list[ColumnElement[bool]]:
+    criteria = criteria_of(filters)
     if older_than is not None:
         criteria.append(Activity.updated_at < without_news_since(older_than))
     return criteria

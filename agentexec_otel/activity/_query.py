@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final, TypeAlias, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias, Unpack, overload
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Result, RowMapping, Select, Table, bindparam, func, select
+from sqlalchemy import ColumnElement, Result, RowMapping, Select, Uuid, bindparam, func, select
 from sqlalchemy.orm import Session
 
-from agentexec_otel._model.event import ACTIVE, Status
+from agentexec_otel._model.event import ACTIVE
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import describe
-from agentexec_otel.activity._filters import metadata_criteria, moment, named
+from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, of_latest_log
+from agentexec_otel.activity._cursor import Cursor, Order, checked_order
+from agentexec_otel.activity._filters import metadata_criteria
 from agentexec_otel.activity._sessions import synchronous
-from agentexec_otel.activity.models import Activity, ActivityLog
+from agentexec_otel.activity.models import Activity, UtcDateTime
 from agentexec_otel.activity.schemas import (
+    ActivityCursorPageSchema,
     ActivityDetailSchema,
     ActivityListItemSchema,
     ActivityListSchema,
@@ -33,41 +35,40 @@ _LAST_SEQ = (1 << 31) - 1
 
 # Statements on the plain tables, made once. Building one and finding it in SQLAlchemy's cache takes longer than most of
 # these queries.
-_ACTIVITY: Final = cast(Table, Activity.__table__)
-_LOG: Final = cast(Table, ActivityLog.__table__)
 _IN_OUR_TABLES: Final = {"mapper": Activity}
 
 _SUMMARY: Final = tuple(
-    _ACTIVITY.c[name]
+    ACTIVITY.c[name]
     for name in (
         "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "started_at", "attempt",
         "trace_id", "span_id", "error_type", "reason", "metadata",
     )
 )  # fmt: skip
 _LOG_COLUMNS: Final = tuple(
-    _LOG.c[name] for name in ("id", "message", "status", "percentage", "created_at", "seq", "attempt", "late")
+    LOG.c[name] for name in ("id", "message", "status", "percentage", "created_at", "seq", "attempt", "late")
 )
-_TOTALS: Final = tuple(_ACTIVITY.c[name] for name in ("input_tokens", "output_tokens", "requests"))
-_DETAIL: Final = select(_ACTIVITY.c.id, *_SUMMARY, *_TOTALS).where(_ACTIVITY.c.agent_id == bindparam("of_agent"))
-_LOGS: Final = select(*_LOG_COLUMNS).where(_LOG.c.activity_id == bindparam("of_activity")).order_by(_LOG.c.seq)
+_TOTALS: Final = tuple(ACTIVITY.c[name] for name in ("input_tokens", "output_tokens", "requests"))
+_DETAIL: Final = select(ACTIVITY.c.id, *_SUMMARY, *_TOTALS).where(ACTIVITY.c.agent_id == bindparam("of_agent"))
+_LOGS: Final = select(*_LOG_COLUMNS).where(LOG.c.activity_id == bindparam("of_activity")).order_by(LOG.c.seq)
 _TAIL: Final = (
     select(*_LOG_COLUMNS)
-    .join(_ACTIVITY, _ACTIVITY.c.id == _LOG.c.activity_id)
-    .where(_ACTIVITY.c.agent_id == bindparam("of_agent"), _LOG.c.seq > bindparam("after_seq"))
-    .order_by(_LOG.c.seq)
+    .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
+    .where(ACTIVITY.c.agent_id == bindparam("of_agent"), LOG.c.seq > bindparam("after_seq"))
+    .order_by(LOG.c.seq)
 )
-_EARLIER: Final = _LOG.alias()
-# Late logs are left out: they change nothing of an activity that has ended.
-_LATEST_SEQ: Final = (
-    select(_EARLIER.c.seq)
-    .where(_EARLIER.c.activity_id == _ACTIVITY.c.id, _EARLIER.c.late.is_(False))
-    .order_by(_EARLIER.c.seq.desc())
-    .limit(1)
-    .correlate(_ACTIVITY)
-    .scalar_subquery()
+_ITEM: Final = (
+    select(
+        ACTIVITY.c.id,
+        *_SUMMARY,
+        LOG.c.message.label("latest_log"),
+        LOG.c.created_at.label("latest_log_timestamp"),
+    )
+    .select_from(ACTIVITY)
+    .outerjoin(LOG, (LOG.c.activity_id == ACTIVITY.c.id) & (LOG.c.seq == of_latest_log("seq")))
 )
-_COUNT: Final = select(func.count()).select_from(_ACTIVITY)
-_COUNT_ACTIVE: Final = _COUNT.where(_ACTIVITY.c.status.in_(ACTIVE))
+_GET: Final = _ITEM.where(ACTIVITY.c.agent_id == bindparam("of_agent"))
+_COUNT: Final = select(func.count()).select_from(ACTIVITY)
+_COUNT_ACTIVE: Final = _COUNT.where(ACTIVITY.c.status.in_(ACTIVE))
 
 
 def detail(
@@ -86,50 +87,80 @@ def detail(
     return ActivityDetailSchema(**_fields(row), logs=_logs(session, _LOGS, of_activity=row["id"]))
 
 
+def get(
+    session: Session, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None = None
+) -> ActivityListItemSchema | None:
+    """Return an activity with its most recent log. None if it does not exist or its metadata does not match.
+
+    Raises:
+        ValueError: A malformed ``agent_id`` or filter.
+    """
+    parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
+    row = _execute(session, _GET.where(*criteria) if criteria else _GET, of_agent=parsed).mappings().one_or_none()
+    return None if row is None else ActivityListItemSchema(**_fields(row))
+
+
+@overload
 def list(
     session: Session,
     page: int = 1,
     page_size: int = 50,
     *,
-    status: Status | str | Iterable[Status | str] | None = None,
-    agent_type: str | None = None,
-    metadata_filter: Mapping[str, Any] | None = None,
-    created_after: datetime | None = None,
-    created_before: datetime | None = None,
+    order: Order = "newest",
+    cursor: None = None,
     total: int | None = None,
-) -> ActivityListSchema:
-    """Return one page of activities, newest first, each with its most recent log.
+    **filters: Unpack[ActivityFilters],
+) -> ActivityListSchema: ...
+
+
+@overload
+def list(
+    session: Session,
+    page: int = 1,
+    page_size: int = 50,
+    *,
+    order: Order = "newest",
+    cursor: str,
+    total: int | None = None,
+    **filters: Unpack[ActivityFilters],
+) -> ActivityCursorPageSchema: ...
+
+
+def list(
+    session: Session,
+    page: int = 1,
+    page_size: int = 50,
+    *,
+    order: Order = "newest",
+    cursor: str | None = None,
+    total: int | None = None,
+    **filters: Unpack[ActivityFilters],
+) -> ActivityListSchema | ActivityCursorPageSchema:
+    """Return one page of activities, each with its most recent log.
 
     Args:
         page: 1, 2, …. A page after the last one is empty.
         page_size: 1 to 1,000.
-        status: One status, or several.
-        created_after: Only activities created then or later. A naive datetime means UTC.
-        created_before: Only activities created earlier.
+        order: ``newest`` or ``oldest`` created first.
+        cursor: ``next_cursor`` of the page before, instead of a page number. ``""`` starts at the first page. A page
+            behind a cursor counts nothing, and activities that are created meanwhile do not move it.
         total: The total of an earlier page. Saves the exact count, which is the most expensive part of a page.
+        filters: See `ActivityFilters`.
 
     Raises:
         ValueError: An argument is malformed or out of range.
     """
-    if not _whole(page, 1):
-        raise ValueError(f"page is {describe(page)}: pages are numbered from 1")
-    if not _whole(page_size, 1, _MOST_PER_PAGE):
-        raise ValueError(f"page_size is {describe(page_size)}: ask for 1 to {_MOST_PER_PAGE:,}")
-    criteria = metadata_criteria(metadata_filter)
-    if status is not None:
-        criteria.append(Activity.status.in_(_statuses(status)))
-    if agent_type is not None:
-        criteria.append(named("agent_type", Activity.agent_type, agent_type))
-    if created_after is not None:
-        criteria.append(Activity.created_at >= moment("created_after", created_after))
-    if created_before is not None:
-        criteria.append(Activity.created_at < moment("created_before", created_before))
-    cut = {"row_offset": min((page - 1) * page_size, _MOST_ROWS), "row_count": page_size}
-    rows = _execute(session, _page(criteria) if criteria else _PAGE, **cut).mappings().all()
+    _check_page(page, page_size, cursor)
+    criteria, order = criteria_of(filters), checked_order(order)
+    after = None if cursor is None else Cursor.parse(cursor, order)
+    rows = _read_page(session, criteria, order, after, page, page_size)
+    items = [ActivityListItemSchema(**_fields(row)) for row in rows[:page_size]]
+    following = _next_cursor(rows, order, page_size)
+    if cursor is not None:
+        return ActivityCursorPageSchema(items=items, total=total, page_size=page_size, next_cursor=following)
     if total is None:
         total = int(_execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
-    items = [ActivityListItemSchema(**_fields(row)) for row in rows]
-    return ActivityListSchema(items=items, total=total, page=page, page_size=page_size)
+    return ActivityListSchema(items=items, total=total, page=page, page_size=page_size, next_cursor=following)
 
 
 def logs(
@@ -158,26 +189,60 @@ def count_active(session: Session) -> int:
     return int(_execute(session, _COUNT_ACTIVE).scalar_one())
 
 
-def _page(criteria: Sequence[ColumnElement[bool]]) -> _Select:
+def _check_page(page: object, page_size: object, cursor: str | None) -> None:
+    if not _whole(page, 1):
+        raise ValueError(f"page is {describe(page)}: pages are numbered from 1")
+    if not _whole(page_size, 1, _MOST_PER_PAGE):
+        raise ValueError(f"page_size is {describe(page_size)}: ask for 1 to {_MOST_PER_PAGE:,}")
+    if cursor is not None and page != 1:
+        raise ValueError(f"page is {describe(page)}, and there is a cursor: pass one of them")
+
+
+def _read_page(
+    session: Session,
+    criteria: Sequence[ColumnElement[bool]],
+    order: Order,
+    after: Cursor | None,
+    page: int,
+    page_size: int,
+) -> Sequence[RowMapping]:
+    """The rows of the page, and one more if there is another page."""
+    statement = _page(criteria, order, after is not None) if criteria else _PAGES[order, after is not None]
+    parameters: dict[str, object] = {"row_count": page_size + 1}
+    if after is None:
+        parameters["row_offset"] = min((page - 1) * page_size, _MOST_ROWS)
+    else:
+        parameters |= {"after_time": after.created_at, "after_id": after.id}
+    return _execute(session, statement, **parameters).mappings().all()
+
+
+def _next_cursor(rows: Sequence[RowMapping], order: Order, page_size: int) -> str | None:
+    if len(rows) <= page_size:
+        return None
+    last = rows[page_size - 1]
+    return str(Cursor(order, last["created_at"], last["id"]))
+
+
+def _page(criteria: Sequence[ColumnElement[bool]], order: Order, after_cursor: bool) -> _Select:
     # The page is first read from the index, so that only its own rows and their last logs are fetched.
-    newest_first = (_ACTIVITY.c.created_at.desc(), _ACTIVITY.c.id.desc())
-    keys = (
-        select(_ACTIVITY.c.id)
-        .where(*criteria)
-        .order_by(*newest_first)
-        .offset(bindparam("row_offset"))
-        .limit(bindparam("row_count"))
-        .subquery()
-    )
-    return (
-        select(*_SUMMARY, _LOG.c.message.label("latest_log"), _LOG.c.created_at.label("latest_log_timestamp"))
-        .join(keys, keys.c.id == _ACTIVITY.c.id)
-        .outerjoin(_LOG, (_LOG.c.activity_id == _ACTIVITY.c.id) & (_LOG.c.seq == _LATEST_SEQ))
-        .order_by(*newest_first)
-    )
+    columns = (ACTIVITY.c.created_at, ACTIVITY.c.id)
+    ordered = columns if order == "oldest" else [column.desc() for column in columns]
+    keys = select(ACTIVITY.c.id).where(*criteria).order_by(*ordered).limit(bindparam("row_count"))
+    keys = keys.where(*_behind(order)) if after_cursor else keys.offset(bindparam("row_offset"))
+    page = keys.subquery()
+    return _ITEM.join(page, page.c.id == ACTIVITY.c.id).order_by(*ordered)
 
 
-_PAGE: Final = _page(())
+def _behind(order: Order) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """What comes after the cursor. The first criterion alone is a range of the index, also for MariaDB."""
+    time, row_id = bindparam("after_time", type_=UtcDateTime), bindparam("after_id", type_=Uuid)
+    if order == "oldest":
+        return ACTIVITY.c.created_at >= time, (ACTIVITY.c.created_at > time) | (ACTIVITY.c.id > row_id)
+    return ACTIVITY.c.created_at <= time, (ACTIVITY.c.created_at < time) | (ACTIVITY.c.id < row_id)
+
+
+_ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest")
+_PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS for after in (False, True)}
 
 
 def _execute(session: Session, statement: _Select, **parameters: object) -> Result[*tuple[Any, ...]]:
@@ -186,13 +251,6 @@ def _execute(session: Session, statement: _Select, **parameters: object) -> Resu
 
 def _whole(value: object, least: int, most: int | None = None) -> bool:
     return isinstance(value, int) and least <= value and (most is None or value <= most)
-
-
-def _statuses(status: Status | str | Iterable[Status | str]) -> builtins.list[Status]:
-    try:
-        return [Status(value) for value in ([status] if isinstance(status, str) else status)]
-    except (TypeError, ValueError):
-        raise ValueError(f"{status!r:.80} is no status: use {', '.join(Status)}") from None
 
 
 def _fields(row: RowMapping) -> dict[str, Any]:

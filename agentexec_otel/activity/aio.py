@@ -27,6 +27,7 @@ __all__ = [
     "create",
     "detail",
     "error",
+    "get",
     "list",
     "logs",
     "reap",
@@ -89,6 +90,7 @@ cancel_pending = _lifecycle_twin(_lifecycle.cancel_pending)
 reap = _lifecycle_twin(_lifecycle.reap)
 
 detail = _query_twin(_query.detail)
+get = _query_twin(_query.get)
 list = _query_twin(_query.list)
 logs = _query_twin(_query.logs)
 count_active = _query_twin(_query.count_active)

@@ -10,7 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from agentexec_otel._model.event import Status
 
-__all__ = ["ActivityDetailSchema", "ActivityListItemSchema", "ActivityListSchema", "ActivityLogSchema"]
+__all__ = [
+    "ActivityCursorPageSchema",
+    "ActivityDetailSchema",
+    "ActivityListItemSchema",
+    "ActivityListSchema",
+    "ActivityLogSchema",
+]
 
 
 class ActivityLogSchema(BaseModel):
@@ -85,12 +91,13 @@ class ActivityListItemSchema(_Summary):
 
 
 class ActivityListSchema(BaseModel):
-    """One page of activities, newest first."""
+    """One page of activities, newest first unless asked otherwise."""
 
     items: list[ActivityListItemSchema]
     total: int
     page: int
     page_size: int
+    next_cursor: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -103,3 +110,12 @@ class ActivityListSchema(BaseModel):
     def total_pages(self) -> int:
         """The same as `pages`."""
         return self.pages
+
+
+class ActivityCursorPageSchema(BaseModel):
+    """One page of activities behind a cursor. `next_cursor` is None on the last page."""
+
+    items: list[ActivityListItemSchema]
+    total: int | None = None
+    page_size: int
+    next_cursor: str | None = None

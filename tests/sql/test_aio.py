@@ -59,7 +59,9 @@ async def test_queries(database: Database, async_engine: AsyncEngine) -> None:
         assert [log.message for log in found.logs] == ["Waiting to start.", "Working."]
         assert found == await session.run_sync(ax.activity.detail, agent_id)
         assert await aio.detail(session, agent_id, metadata_filter={"tenant": "other"}) is None
-        assert (await aio.list(session, page_size=5)).items[0].latest_log == "Working."
+        (item,) = (await aio.list(session, page_size=5, text="working", cursor="")).items
+        assert item.latest_log == "Working."
+        assert await aio.get(session, agent_id) == item
         assert [log.seq for log in await aio.logs(session, agent_id, after_seq=1)] == [2]
         assert await aio.count_active(session) == 1
 

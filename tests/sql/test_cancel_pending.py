@@ -87,6 +87,9 @@ def test_criteria(database: Database) -> None:
         ({"older_than": datetime.now(UTC) - timedelta(hours=3)}, None),
         ({"agent_type": "mine", "metadata_filter": {"tenant": "theirs"}}, None),
         ({"agent_type": "mine", "older_than": hour}, None),
+        ({"status": "RUNNING", "text": "waiting"}, None),
+        ({"status": "QUEUED", "agent_type": ["running", "nothing"]}, None),
+        ({"created_after": datetime.now(UTC) + hour}, None),
         ({"agent_type": "mine", "metadata_filter": {"tenant": "mine", "n": 1}}, "mine"),
         ({"metadata_filter": {"tenant": "theirs"}}, "theirs"),
         ({"older_than": hour}, "old"),
@@ -117,7 +120,7 @@ def test_naive_times_mean_utc(database: Database) -> None:
     [
         ({"older_than": timedelta(hours=-1)}, "older_than is -3600 seconds"),
         ({"older_than": 3600}, "older_than is 3600: pass a timedelta"),
-        ({"agent_type": ["task"]}, "agent_type is <list>: pass one name"),
+        ({"agent_type": [5]}, "agent_type is <list>: pass one name"),
         ({"worker_id": 7}, "worker_id is 7: pass one name"),
         ({"metadata_filter": ""}, "metadata_filter is '': pass a dict"),
         ({"metadata_filter": {}}, "metadata_filter is empty: pass a dict"),

@@ -16,6 +16,7 @@ from taskiq import InMemoryBroker
 import agentexec_otel as ax
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel.activity.schemas import (
+    ActivityCursorPageSchema,
     ActivityDetailSchema,
     ActivityListItemSchema,
     ActivityListSchema,
@@ -122,6 +123,12 @@ def read(session: Session, agent_id: UUID) -> None:
     assert_type(ax.activity.list(session, status=("ERROR", Status.CANCELED)), ActivityListSchema)
     assert_type(page.items, list[ActivityListItemSchema])
     assert_type((page.total, page.pages, page.total_pages), tuple[int, int, int])
+    assert_type(page.next_cursor, str | None)
+    behind = assert_type(ax.activity.list(session, cursor="", order="oldest"), ActivityCursorPageSchema)
+    assert_type((behind.total, behind.next_cursor), tuple[int | None, str | None])
+    filters: ax.activity.ActivityFilters = {"reason": ["tool", "timeout"], "text": "report"}
+    assert_type(ax.activity.list(session, page_size=5, **filters), ActivityListSchema)
+    assert_type(ax.activity.get(session, agent_id, {"tenant": "acme"}), ActivityListItemSchema | None)
     for item in page.items:
         assert_type(item.latest_log, str | None)
         assert_type(item.latest_log_timestamp, datetime | None)
@@ -160,7 +167,9 @@ async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
     assert_type(await ax.activity.aio.cancel_pending(session=session), int)
     assert_type(await ax.activity.aio.reap(session=session), int)
     assert_type(await ax.activity.aio.detail(session, agent_id), ActivityDetailSchema | None)
+    assert_type(await ax.activity.aio.get(session, agent_id), ActivityListItemSchema | None)
     assert_type(await ax.activity.aio.list(session, page_size=5), ActivityListSchema)
+    assert_type(await ax.activity.aio.list(session, cursor=""), ActivityCursorPageSchema)
     assert_type(await ax.activity.aio.logs(session, agent_id), list[ActivityLogSchema])
     assert_type(await ax.activity.aio.count_active(session), int)
     assert_type(await session.run_sync(ax.activity.detail, agent_id), ActivityDetailSchema | None)

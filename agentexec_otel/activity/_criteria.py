@@ -1,0 +1,177 @@
+"""The filters that `list`, `cancel_pending` and others share, as SQL criteria. A value of None does not filter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Final, TypeAlias, TypedDict, cast
+
+from sqlalchemy import Boolean, ColumnElement, ScalarSelect, String, Table, false, literal, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from agentexec_otel._model.event import Status
+from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe
+from agentexec_otel.activity._filters import is_a, metadata_criteria
+from agentexec_otel.activity.models import Activity, ActivityLog
+
+ACTIVITY: Final = cast(Table, Activity.__table__)
+LOG: Final = cast(Table, ActivityLog.__table__)
+_EARLIER: Final = LOG.alias()
+
+_Criterion: TypeAlias = ColumnElement[bool]
+
+
+class ActivityFilters(TypedDict, total=False):
+    """The filters as keyword arguments. An activity has to meet all of them.
+
+    Attributes:
+        status: One status, or several.
+        agent_type: One task name, or several; so with `reason`, `error_type`, `trace_id` and `worker_id`.
+        metadata_filter: Keys and the values that they must equal.
+        created_after: Created then or later. A naive datetime means UTC.
+        created_before: Created earlier.
+        updated_after: With a log then or later.
+        updated_before: Without a log since then.
+        text: Part of the message of the latest log, in any case.
+    """
+
+    status: Status | str | Iterable[Status | str] | None
+    agent_type: str | Iterable[str] | None
+    metadata_filter: Mapping[str, Any] | None
+    created_after: datetime | None
+    created_before: datetime | None
+    updated_after: datetime | None
+    updated_before: datetime | None
+    reason: str | Iterable[str] | None
+    error_type: str | Iterable[str] | None
+    text: str | None
+    trace_id: str | Iterable[str] | None
+    worker_id: str | Iterable[str] | None
+
+
+def criteria_of(filters: ActivityFilters) -> list[_Criterion]:
+    """Return the criteria, with checked and bound values.
+
+    Raises:
+        TypeError: There is no filter of this name.
+        ValueError: A value is malformed.
+    """
+    unknown = sorted(filters.keys() - _CRITERIA.keys())
+    if unknown:
+        raise TypeError(f"there is no filter {unknown[0]!r}: use {', '.join(_CRITERIA)}")
+    given = [(name, value) for name, value in filters.items() if value is not None]
+    return [criterion for name, value in given for criterion in _CRITERIA[name](name, value)]
+
+
+def of_latest_log(column: str) -> ScalarSelect[Any]:
+    """A column of each activity's latest log. Late logs are left out: they change nothing of the activity."""
+    return (
+        select(_EARLIER.c[column])
+        .where(_EARLIER.c.activity_id == ACTIVITY.c.id, _EARLIER.c.late.is_(False))
+        .order_by(_EARLIER.c.seq.desc())
+        .limit(1)
+        .correlate(ACTIVITY)
+        .scalar_subquery()
+    )
+
+
+def statuses(value: Status | str | Iterable[Status | str]) -> list[Status]:
+    """Return the statuses. Raises `ValueError` for anything else."""
+    try:
+        return [Status(one) for one in ([value] if isinstance(value, str) else value)]
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r:.80} is no status: use {', '.join(Status)}") from None
+
+
+def without_news_since(older_than: timedelta | datetime) -> datetime:
+    """Convert `older_than` to a datetime.
+
+    Raises:
+        ValueError: Another type, or a negative timedelta, which would mean everything.
+    """
+    if not isinstance(older_than, timedelta):
+        if not is_a(older_than, datetime):
+            raise ValueError(f"older_than is {describe(older_than)}: pass a timedelta or a datetime")
+        return older_than
+    if older_than < timedelta():
+        raise ValueError(f"older_than is {older_than.total_seconds():g} seconds: pass a timedelta that is not negative")
+    return datetime.now(UTC) - older_than
+
+
+# -- one criterion each -------------------------------------------------------------------------------------------
+
+
+class _OneOf(FunctionElement[bool]):
+    """Whether a column, its first clause, has exactly one of the values that follow."""
+
+    inherit_cache = True
+    type = Boolean()
+
+
+@compiles(_OneOf)
+def _compile_one_of(element: _OneOf, compiler: SQLCompiler, **kwargs: Any) -> str:
+    column, *values = (compiler.process(clause, **kwargs) for clause in element.clauses)
+    among = f"{column} IN ({', '.join(values)})"
+    if compiler.dialect.name not in ("mysql", "mariadb"):
+        return among
+    # The collation takes 'A ' for 'a': the first comparison can use an index, the second one is exact.
+    exact = ", ".join(f"CAST({value} AS BINARY)" for value in values)
+    return f"({among} AND CAST({column} AS BINARY) IN ({exact}))"
+
+
+def _has_status(_argument: str, value: Any) -> list[_Criterion]:
+    return [ACTIVITY.c.status.in_(statuses(value))]
+
+
+def _has_name(argument: str, value: Any) -> list[_Criterion]:
+    names = [value] if isinstance(value, str) else list(value) if is_a(value, Iterable) else [value]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{argument} is {describe(value)}: pass one name, or several, as strings")
+    if not names:
+        return [false()]
+    return [_OneOf(ACTIVITY.c[argument], *(literal(clean_message(name, NAME_LIMIT), String) for name in names))]
+
+
+def _has_metadata(_argument: str, value: Any) -> list[_Criterion]:
+    return metadata_criteria(value)
+
+
+def _has_text(argument: str, value: Any) -> list[_Criterion]:
+    if not is_a(value, str) or not value:
+        raise ValueError(f"{argument} is {describe(value)}: pass part of a message")
+    # A subquery, not a join: a planner that is free to join reads the whole log table.
+    return [of_latest_log("message").icontains(clean_message(value), autoescape=True)]
+
+
+def _since(column: str, argument: str, value: Any) -> list[_Criterion]:
+    return [ACTIVITY.c[column] >= _moment(argument, value)]
+
+
+def _until(column: str, argument: str, value: Any) -> list[_Criterion]:
+    return [ACTIVITY.c[column] < _moment(argument, value)]
+
+
+def _moment(argument: str, value: object) -> datetime:
+    """The datetime. A driver would report anything else with an SQL statement."""
+    if not isinstance(value, datetime):
+        raise ValueError(f"{argument} is {describe(value)}: pass a datetime")
+    return value
+
+
+_CRITERIA: Final[Mapping[str, Callable[[str, Any], list[_Criterion]]]] = {
+    "status": _has_status,
+    "agent_type": _has_name,
+    "metadata_filter": _has_metadata,
+    "created_after": partial(_since, "created_at"),
+    "created_before": partial(_until, "created_at"),
+    "updated_after": partial(_since, "updated_at"),
+    "updated_before": partial(_until, "updated_at"),
+    "reason": _has_name,
+    "error_type": _has_name,
+    "text": _has_text,
+    "trace_id": _has_name,
+    "worker_id": _has_name,
+}
