@@ -64,6 +64,7 @@ class Runtime:
         on_start: Callable[[], None] | None = None,
     ) -> None:
         first = exporters[0] if exporters else None
+        self._first = first
         self._store = first if isinstance(first, ActivityStore) else None
         self._session_store = first if isinstance(first, SessionStore) else None
         self._redact = redact
@@ -378,12 +379,16 @@ class Runtime:
         Raises:
             ActivityNotStoredError: not committed within ``AGENTEXEC_CREATE_TIMEOUT`` seconds.
         """
-        event = self._reopening(agent_id, message, None)._replace(claims=True)
+        event = self.retrying(agent_id, message)
         result = self._primary.store(event, CONF.create_timeout)
         if isinstance(result, Ack):
             self._to_others(event)
             self._following.emit_record(event)
         return result
+
+    def retrying(self, agent_id: UUID, message: object) -> ActivityEvent:
+        """An event that opens the next attempt, and is refused if the activity has not ended."""
+        return self._reopening(agent_id, message, None)._replace(claims=True)
 
     def requeue(self, agent_id: UUID, message: object, percentage: object = None) -> Future[ExportResult]:
         """Report QUEUED: opens and joins the next attempt if the activity has ended, otherwise only a log."""
@@ -494,6 +499,44 @@ class Runtime:
         except ExportError as exc:
             raise ActivityNotStoredError(str(exc)) from exc
 
+    def retry_where(
+        self, criteria: Sequence[Any], message: object, most: int
+    ) -> tuple[Sequence[UUID], dict[UUID, int]]:
+        """Have the writer open the next attempt of up to `most` activities that meet the criteria, in one transaction.
+
+        Returns:
+            The activities that it found, in ascending order, and the attempts that it opened.
+
+        Raises:
+            ActivityNotStoredError: the database does not answer, or refuses.
+        """
+
+        def work() -> tuple[Sequence[UUID], dict[UUID, int]]:
+            found = self.session_store.find_where(None, criteria, most)
+            events = [self.retrying(agent_id, message) for agent_id in found]
+            results = self._first.export(events) if self._first is not None and events else ()
+            return found, self.retried(events, results)
+
+        return self._have_writer_do(work)
+
+    def retried(self, events: Sequence[ActivityEvent], results: Sequence[ExportResult]) -> dict[UUID, int]:
+        """Follow events of `retrying` that were stored; the attempts that they have opened."""
+        opened: dict[UUID, int] = {}
+        for event, result in zip(events, results, strict=True):
+            if isinstance(result, Ack):
+                opened[event.agent_id] = result.attempt
+                self._reopened(event, result)
+        return opened
+
+    def _reopened(self, event: ActivityEvent, ack: Ack) -> None:
+        self._to_others(event)
+        self._following.emit_record(event)
+        self._live.join(event.agent_id, ack.attempt)
+
+    def exists(self, criteria: Sequence[Any]) -> bool:
+        """Whether an activity meets the criteria, also after the events that wait. Raises as `end_together`."""
+        return bool(self._have_writer_do(partial(self.session_store.find_where, None, criteria, 1)))
+
     # -- in a session -------------------------------------------------------------------------------------------
 
     def committed(self, event: ActivityEvent, stored: StoredActivity, result: ExportResult) -> None:
@@ -503,10 +546,7 @@ class Runtime:
             stored: The row before the event.
         """
         if event.reopens:
-            self._to_others(event)
-            self._following.emit_record(event)
-            if isinstance(result, Ack):
-                self._live.join(event.agent_id, result.attempt)
+            self.retried([event], [result])
             return
         live = self._live.adopt(stored)
         mirrored = self._mirror_on(live, event, reported=True)

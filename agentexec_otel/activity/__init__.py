@@ -1,13 +1,23 @@
 """Activities: write their life cycle, query what was written.
 
-`create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending` and `run` write; `get`, `detail`, `list`,
-`logs` and `count_active` read in a session of the caller; `current` is the activity that runs here. `aio` has the same
-for asyncio.
+`create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending`, `retry_many` and `run` write; `get`,
+`detail`, `list`, `logs` and `count_active` read in a session of the caller; `current` is the activity that runs here.
+`aio` has the same for asyncio.
 """
 
 from agentexec_otel.activity import aio
 from agentexec_otel.activity._criteria import ActivityFilters
-from agentexec_otel.activity._lifecycle import cancel, cancel_pending, complete, create, error, reap, retry, update
+from agentexec_otel.activity._lifecycle import (
+    cancel,
+    cancel_pending,
+    complete,
+    create,
+    error,
+    reap,
+    retry,
+    retry_many,
+    update,
+)
 from agentexec_otel.activity._query import count_active, detail, get, list, logs
 from agentexec_otel.activity._run import ActivityRun, current, run
 from agentexec_otel.activity.models import Activity, ActivityLog
@@ -45,6 +55,7 @@ __all__ = [
     "logs",
     "reap",
     "retry",
+    "retry_many",
     "run",
     "update",
 ]

@@ -1,14 +1,15 @@
-"""Writing: create, update, complete, error, cancel, retry, cancel_pending, reap."""
+"""Writing: create, update, complete, error, cancel, retry, cancel_pending, retry_many, reap."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, Unpack
 from uuid import UUID, uuid4
 
 from opentelemetry import propagate
@@ -17,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, ActivityNotStoredError, ActivityStateError, guarded
-from agentexec_otel._model.event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._model.event import ACTIVE, QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import outcome_of, text_of
 from agentexec_otel._model.results import Ack, Ending, ExportResult, Refusal, Reject
@@ -27,7 +28,8 @@ from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import lost_ending
 from agentexec_otel._runtime.runtime import Runtime, on_event_loop
 from agentexec_otel.activity._criteria import ActivityFilters, criteria_of, without_news_since
-from agentexec_otel.activity._session_writes import create_in, end_many, record_in
+from agentexec_otel.activity._filters import metadata_criteria
+from agentexec_otel.activity._session_writes import create_in, end_many, record_in, retry_in
 from agentexec_otel.activity._sessions import synchronous
 from agentexec_otel.activity.models import Activity
 
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     AnySession: TypeAlias = Session | AsyncSession
+
+
+_CHUNK: Final = 500  # most activities that one transaction re-opens, so that no lock is held for long
 
 
 class Block(Protocol):
@@ -188,19 +193,32 @@ def error(
     return _terminal(agent_id, Status.ERROR, text, percentage, outcome, session)
 
 
-def cancel(agent_id: UUID | str, message: str | None = None, session: AnySession | None = None) -> bool:
+def cancel(
+    agent_id: UUID | str,
+    message: str | None = None,
+    session: AnySession | None = None,
+    metadata_filter: Mapping[str, Any] | None = None,
+) -> bool:
     """End the current attempt of an activity as CANCELED; the worker that runs it is notified.
 
     Waits, returns and raises as `complete`.
+
+    Args:
+        metadata_filter: If the activity's metadata does not match, it counts as one that does not exist. Without a
+            session, the call then waits for the database first, ``AGENTEXEC_CREATE_TIMEOUT`` seconds at most, also on
+            an event loop, and raises `ActivityNotStoredError` if there is no answer.
     """
     text = CONF.activity_message_cancel if message is None else message
-    return _terminal(agent_id, Status.CANCELED, text, None, Outcome(reason="canceled"), session)
+    return _terminal(agent_id, Status.CANCELED, text, None, Outcome(reason="canceled"), session, metadata_filter)
 
 
-def retry(agent_id: UUID | str, message: str | None = None) -> int:
+def retry(agent_id: UUID | str, message: str | None = None, metadata_filter: Mapping[str, Any] | None = None) -> int:
     """Re-open an activity that has ended, as its next attempt, QUEUED, which this process joins.
 
     Waits for the commit as `create` does. The database decides: of several callers at once, one opens the attempt.
+
+    Args:
+        metadata_filter: As for `cancel`.
 
     Returns:
         The number of the new attempt: 2, 3, …
@@ -211,6 +229,7 @@ def retry(agent_id: UUID | str, message: str | None = None) -> int:
     """
     runtime = process.active()
     parsed = parse_agent_id(agent_id)
+    _check_match(runtime, parsed, _match(parsed, metadata_filter))
     result = runtime.retry(parsed, CONF.activity_message_create if message is None else message)
     if isinstance(result, Ack):
         return result.attempt
@@ -253,6 +272,39 @@ def cancel_pending(
     )
 
 
+def retry_many(
+    session: AnySession | None = None, *, message: str | None = None, **filters: Unpack[ActivityFilters]
+) -> dict[UUID, int]:
+    """Re-open every activity that has ended and meets all the given criteria, as `retry` does.
+
+    It runs nothing: hand each ``agent_id`` that it returns to a worker.
+
+    Args:
+        session: As for `create`. None uses a transaction of its own for each 500 activities.
+        filters: See `ActivityFilters`. `status` is ERROR unless given.
+
+    Returns:
+        The number of the new attempt by ``agent_id``, of each that this call has re-opened.
+
+    Raises:
+        ValueError: a malformed criterion.
+        ActivityNotStoredError: the database does not answer, or refuses; what was committed before stays re-opened.
+    """
+    if filters.get("status") is None:
+        filters["status"] = Status.ERROR
+    criteria = [*criteria_of(filters), Activity.status.not_in(ACTIVE)]
+    text = CONF.activity_message_create if message is None else message
+    reopen = process.active().retry_where if session is None else partial(retry_in, session)
+    opened: dict[UUID, int] = {}
+    behind: list[ColumnElement[bool]] = []
+    while True:
+        found, chunk = reopen([*criteria, *behind], text, _CHUNK)
+        opened |= chunk
+        if len(found) < _CHUNK:
+            return opened
+        behind = [Activity.agent_id > found[-1]]
+
+
 def reap(session: AnySession | None = None) -> int:
     """End every activity whose worker is lost as ERROR with the reason ``lost``: RUNNING, and its lease has expired.
 
@@ -293,12 +345,26 @@ def _terminal(
     percentage: float | None,
     outcome: Outcome | None,
     session: AnySession | None,
+    metadata_filter: Mapping[str, Any] | None = None,
 ) -> bool:
     parsed = parse_agent_id(agent_id)
+    match = _match(parsed, metadata_filter)
     if session is not None:
-        return record_in(synchronous(session), parsed, status, message, percentage, outcome)
+        return record_in(synchronous(session), parsed, status, message, percentage, outcome, match)
     runtime = process.active()
+    _check_match(runtime, parsed, match)
     return _end(runtime, _view(runtime, parsed), status, message, percentage, outcome)
+
+
+def _match(agent_id: UUID, metadata_filter: Mapping[str, Any] | None) -> list[ColumnElement[bool]]:
+    """The criteria of this activity if its metadata matches; none without a filter."""
+    criteria = metadata_criteria(metadata_filter)
+    return [Activity.agent_id == agent_id, *criteria] if criteria else []
+
+
+def _check_match(runtime: Runtime, agent_id: UUID, match: Sequence[ColumnElement[bool]]) -> None:
+    if match and not runtime.exists(match):
+        raise ActivityNotFoundError(agent_id)
 
 
 def _end(

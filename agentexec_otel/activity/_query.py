@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Result, RowMapping, Select, Uuid, bindparam, func, select
 from sqlalchemy.orm import Session
 
+from agentexec_otel._errors import ActivityNotFoundError
 from agentexec_otel._model.event import ACTIVE
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import describe
@@ -49,7 +50,8 @@ _LOG_COLUMNS: Final = tuple(
 )
 _TOTALS: Final = tuple(ACTIVITY.c[name] for name in ("input_tokens", "output_tokens", "requests"))
 _DETAIL: Final = select(ACTIVITY.c.id, *_SUMMARY, *_TOTALS).where(ACTIVITY.c.agent_id == bindparam("of_agent"))
-_LOGS: Final = select(*_LOG_COLUMNS).where(LOG.c.activity_id == bindparam("of_activity")).order_by(LOG.c.seq)
+_ALL_LOGS: Final = select(*_LOG_COLUMNS).where(LOG.c.activity_id == bindparam("of_activity")).order_by(LOG.c.seq)
+_LOGS: Final = _ALL_LOGS.where(LOG.c.late.is_(False))
 _TAIL: Final = (
     select(*_LOG_COLUMNS)
     .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
@@ -67,14 +69,23 @@ _ITEM: Final = (
     .outerjoin(LOG, (LOG.c.activity_id == ACTIVITY.c.id) & (LOG.c.seq == of_latest_log("seq")))
 )
 _GET: Final = _ITEM.where(ACTIVITY.c.agent_id == bindparam("of_agent"))
+_EXISTS: Final = select(ACTIVITY.c.id).where(ACTIVITY.c.agent_id == bindparam("of_agent"))
 _COUNT: Final = select(func.count()).select_from(ACTIVITY)
 _COUNT_ACTIVE: Final = _COUNT.where(ACTIVITY.c.status.in_(ACTIVE))
 
 
 def detail(
-    session: Session, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None = None
+    session: Session,
+    agent_id: UUID | str,
+    metadata_filter: Mapping[str, Any] | None = None,
+    *,
+    include_late: bool = False,
 ) -> ActivityDetailSchema | None:
-    """Return an activity with all its logs, oldest first. None if it does not exist or its metadata does not match.
+    """Return an activity with its logs, oldest first. None if it does not exist or its metadata does not match.
+
+    Args:
+        include_late: Include the logs that were reported after their attempt had ended. They change nothing of the
+            activity; without them the last log is the latest one of `list` and `get`.
 
     Raises:
         ValueError: A malformed ``agent_id`` or filter.
@@ -84,7 +95,9 @@ def detail(
     row = _execute(session, statement, of_agent=parsed).mappings().one_or_none()
     if row is None:
         return None
-    return ActivityDetailSchema(**_fields(row), logs=_logs(session, _LOGS, of_activity=row["id"]))
+    return ActivityDetailSchema(
+        **_fields(row), logs=_logs(session, _ALL_LOGS if include_late else _LOGS, of_activity=row["id"])
+    )
 
 
 def get(
@@ -164,9 +177,15 @@ def list(
 
 
 def logs(
-    session: Session, agent_id: UUID | str, after_seq: int = 0, limit: int | None = None
+    session: Session,
+    agent_id: UUID | str,
+    after_seq: int = 0,
+    limit: int | None = None,
+    metadata_filter: Mapping[str, Any] | None = None,
 ) -> builtins.list[ActivityLogSchema]:
     """Return the logs of an activity after a cursor, oldest first. Poll it with the last ``seq`` to follow a run.
+
+    Late logs are among them, with ``late=True``.
 
     Logs become visible in the order of ``seq``, so a reader that continues after the last one misses none.
 
@@ -175,13 +194,20 @@ def logs(
         limit: Maximum number of logs.
 
     Raises:
-        ValueError: A malformed ``agent_id``, or a negative limit.
+        ValueError: A malformed ``agent_id`` or filter, or a negative limit.
+        ActivityNotFoundError: With a filter: there is no such activity, or its metadata does not match.
     """
     if limit is not None and limit < 0:
         raise ValueError(f"limit is {limit!r}: ask for 0 logs or more, or leave it out for all")
-    statement = _TAIL if limit is None else _TAIL.limit(min(limit, _LAST_SEQ))
+    parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
+    statement = _TAIL.where(*criteria) if criteria else _TAIL
+    if limit is not None:
+        statement = statement.limit(min(limit, _LAST_SEQ))
     after_seq = max(0, min(after_seq, _LAST_SEQ))
-    return _logs(session, statement, of_agent=parse_agent_id(agent_id), after_seq=after_seq)
+    found = _logs(session, statement, of_agent=parsed, after_seq=after_seq)
+    if criteria and not found and _execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
+        raise ActivityNotFoundError(parsed)
+    return found
 
 
 def count_active(session: Session) -> int:

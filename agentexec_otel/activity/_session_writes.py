@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection
 from sqlalchemy.orm import Session
 
 from agentexec_otel._config import CONF
@@ -45,15 +45,19 @@ def record_in(
     message: str,
     percentage: float | None,
     outcome: Outcome | None,
+    criteria: Sequence[ColumnElement[bool]] = (),
 ) -> bool:
-    """Add a log in the session. False if it was to end an attempt that had ended already."""
+    """Add a log in the session to an activity that meets the criteria.
+
+    False if it was to end an attempt that had ended already.
+    """
     runtime = process.active()
     if not on_event_loop() and _comes_after_pending(session, agent_id):
         runtime.flush_first(CONF.lookup_timeout)
     commits = commits_itself(session)
     store, connection = runtime.session_store, connection_of(session)
     stored = store.load_in(connection, agent_id)
-    if stored is None:
+    if stored is None or (criteria and not store.find_where(connection, criteria, 1)):
         raise ActivityNotFoundError(agent_id)
     reopens = status is Status.QUEUED and stored.status.terminal
     event = runtime.event(agent_id, status, message, percentage, outcome=outcome)
@@ -86,6 +90,23 @@ async def store_pending(session: AsyncSession, agent_id: Any) -> None:
 def _comes_after_pending(session: Session, agent_id: UUID) -> bool:
     """Whether events of this activity wait, and the session cannot hold a lock that the writer waits for."""
     return process.active().has_pending(agent_id) and not may_hold_locks(session)
+
+
+def retry_in(
+    session: AnySession, criteria: Sequence[ColumnElement[bool]], message: str, most: int
+) -> tuple[Sequence[UUID], dict[UUID, int]]:
+    """As `Runtime.retry_where`, in the session."""
+    runtime, session = process.active(), synchronous(session)
+    commits = commits_itself(session)
+    store, connection = runtime.session_store, connection_of(session)
+    found = store.find_where(connection, criteria, most)
+    events = [runtime.retrying(agent_id, message) for agent_id in found]
+    results = store.write_in(connection, events)
+    if commits:
+        session.commit()
+    after_commit(session, lambda: runtime.retried(events, results), now=commits)
+    acks = [(event, result) for event, result in zip(events, results, strict=True) if isinstance(result, Ack)]
+    return found, {event.agent_id: ack.attempt for event, ack in acks}
 
 
 def end_many(

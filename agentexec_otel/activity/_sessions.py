@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     # Its module cannot be imported without greenlet, which synchronous applications need not have.
     from sqlalchemy.ext.asyncio import AsyncSession
 
-_Pending = list[tuple[SessionTransaction | None, Callable[[], None]]]
+_Pending = list[tuple[SessionTransaction | None, Callable[[], object]]]
 _KEY = "agentexec_otel.after_commit"
 
 
@@ -54,7 +54,7 @@ def may_hold_locks(session: Session) -> bool:
     return connection.dialect.name == "sqlite" and bool(driver.in_transaction)
 
 
-def after_commit(session: Session, work: Callable[[], None], *, now: bool) -> None:
+def after_commit(session: Session, work: Callable[[], object], *, now: bool) -> None:
     """Do `work` after the session's transaction is committed. Do nothing if it, or a savepoint, is rolled back."""
     if now:
         work()

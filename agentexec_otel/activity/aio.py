@@ -32,6 +32,7 @@ __all__ = [
     "logs",
     "reap",
     "retry",
+    "retry_many",
     "update",
 ]
 
@@ -86,6 +87,7 @@ complete = _lifecycle_twin(_lifecycle.complete, reports=True)
 error = _lifecycle_twin(_lifecycle.error, reports=True)
 cancel = _lifecycle_twin(_lifecycle.cancel, reports=True)
 retry = _lifecycle_twin(_lifecycle.retry)
+retry_many = _lifecycle_twin(_lifecycle.retry_many)
 cancel_pending = _lifecycle_twin(_lifecycle.cancel_pending)
 reap = _lifecycle_twin(_lifecycle.reap)
 

@@ -104,6 +104,13 @@ class SessionStore(Protocol):
         """Store events. Otherwise like `ActivityExporter.export`."""
         ...
 
+    def find_where(self, connection: Any | None, criteria: Sequence[Any], most: int) -> Sequence[UUID]:
+        """Return the ``agent_id`` of up to `most` activities that meet the SQL `criteria`, in ascending order.
+
+        Without a connection it uses its own, and raises `ExportError` like `ActivityStore`.
+        """
+        ...
+
     def end_where(self, connection: Any | None, criteria: Sequence[Any], ending: Ending) -> Sequence[EndedActivity]:
         """End every QUEUED or RUNNING activity that meets the SQL `criteria`. Return those that were changed.
 

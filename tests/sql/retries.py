@@ -31,3 +31,9 @@ def retry_each(agent_ids: Sequence[UUID], threads: int) -> list[list[int | None]
         remote.meet()
         answers.append(retry_at_once(agent_id, threads))
     return answers
+
+
+def retry_many_together() -> list[UUID]:
+    """Call `retry_many()` in step with the other peer. Return what this one has re-opened."""
+    remote.meet()
+    return list(ax.activity.retry_many())

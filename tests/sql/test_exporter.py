@@ -115,7 +115,7 @@ def test_every_order_of_a_life(database: Database, exporter: SQLExporter) -> Non
         exporter.export([order[place] for order in orders.values()])
     with Session(database.engine) as session:
         for agent_id, order in orders.items():
-            found = ax.activity.detail(session, agent_id)
+            found = ax.activity.detail(session, agent_id, include_late=True)
             assert found is not None
             first = next(one for one in order if one.status in TERMINAL)
             assert (found.status, found.agent_type) == (first.status, "task")

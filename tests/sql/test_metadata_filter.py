@@ -1,6 +1,7 @@
 """Metadata filters find the rows whose value equals the one given: the same ones on every database."""
 
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy.orm import Session
@@ -110,3 +111,41 @@ def test_integers_that_no_float_holds(database: Database) -> None:
         with Session(database.engine) as session:
             found = ax.activity.list(session, metadata_filter={"tenant": number}).items
         assert [item.agent_type for item in found] == [str(number)]
+
+
+@pytest.mark.parametrize("in_session", [False, True])
+def test_an_endpoint_of_a_tenant_needs_no_check(database: Database, in_session: bool) -> None:
+    """`cancel`, `retry` and `logs` with the filter of another tenant treat the activity as one that does not exist."""
+    mine = ax.activity.create("task", metadata={"tenant": "acme", "user": 7})
+    acme: dict[str, Any] = {"tenant": "acme", "user": 7}
+    globex: dict[str, Any] = {"tenant": "globex"}
+    with Session(database.engine) as session:
+        given = session if in_session else None
+        for agent_id, wanted in ((mine, globex), (uuid4(), acme)):
+            with pytest.raises(ax.ActivityNotFoundError):
+                ax.activity.cancel(agent_id, session=given, metadata_filter=wanted)
+            session.rollback()
+            with pytest.raises(ax.ActivityNotFoundError):
+                ax.activity.logs(session, agent_id, metadata_filter=wanted)
+            with pytest.raises(ax.ActivityNotFoundError):
+                ax.activity.retry(agent_id, metadata_filter=wanted)
+        assert len(ax.activity.logs(session, mine, metadata_filter=acme)) == 1
+        assert ax.activity.logs(session, mine, after_seq=1, metadata_filter=acme) == []
+        session.rollback()
+        assert ax.activity.cancel(mine, session=given, metadata_filter=acme)
+        session.rollback()
+    with pytest.raises(ax.ActivityNotFoundError):
+        ax.activity.retry(mine, metadata_filter=globex)
+    assert ax.activity.retry(mine, metadata_filter=acme) == 2
+    with pytest.raises(ValueError, match="metadata_filter"):
+        ax.activity.cancel(mine, metadata_filter={})
+
+
+async def test_a_tenant_on_an_event_loop(database: Database) -> None:
+    """The coroutines take the filter as well, with and without a session."""
+    mine = await ax.activity.aio.create("task", metadata={"tenant": "acme"})
+    with pytest.raises(ax.ActivityNotFoundError):
+        await ax.activity.aio.cancel(mine, metadata_filter={"tenant": "globex"})
+    assert await ax.activity.aio.cancel(mine, metadata_filter={"tenant": "acme"})
+    assert await ax.activity.aio.retry_many(status="CANCELED", metadata_filter={"tenant": "globex"}) == {}
+    assert await ax.activity.aio.retry_many(status="CANCELED", metadata_filter={"tenant": "acme"}) == {mine: 2}

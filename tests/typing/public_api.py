@@ -90,7 +90,9 @@ def write() -> UUID:
     assert_type(ax.activity.complete(agent_id, percentage=None), bool)
     assert_type(ax.activity.retry(agent_id, "Once more."), int)
     assert_type(ax.activity.error(agent_id, message="Failed."), bool)
-    assert_type(ax.activity.cancel(agent_id), bool)
+    assert_type(ax.activity.cancel(agent_id, metadata_filter={"tenant": "acme"}), bool)
+    assert_type(ax.activity.retry(agent_id, metadata_filter={"tenant": "acme"}), int)
+    assert_type(ax.activity.retry_many(reason="rate_limit", agent_type=["task", "job"]), dict[UUID, int])
     assert_type(ax.activity.cancel_pending(agent_type="task", older_than=timedelta(hours=1)), int)
     assert_type(ax.activity.reap(), int)
     return agent_id
@@ -103,6 +105,7 @@ def write_in(session: Session, agent_id: UUID) -> None:
     assert_type(ax.activity.update(created, "Working.", 10, None, session), bool)
     assert_type(ax.activity.complete(created, session=session), bool)
     assert_type(ax.activity.cancel_pending(session, metadata_filter={"tenant": "acme"}), int)
+    assert_type(ax.activity.retry_many(session, message="Once more."), dict[UUID, int])
     assert_type(ax.activity.reap(session), int)
 
 
@@ -119,6 +122,7 @@ def read(session: Session, agent_id: UUID) -> None:
         assert_type(found.logs[0].id, int)
         assert_type(found.trace_id, str | None)
         assert_type(found.metadata, dict[str, Any] | None)
+    assert_type(ax.activity.detail(session, agent_id, include_late=True), ActivityDetailSchema | None)
     page = assert_type(ax.activity.list(session, 1, 20, status=[Status.ERROR], agent_type="task"), ActivityListSchema)
     assert_type(ax.activity.list(session, status=("ERROR", Status.CANCELED)), ActivityListSchema)
     assert_type(page.items, list[ActivityListItemSchema])
@@ -135,6 +139,7 @@ def read(session: Session, agent_id: UUID) -> None:
         assert_type(item.elapsed_time_seconds, int)
     assert_type(ax.activity.count_active(session), int)
     assert_type(ax.activity.logs(session, agent_id, after_seq=1, limit=5), list[ActivityLogSchema])
+    assert_type(ax.activity.logs(session, agent_id, metadata_filter=None), list[ActivityLogSchema])
     rows = session.query(Activity).filter(Activity.logs.any(status=Status.QUEUED)).all()
     assert_type(rows, list[Activity])
     for row in rows:
@@ -164,6 +169,7 @@ async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
     assert_type(await ax.activity.aio.error(agent_id), bool)
     assert_type(await ax.activity.aio.cancel(agent_id), bool)
     assert_type(await ax.activity.aio.retry(agent_id), int)
+    assert_type(await ax.activity.aio.retry_many(session=session, status="CANCELED"), dict[UUID, int])
     assert_type(await ax.activity.aio.cancel_pending(session=session), int)
     assert_type(await ax.activity.aio.reap(session=session), int)
     assert_type(await ax.activity.aio.detail(session, agent_id), ActivityDetailSchema | None)

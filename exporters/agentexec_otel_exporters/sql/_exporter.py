@@ -18,7 +18,7 @@ from agentexec_otel_exporters.sql._errors import is_denied, is_unique_violation,
 from agentexec_otel_exporters.sql.connect import Connector
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
 from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
-from agentexec_otel_exporters.sql.write.load import load_activities
+from agentexec_otel_exporters.sql.write.load import find_activities, load_activities
 from agentexec_otel_exporters.sql.write.transaction import join_transaction, write_events
 
 if TYPE_CHECKING:
@@ -132,6 +132,14 @@ class SQLExporter:
         """Store events; see `SessionStore.write_in`."""
         join_transaction(connection)
         return write_events(connection, events)
+
+    def find_where(self, connection: Connection | None, criteria: Sequence[Any], most: int) -> Sequence[UUID]:
+        """The activities that meet the criteria; see `SessionStore.find_where`."""
+        if connection is not None:
+            join_transaction(connection)
+            return find_activities(connection, criteria, most)
+        with translated(), self._connector.reading() as own:
+            return find_activities(own, criteria, most)
 
     def end_where(
         self, connection: Connection | None, criteria: Sequence[Any], ending: Ending

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, select
@@ -25,6 +25,12 @@ _LOGS: Final = (
     .where(LOG.c.activity_id.in_(bindparam("ids", expanding=True)), LOG.c.seq > ACTIVITY.c.last_seq - _MOST_LOGS)
     .order_by(LOG.c.activity_id, LOG.c.seq)
 )
+
+
+def find_activities(connection: Connection, criteria: Sequence[Any], most: int) -> list[UUID]:
+    """The ``agent_id`` of up to `most` activities that meet the criteria, in its order."""
+    found = select(ACTIVITY.c.agent_id).where(*criteria).order_by(ACTIVITY.c.agent_id).limit(most)
+    return list(connection.scalars(found))
 
 
 def load_activities(
