@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
+from agentexec_otel.activity import ActivityFilters
 from benchmarks._activities import History
 from benchmarks._context import Context, Scale
 from benchmarks._databases import ACTIVITY, LOG, Database
@@ -39,11 +40,22 @@ _LINE: Final = "l.id, l.message, l.status, l.percentage, l.created_at, l.seq, l.
 # The page is cut first, in the index alone, so that a late page does not read what it skips.
 _LIST: Final = f"""
 SELECT {_SUMMARY}, l.message, l.created_at
-FROM (SELECT id FROM {ACTIVITY} ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?) AS k
+FROM (SELECT id FROM {ACTIVITY} {{where}} ORDER BY created_at DESC, id DESC LIMIT ?) AS k
 JOIN {ACTIVITY} a ON a.id = k.id
 LEFT JOIN {LOG} l ON l.activity_id = a.id AND l.seq = a.last_seq
 ORDER BY a.created_at DESC, a.id DESC
 """
+_PAGE: Final = _LIST.format(where="").replace("LIMIT ?", "LIMIT ? OFFSET ?")
+_BEHIND: Final = _LIST.format(where="WHERE (created_at, id) < (?, ?)")
+_OF_STATUS: Final = _LIST.format(where="WHERE status = ?")
+_OF_TYPE: Final = _LIST.format(where="WHERE agent_type = ?")
+_GET: Final = f"""
+SELECT {_SUMMARY}, l.message, l.created_at
+FROM {ACTIVITY} a LEFT JOIN {LOG} l ON l.activity_id = a.id AND l.seq = a.last_seq
+WHERE a.agent_id = ?
+"""
+_TYPE: Final = "task-3"
+_PLACE: Final = f"SELECT created_at, id FROM {ACTIVITY} ORDER BY created_at DESC, id DESC LIMIT 1 OFFSET ?"
 _COUNT: Final = f"SELECT count(*) FROM {ACTIVITY}"
 _COUNT_ACTIVE: Final = f"SELECT count(*) FROM {ACTIVITY} WHERE status IN ('QUEUED', 'RUNNING')"
 _DETAIL: Final = f"SELECT a.id, {_SUMMARY}, a.input_tokens, a.output_tokens FROM {ACTIVITY} a WHERE a.agent_id = ?"
@@ -152,7 +164,7 @@ def _queries(database: Database, history: History) -> Iterator[_Query]:
         return raw.execute(statement, values).fetchall()
 
     def page_by_hand(number: int, raw: Any) -> object:
-        found = rows(raw, sql(_LIST), _PAGE_SIZE, (number - 1) * _PAGE_SIZE)
+        found = rows(raw, sql(_PAGE), _PAGE_SIZE, (number - 1) * _PAGE_SIZE)
         return found, rows(raw, _COUNT)
 
     def detail_by_hand(raw: Any) -> object:
@@ -164,6 +176,8 @@ def _queries(database: Database, history: History) -> Iterator[_Query]:
 
     for number in (1, min(100, history.activities // _PAGE_SIZE)):
         yield _Query(f"list page {number}", partial(page, number), partial(page_by_hand, number))
+    yield from _cursor_queries(database, history)
+    yield _Query("get", lambda session: ax.activity.get(session, agent_id), lambda raw: rows(raw, sql(_GET), raw_id))
     yield _Query("count_active", ax.activity.count_active, lambda raw: rows(raw, _COUNT_ACTIVE))
     yield _Query("detail", lambda session: ax.activity.detail(session, agent_id), detail_by_hand)
     yield _Query(
@@ -171,6 +185,34 @@ def _queries(database: Database, history: History) -> Iterator[_Query]:
         lambda session: ax.activity.logs(session, agent_id, after_seq=7),
         lambda raw: rows(raw, sql(_AFTER), raw_id, 7),
     )
+
+
+def _cursor_queries(database: Database, history: History) -> Iterator[_Query]:
+    """Pages behind a cursor, by filter as well. Nothing is counted."""
+    depth = history.activities // 2
+    cursor = _cursor_at(database, depth)
+    with closing(database.connect()) as raw:
+        (place,) = raw.execute(database.sql(_PLACE), (depth - 1,)).fetchall()
+
+    def page(session: Session, cursor: str = "", **filters: Unpack[ActivityFilters]) -> object:
+        return ax.activity.list(session, page_size=_PAGE_SIZE, cursor=cursor, **filters)
+
+    def by_hand(statement: str, *values: object) -> Callable[[Any], object]:
+        return lambda raw: raw.execute(database.sql(statement), (*values, _PAGE_SIZE)).fetchall()
+
+    yield _Query("cursor in the middle", partial(page, cursor=cursor), by_hand(_BEHIND, *place))
+    yield _Query("cursor, one status", partial(page, status="ERROR"), by_hand(_OF_STATUS, "ERROR"))
+    yield _Query("cursor, one type", partial(page, agent_type=_TYPE), by_hand(_OF_TYPE, _TYPE))
+
+
+def _cursor_at(database: Database, depth: int) -> str:
+    engine = database.engine()
+    with Session(engine) as session:
+        cursor = ax.activity.list(session, depth, 1, total=0).next_cursor
+    engine.dispose()
+    if cursor is None:
+        raise ValueError(f"there is nothing behind the first {depth:,} activities")
+    return cursor
 
 
 # -- plans --------------------------------------------------------------------------------------------------------

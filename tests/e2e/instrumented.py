@@ -40,7 +40,7 @@ def activities(database: Database) -> list[ActivityDetailSchema]:
     assert ax.flush(5)
     with Session(database.engine) as session:
         ids = [item.agent_id for item in ax.activity.list(session).items]
-        return [detail for each in ids if (detail := ax.activity.detail(session, each)) is not None]
+        return [detail for each in ids if (detail := ax.activity.detail(session, each, include_late=True)) is not None]
 
 
 def only(database: Database) -> ActivityDetailSchema:

@@ -86,7 +86,7 @@ class _Database:
         assert ax.flush(10)
         with Session(self._engine) as session:
             ids = [item.agent_id for item in ax.activity.list(session, page_size=100).items]
-            found = [ax.activity.detail(session, each) for each in ids if each not in self._seen]
+            found = [ax.activity.detail(session, each, include_late=True) for each in ids if each not in self._seen]
         self._seen.update(ids)
         return [each for each in found if each is not None]
 

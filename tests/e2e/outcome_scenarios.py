@@ -374,7 +374,7 @@ def _row(library: str, url: str, seen: set[Any]) -> tuple[str, str | None, str |
         seen.update(item.agent_id for item in found)
         if len(found) != 1:
             return f"{len(found)} activities", None, None
-        detail = ax.activity.detail(session, found[0].agent_id)
+        detail = ax.activity.detail(session, found[0].agent_id, include_late=True)
     engine.dispose()
     assert detail is not None
     return detail.status.value, detail.reason, detail.error_type

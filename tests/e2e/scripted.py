@@ -99,7 +99,7 @@ def told(database: Database, agent_id: UUID) -> Told:
     """Wait until everything is stored, and read it on another connection."""
     assert ax.flush(5.0)
     with Session(database.engine) as session:
-        detail = ax.activity.detail(session, agent_id)
+        detail = ax.activity.detail(session, agent_id, include_late=True)
     assert detail is not None
     return Told(
         detail.status.value,
