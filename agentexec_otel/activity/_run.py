@@ -113,7 +113,7 @@ class ActivityRun:
 
     @property
     def canceled(self) -> bool:
-        """Whether the activity was canceled elsewhere meanwhile, as far as this process has heard."""
+        """Whether the attempt was canceled, or retried elsewhere, as far as this process has heard."""
         return self._view is not None and self._view.is_canceled
 
     @property

@@ -33,7 +33,7 @@ _logger = logging.getLogger("agentexec_otel.export")
 _T = TypeVar("_T")
 
 HOUSEKEEPING_INTERVAL = 1.0
-_CUT_SECONDS = 0.2
+_CUT_SECONDS = 0.1
 _CLOSED = "the writer has been shut down"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -91,6 +92,33 @@ def test_block_of_an_earlier_attempt(database: Database, other: Peer) -> None:
         ax.activity.update(agent_id, "After the block.")
         assert not ax.activity.complete(agent_id), f"{heard=}"
         assert standing(database.engine, agent_id) == ("QUEUED", 2, 1, True), f"{heard=}"
+
+
+@on_sqlite
+def test_block_hears_of_a_retry(database: Database, other: Peer) -> None:
+    """If another process cancels and retries between two polls, the run of attempt 1 is told to stop, once it polls."""
+    agent_id = ax.activity.create("task")
+    with ax.activity.run(agent_id) as run:
+        assert ax.flush()
+        stopped = watched(run)
+        assert other.call(remote.cancel_and_retry, agent_id) == 2
+        assert stopped.wait(10)
+        assert run.canceled
+    assert standing(database.engine, agent_id) == ("QUEUED", 2, 1, True)
+
+
+@on_sqlite
+def test_block_hears_of_a_retry_from_here(database: Database, other: Peer) -> None:
+    """This holds, too, if another thread of this process has retried, and the process has joined attempt 2."""
+    agent_id = ax.activity.create("task")
+    with ax.activity.run(agent_id) as run:
+        assert ax.flush()
+        stopped = watched(run)
+        other.call(remote.call, "cancel", agent_id)
+        assert ax.activity.retry(agent_id) == 2
+        assert stopped.wait(10)
+        assert run.canceled
+    assert standing(database.engine, agent_id) == ("QUEUED", 2, 1, True)
 
 
 @on_sqlite
@@ -253,6 +281,14 @@ def retry_canceled(other: Peer, agent_id: UUID) -> int:
     """Retry here what another process has canceled."""
     other.call(remote.call, "cancel", agent_id)
     return ax.activity.retry(agent_id)
+
+
+def watched(run: ax.activity.ActivityRun) -> threading.Event:
+    """An event that is set when the run is stopped, as instrumentation stops one."""
+    stopped = threading.Event()
+    assert run.view is not None
+    run.view.when_canceled(stopped.set)
+    return stopped
 
 
 def reap_lost(engine: Engine, agent_id: UUID) -> int:
