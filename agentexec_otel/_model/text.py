@@ -153,8 +153,8 @@ def describe_url(text: str) -> str:
 def clean_percentage(value: object) -> tuple[int | None, str | None]:
     """Return the percentage to store, and a warning if it was changed.
 
-    Numbers, and strings that contain a number, are rounded down and clamped to 0 to 100. None stays None. Anything
-    else, including a bool, NaN or an infinity, is stored as None.
+    Numbers, and strings that contain a number, are rounded down and clamped to 0 to 100. A fraction below 1 is stored
+    as 0, with a warning. None stays None. Anything else, including a bool, NaN or an infinity, is stored as None.
     """
     if value is None or (type(value) is int and 0 <= value <= 100):
         return value, None
@@ -163,6 +163,9 @@ def clean_percentage(value: object) -> tuple[int | None, str | None]:
         # A string may contain a secret, so only its type is logged.
         shown = describe(value) if issubclass(type(value), (int, float)) else type_name(value)
         return None, f"percentage is not a finite number but {shown}: it is stored as None"
+    if 0 < number < 1:
+        # Without the number, so that a loop over fractions warns once.
+        return 0, "percentage is a fraction below 1: it is stored as 0; pass 50 for 50 %"
     if 0 <= number <= 100:
         return math.floor(number), None
     clamped = 0 if number < 0 else 100
