@@ -27,7 +27,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe
+from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe, is_a, pairs, plain_str, read_foreign
 from agentexec_otel.activity.models import Activity
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,127}")
@@ -96,29 +96,25 @@ def metadata_criteria(metadata_filter: Mapping[str, Any] | None) -> list[ColumnE
     """
     if metadata_filter is None:
         return []
-    if not _is_a(metadata_filter, Mapping) or not metadata_filter:  # a missing tenant must not mean all tenants
-        found = "empty" if _is_a(metadata_filter, Mapping) else describe(metadata_filter)
+    wanted = pairs("metadata_filter", metadata_filter) if is_a(metadata_filter, Mapping) else []
+    if not wanted:  # a missing tenant must not mean all tenants
+        found = "empty" if is_a(metadata_filter, Mapping) else describe(metadata_filter)
         raise ValueError(f'metadata_filter is {found}: pass a dict such as {{"tenant": "a"}}')
-    return [_criterion(key, value) for key, value in metadata_filter.items()]
-
-
-def _is_a(value: object, kind: type) -> bool:
-    """`isinstance` for a value whose annotation the caller may have ignored."""
-    return isinstance(value, kind)
+    return [_criterion(key, value) for key, value in wanted]
 
 
 def named(argument: str, stored: SQLColumnExpression[Any], value: str) -> ColumnElement[bool]:
     """Whether a column of names has this value. Raises `ValueError` if it is not a string."""
-    if not _is_a(value, str):
+    if not is_a(value, str):
         raise ValueError(f"{argument} is {describe(value)}: pass one name, as a string")
     return same_text(stored, value, NAME_LIMIT)
 
 
 def moment(argument: str, value: datetime) -> datetime:
     """Return the datetime. Raises `ValueError` for anything else, which a driver would report with an SQL statement."""
-    if not _is_a(value, datetime):
+    if not is_a(value, datetime):
         raise ValueError(f"{argument} is {describe(value)}: pass a datetime")
-    return value
+    return read_foreign(argument, lambda: datetime.fromisoformat(datetime.isoformat(value)))
 
 
 def without_news_since(older_than: timedelta | datetime) -> datetime:
@@ -127,22 +123,26 @@ def without_news_since(older_than: timedelta | datetime) -> datetime:
     Raises:
         ValueError: Another type, or a negative timedelta, which would mean everything.
     """
-    if not isinstance(older_than, timedelta):
-        if not _is_a(older_than, datetime):
-            raise ValueError(f"older_than is {describe(older_than)}: pass a timedelta or a datetime")
-        return older_than
-    if older_than < timedelta():
-        raise ValueError(f"older_than is {older_than.total_seconds():g} seconds: pass a timedelta that is not negative")
-    return datetime.now(UTC) - older_than
+    given: Any = older_than
+    if is_a(given, timedelta):
+        seconds = timedelta.total_seconds(given)
+        if seconds < 0:
+            raise ValueError(f"older_than is {seconds:g} seconds: pass a timedelta that is not negative")
+        return datetime.now(UTC) - timedelta(seconds=seconds)
+    if not is_a(given, datetime):
+        raise ValueError(f"older_than is {describe(given)}: pass a timedelta or a datetime")
+    return moment("older_than", given)
 
 
-def _criterion(key: str, value: Any) -> ColumnElement[bool]:
-    if not (_is_a(key, str) and _KEY.fullmatch(key)):
-        raise ValueError(f"metadata_filter has the key {key!r:.80}: use letters, digits, _ . : / - and spaces only")
+def _criterion(given_key: object, value: Any) -> ColumnElement[bool]:
+    key = plain_str(given_key)
+    if key is None or not _KEY.fullmatch(key):
+        shown = describe(given_key)
+        raise ValueError(f"metadata_filter has the key {shown}: use letters, digits, _ . : / - and spaces only")
     json_type = _JSONType(Activity.metadata_, literal(key, String), literal(f'$."{key}"', String))
     stored = Activity.metadata_[key]
     for kind, equal in _KINDS:
-        if issubclass(type(value), kind):
+        if is_a(value, kind):
             return equal(json_type, stored, value)
     raise ValueError(f"metadata_filter[{key!r}] is {describe(value)}: filter by a string, a number or a boolean")
 

@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, ActivityNotStoredError, ActivityStateError, guarded
-from agentexec_otel._model.event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._model.event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status, parse_status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import outcome_of, text_of
 from agentexec_otel._model.results import Ack, Ending, ExportResult, Refusal, Reject
-from agentexec_otel._model.text import NAME_LIMIT, prepare_message, prepare_metadata
+from agentexec_otel._model.text import NAME_LIMIT, describe, plain_str, prepare_message, prepare_metadata
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import lost_ending
@@ -138,7 +138,7 @@ def update(
         ValueError: a bad ``agent_id`` or status.
         ActivityNotFoundError: no such activity.
     """
-    wanted = RUNNING if status is None else _status(status)
+    wanted = RUNNING if status is None else parse_status(status)
     parsed = parse_agent_id(agent_id)
     if session is not None:
         return record_in(synchronous(session), parsed, wanted, message, percentage, None)
@@ -351,8 +351,8 @@ def _opening_event(
     agent_id: UUID | str | None,
     metadata: Mapping[str, Any] | None,
 ) -> ActivityEvent:
-    if not isinstance(task_name, str) or not task_name.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"task_name must be a non-empty string, got {task_name!r:.80}")
+    if not (plain_str(task_name) or "").strip():
+        raise ValueError(f"task_name must be a non-empty string, got {describe(task_name)}")
     new_id = uuid4() if agent_id is None else parse_agent_id(agent_id)
     name = prepare_message(task_name, NAME_LIMIT, runtime.redact)
     kept = None if metadata is None else prepare_metadata(metadata, runtime.redact)
@@ -367,13 +367,6 @@ def _carrier() -> dict[str, str]:
         propagate.inject(carrier)
     carrier.pop("baggage", None)
     return carrier
-
-
-def _status(value: Status | str) -> Status:
-    try:
-        return Status(value)
-    except ValueError:
-        raise ValueError(f"{value!r:.80} is no status: use one of {', '.join(Status)}") from None
 
 
 def _pending_criteria(

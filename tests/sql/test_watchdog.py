@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,10 @@ def copy_of(driver: Any) -> socket.socket:
     number = file_descriptor(driver)
     assert number is not None
     return socket.socket(fileno=os.dup(number))
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("database", ["postgres", "mariadb"], indirect=True)
@@ -46,11 +51,11 @@ def test_no_descriptor_is_left(database: Database) -> None:
     watchdog.watch_pool(engine)
     with watchdog.watching(), engine.connect():
         pass
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for cut in (False, True):
         with watchdog.watching(), engine.connect() as connection:
             if cut:
                 watchdog.stop(0.0)
                 connection.invalidate()
     engine.dispose()
-    assert len(os.listdir("/proc/self/fd")) == before - 1  # The pool's connection is closed as well.
+    assert open_files() == before - 1  # The pool's connection is closed as well.

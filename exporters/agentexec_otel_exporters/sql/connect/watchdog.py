@@ -43,7 +43,7 @@ _REPORT_INTERVAL: Final = 60.0
 class _Transaction:
     deadline: float
     shortened: bool
-    sockets: deque[socket.socket] = field(default_factory=deque)
+    sockets: deque[socket.socket] = field(default_factory=deque[socket.socket])
     """The socket of its connection, if there is one. The thread that takes it closes it; taking it is atomic."""
 
     def take_socket(self) -> socket.socket | None:
