@@ -131,8 +131,8 @@ def update(
         session: As for `create`.
 
     Returns:
-        True if the log was accepted. False if it was dropped because the queue is full, or if its status is terminal
-        and the attempt had ended already.
+        True if the log was accepted. False if it was dropped because the queue is full. With a terminal status as
+        `complete` and `cancel`.
 
     Raises:
         ValueError: a bad ``agent_id`` or status.
@@ -163,10 +163,13 @@ def complete(
 ) -> bool:
     """End an activity as COMPLETE: the attempt that this process has seen.
 
-    Off an event loop it waits for the commit, ``AGENTEXEC_TERMINAL_TIMEOUT`` seconds at most.
+    Off an event loop it waits for the commit, ``AGENTEXEC_TERMINAL_TIMEOUT`` seconds at most. On an event loop it does
+    not wait: use `ax.activity.aio.complete` for what the database has decided.
 
     Returns:
-        False if the attempt had ended already: the log is kept as late, and the first ending stays.
+        False if the attempt had ended already: the log is kept as late, and the first ending stays. True if this is
+        the first ending, or if that is not known yet: after the timeout, and on an event loop unless this process has
+        seen the attempt's end.
 
     Raises:
         ValueError, ActivityNotFoundError: as `update`.
@@ -191,7 +194,8 @@ def error(
 def cancel(agent_id: UUID | str, message: str | None = None, session: AnySession | None = None) -> bool:
     """End the current attempt of an activity as CANCELED; the worker that runs it is notified.
 
-    Waits, returns and raises as `complete`.
+    Waits, returns and raises as `complete`, but that it always returns True on an event loop: another process may have
+    opened an attempt that this one has not seen.
     """
     text = CONF.activity_message_cancel if message is None else message
     return _terminal(agent_id, Status.CANCELED, text, None, Outcome(reason="cancelled"), session)

@@ -134,6 +134,26 @@ def test_attempt_that_runs_elsewhere(database: Database, other: Peer) -> None:
     assert standing(database.engine, agent_id) == ("COMPLETE", 2, 2, False)
 
 
+@on_sqlite
+async def test_ends_on_an_event_loop(database: Database, other: Peer) -> None:
+    """Without waiting, an end returns what this process has seen; `aio` returns what the database has decided.
+
+    What the database decides is the same for both: the first ending stays.
+    """
+    for verb, known in (("complete", False), ("error", False), ("cancel", True)):
+        end, end_async = getattr(ax.activity, verb), getattr(ax.activity.aio, verb)
+        ended_elsewhere = await ax.activity.aio.create("task")
+        other.call(remote.call, "complete", ended_elsewhere, "Elsewhere.")
+        assert end(ended_elsewhere) is True, verb
+        assert await end_async(ended_elsewhere) is False, verb
+        assert standing(database.engine, ended_elsewhere) == ("COMPLETE", 1, 1, True)
+        assert [line.late for line in lines(database.engine, ended_elsewhere)] == [False, False, True, True]
+        ended_here = await ax.activity.aio.create("task")
+        assert end(ended_here) is True, verb
+        assert end(ended_here) is known, verb
+        assert await end_async(ended_here) is False, verb
+
+
 # -- what concerns the current attempt ------------------------------------------------------------------------------
 
 
