@@ -18,7 +18,7 @@ from agentexec_otel._model.event import ActivityEvent, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import outcome_of
 from agentexec_otel._model.results import ExportResult
-from agentexec_otel._model.text import describe
+from agentexec_otel._model.text import describe, plain_int, plain_str
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity, Usage
 from agentexec_otel._runtime.runtime import on_event_loop
@@ -56,9 +56,10 @@ def run(
         raise ValueError("agent_id and metadata belong to a new activity: give run() a task name with them")
     if existing is not None:
         return ActivityRun(agent_id=existing, message=message)
-    if not isinstance(task_name_or_agent_id, str):  # such as the None of an id that was never set
+    task_name = plain_str(task_name_or_agent_id)
+    if task_name is None:  # such as the None of an id that was never set
         raise ValueError(f"run() is given {describe(task_name_or_agent_id)}: give it a task name or an agent_id")
-    return ActivityRun(task_name_or_agent_id, agent_id=agent_id, message=message, metadata=metadata)
+    return ActivityRun(task_name, agent_id=agent_id, message=message, metadata=metadata)
 
 
 def current() -> ActivityRun | None:
@@ -113,7 +114,7 @@ class ActivityRun:
 
     @property
     def canceled(self) -> bool:
-        """Whether the activity was canceled elsewhere meanwhile, as far as this process has heard."""
+        """Whether the attempt was canceled, or retried elsewhere, as far as this process has heard."""
         return self._view is not None and self._view.is_canceled
 
     @property
@@ -272,7 +273,8 @@ class ActivityRun:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
+    count = None if value is True or value is False else plain_int(value)
+    return count if count is not None and 0 <= count < 1 << 63 else None
 
 
 def _as_agent_id(value: str | UUID) -> UUID | None:

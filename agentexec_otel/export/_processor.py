@@ -33,6 +33,7 @@ _logger = logging.getLogger("agentexec_otel.export")
 _T = TypeVar("_T")
 
 HOUSEKEEPING_INTERVAL = 1.0
+_CUT_SECONDS = 0.1
 _CLOSED = "the writer has been shut down"
 
 
@@ -306,6 +307,10 @@ class ActivityProcessor:
             self._report_left(left)
         with guarded("shutting an exporter down"):
             self.exporter.shutdown(max(0.0, deadline - time.monotonic()))
+        if thread is not None and self._pid == os.getpid():
+            # The exporter may have cut the writer's connection just now. What the writer then clears up would race the
+            # exit handler of `weakref`, which iterates over a dict of all threads.
+            thread.join(_CUT_SECONDS)
         if self._spool is not None:
             self._spool.close()
         return left == 0

@@ -14,7 +14,7 @@ from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, TaskNotSentError, UnknownTaskError
-from agentexec_otel._model.text import describe
+from agentexec_otel._model.text import as_text, describe
 from agentexec_otel.tasks import _activities, _sdk
 from agentexec_otel.tasks._definition import Definition, TaskFunction
 from agentexec_otel.tasks._task import Task
@@ -148,6 +148,7 @@ class Pool:
             TaskNotSentError: The broker or a middleware did not accept the task. The activity has ended as ERROR, with
                 the reason ``enqueue``.
         """
+        task_name = as_text(task_name)
         if task_name not in self._tasks:
             raise UnknownTaskError(task_name, self._tasks)
         definition, task = self._tasks[task_name]
@@ -236,6 +237,7 @@ async def enqueue(
     message: str | None = None,
 ) -> Task:
     """`Pool.enqueue` on the pool that has the task; on the newest one if several pools have a task of that name."""
+    task_name = as_text(task_name)
     pools = [pool for reference in _pools if (pool := reference()) is not None]
     for pool in reversed(pools):
         if task_name in pool.tasks:

@@ -549,6 +549,48 @@ def test_run_from_a_script(start: Start, database: Database, tmp_path: Path, met
     assert "Traceback" not in system.log()
 
 
+WITH_WAKEUP = """
+import asyncio, os, signal
+from pathlib import Path
+
+from taskiq import TaskiqEvents
+
+import agentexec_otel as ax
+
+ax.configure(os.environ["TASKS_DATABASE"])
+pool = ax.Pool(broker=os.environ["TASKS_BROKER"], queue=os.environ["TASKS_QUEUE"])
+reads, writes = os.pipe()
+os.set_blocking(reads, False)
+os.set_blocking(writes, False)
+
+@pool.broker.on_event(TaskiqEvents.WORKER_STARTUP)
+async def started(state):
+    signal.set_wakeup_fd(writes)
+    asyncio.get_running_loop().call_later(1.0, Path("ready").touch)
+
+@pool.broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
+async def stopping(state):
+    Path("signals").write_bytes(os.read(reads, 100))
+"""
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_wakeup_descriptor_of_the_application(start: Start, database: Database, tmp_path: Path) -> None:
+    """A worker stops on a signal, and the application's `signal.set_wakeup_fd` still hears of it."""
+    system = start("redis")
+    (tmp_path / "watched.py").write_text(WITH_WAKEUP)
+    command = [sys.executable, "-c", "from agentexec_otel.cli import main; main()", "worker", "watched:pool"]
+    with (tmp_path / "worker.log").open("ab") as log:
+        started = subprocess.Popen(
+            command, cwd=tmp_path, env=system.environment, stderr=log, stdout=log, start_new_session=True
+        )
+    system.started.append(started)
+    assert eventually((tmp_path / "ready").exists, 30), system.log()
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(30) == 0, system.log()
+    assert (tmp_path / "signals").read_bytes()[:1] in (bytes([signal.SIGTERM]), bytes([signal.SIGINT]))
+
+
 def test_command_says_what_is_wrong(tmp_path: Path) -> None:
     """One line, no traceback, and the exit code 1."""
     (tmp_path / "broken.py").write_text("raise KeyError('SETTING')\n")
