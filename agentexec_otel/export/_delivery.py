@@ -48,6 +48,7 @@ class Entry:
         abandoned: The producer has given up, so the event must not be stored.
         maybe_stored: A try failed after the event was sent: the exporter may have stored it.
         position: Where the spool has the event.
+        answered: The processor has counted what became of it.
     """
 
     event: ActivityEvent
@@ -56,6 +57,7 @@ class Entry:
     abandoned: bool = False
     maybe_stored: bool = False
     position: int | None = None
+    answered: bool = False
 
 
 @dataclass(slots=True)
