@@ -8,7 +8,9 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
-CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
+# `make demo` downloads only what the demo imports.
+DEMO_VENV := .venv-demo
+CANDIDATES := python3.14 python3.13 python3.12 python3.11 python3
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 # As many test processes as the machine has processors, up to four: most tests wait for a database or a process.
 PARALLEL := -n logical --maxprocesses 4
@@ -20,12 +22,19 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := 1
 unexport PYTHONHOME PYTHONPATH VIRTUAL_ENV
 
-# The stamp cannot see that another interpreter is asked for, or that the old one is gone.
-ifneq ($(wildcard $(STAMP)),)
-  ifneq ($(shell $(PY) -c '$(VERSION)' 2>/dev/null),$(shell $(or $(PYTHON),$(PY)) -c '$(VERSION)' 2>/dev/null || echo unusable))
-    OUTDATED := outdated
-  endif
-endif
+# The stamp of an environment cannot see that another interpreter is asked for, or that its own is gone.
+outdated = $(if $(wildcard $(1)/.ready),$(shell \
+	[ "$$($(1)/bin/python -c '$(VERSION)' 2>/dev/null)" = \
+	"$$($(or $(PYTHON),$(1)/bin/python) -c '$(VERSION)' 2>/dev/null || echo unusable)" ] || echo outdated))
+
+# $(call environment,FOLDER,REQUIREMENTS): an environment keeps its Python unless PYTHON names another one.
+define environment
+@for candidate in $(or $(PYTHON),$(1)/bin/python $(CANDIDATES)); do \
+	if "$$candidate" -c '$(USABLE)' >/dev/null 2>&1; then exec "$$candidate" .ci/environment.py $(1) $(2); fi; \
+done; \
+echo "No usable Python >= 3.11 with the venv module among: $(or $(PYTHON),$(CANDIDATES)). Install one (Debian and Ubuntu: python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; \
+exit 1
+endef
 
 .PHONY: help setup format check test test-slow demo app bench wheel clean outdated
 
@@ -35,26 +44,8 @@ help:  ## show this list
 setup: $(STAMP)  ## create .venv with the package, its extras and the development tools
 	@echo "Ready: $(VENV) with $$($(PY) --version)"
 
-$(STAMP): pyproject.toml $(OUTDATED)
-	@python=; for candidate in $(CANDIDATES); do \
-		if "$$candidate" -c '$(USABLE)' >/dev/null 2>&1; then python="$$candidate"; break; fi; \
-	done; \
-	if [ -z "$$python" ]; then \
-		echo "No usable Python >= 3.11 with the venv module among: $(CANDIDATES). Install one (Debian and Ubuntu: python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; \
-		exit 1; \
-	fi; \
-	wanted=$$("$$python" -c '$(VERSION)'); \
-	if [ -z "$(PYTHON)" ] && $(PY) -c '$(USABLE)' >/dev/null 2>&1; then wanted=$$($(PY) -c '$(VERSION)'); fi; \
-	echo "Setting up $(VENV) with Python $${wanted%% *}, once ..."; \
-	set -e; rm -f $(STAMP); \
-	if [ "$$($(PY) -c '$(VERSION)' 2>/dev/null)" != "$$wanted" ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
-		"$$python" -m venv --clear $(VENV); \
-	fi; \
-	$(PY) -m pip install -qq --upgrade pip; \
-	$(PY) -m pip install -qq --upgrade uv 2>/dev/null || true; \
-	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PY) --editable '.[all]' --group dev 2>$(VENV)/uv.log \
-		|| $(PY) -m pip install -qq --editable '.[all]' --group dev; \
-	touch $(STAMP)
+$(STAMP): pyproject.toml $(call outdated,$(VENV))
+	$(call environment,$(VENV),--editable '.[all]' --group dev)
 
 format: $(STAMP)  ## rewrite the sources in the project's format
 	@echo "Formatting with ruff ..."
@@ -77,8 +68,11 @@ test-slow: $(STAMP)  ## run the long chaos tests
 	@echo "Running the long chaos tests; this takes many minutes ..."
 	@$(PY) -m pytest -q -m slow --timeout=1800 $(ARGS)
 
-demo: $(STAMP)  ## watch a multi-agent run live, without a key or a network
-	@$(PY) examples/demo.py $(ARGS)
+demo: $(DEMO_VENV)/.ready  ## watch a multi-agent run live, without a key or a network
+	@$(DEMO_VENV)/bin/python examples/demo.py $(ARGS)
+
+$(DEMO_VENV)/.ready: pyproject.toml $(call outdated,$(DEMO_VENV))
+	$(call environment,$(DEMO_VENV),--editable '.[openai-agents]' --group demo)
 
 app: $(STAMP)  ## run the example web service; with APP_DATABASE=... APP_BROKER=... and real workers
 	@cd examples && ../$(PY) -m fastapi_app $(ARGS)
@@ -93,5 +87,5 @@ wheel: $(STAMP)  ## build the sdist and the wheel into dist/
 
 clean:  ## remove what the targets above made
 	@echo "Removing virtual environments, caches and builds ..."
-	@rm -rf $(VENV) .venv-ci dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(VENV).log $(DEMO_VENV) $(DEMO_VENV).log .venv-ci dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,13 +3,12 @@
     python examples/demo.py
 
 No key, no network: the agents and their runner are real, only the model is scripted (demo_agents.py). The same file
-with `--watch URL` is the second process (demo_watch.py).
+with `--watch FOLDER` is the second process (demo_watch.py). Each run of the demo has a folder of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import format_trace_id
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,43 +31,48 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from demo_watch import STYLES, watch
+from agentexec_otel.activity.models import Status
+from demo_watch import STYLES, elapsed, watch
 
-DATABASE = Path(tempfile.gettempdir()) / "agentexec-otel-demo" / "activities.db"
-READY = DATABASE.with_name("watching")
+DATABASE = "activities.db"
+READY = "watching"
 PATIENCE = {"read_archive": 24}  # the watching process cancels this one at 24 %
 
 console = Console(highlight=False)
 
 
-def main() -> int:
+def main(folder: Path) -> int:
     """Run the agents while a second process watches; then show what the database and the trace have kept."""
-    url = fresh_database()
     spans = record_spans()
-    ax.configure(url, create_tables=True)
+    ax.configure(database_url(folder), create_tables=True)
 
-    headline("Live", "A second process reads this from SQL while three groups of agents work in the first one.")
-    with subprocess.Popen([sys.executable, __file__, "--watch", url]) as watcher:
-        agent_ids = asyncio.run(work())
+    headline("Live", "Three runs work in one process. A second process prints their logs from SQL.")
+    with subprocess.Popen([sys.executable, __file__, "--watch", str(folder)]) as watcher:
+        agent_ids = asyncio.run(work(watcher, folder))
         ax.flush()
         exit_code = watcher.wait(timeout=60)
 
-    engine = create_engine(url)
+    engine = create_engine(database_url(folder))
     with Session(engine) as session:
-        headline("List", "ax.activity.list(session): how each run has ended.")
+        headline("List", "ax.activity.list(session): how each run ended.")
         show_list(session)
-        headline("Detail", "ax.activity.detail(session, agent_id): all that the first run has said.")
+        headline("Detail", "ax.activity.detail(session, agent_id): the history of one run.")
         show_detail(session, agent_ids[0])
 
     engine.dispose()
     ax.shutdown()
-    headline("Trace", "OpenTelemetry has the same: one span per run, its lines as events, the tools' spans beneath it.")
+    headline(
+        "Trace",
+        "OpenTelemetry has one span per run, beneath the span that created it (POST /research stands for a request to "
+        "your service). Events are the logs that the run's own process reported. The watching process wrote the log of "
+        "the cancellation: it is in SQL only.",
+    )
     show_trace(spans.get_finished_spans())
-    console.print(f"\nThe database is still there: {DATABASE}", soft_wrap=True)
+    console.print(f"\nThe database of this run:\n{folder / DATABASE}", soft_wrap=True)
     return exit_code
 
 
-async def work() -> list[UUID]:
+async def work(watcher: subprocess.Popen[bytes], folder: Path) -> list[UUID]:
     """Three runs at once. One succeeds, one uses up its turns, and one is canceled by the process that watches."""
     from agents import set_tracing_disabled  # takes a second, in which the other process starts
 
@@ -76,7 +81,7 @@ async def work() -> list[UUID]:
     set_tracing_disabled(True)  # the SDK's own traces would go to OpenAI
     with trace.get_tracer("demo").start_as_current_span("POST /research"):
         ids = [await ax.activity.aio.create(name) for name in ("research_market", "check_facts", "read_archive")]
-    await asyncio.to_thread(wait_for, READY)
+    await asyncio.to_thread(wait_until_ready, watcher, folder / READY)
     team, checker, reader = (ax.OpenAIRunner(agent_id) for agent_id in ids)
     await asyncio.gather(
         team.run(research_team(team), input="How does the market for heat pumps develop?"),
@@ -87,20 +92,18 @@ async def work() -> list[UUID]:
     return ids
 
 
-def wait_for(path: Path, timeout: float = 60.0) -> None:
-    """Return when the file is there. Raises TimeoutError if it is not within `timeout` seconds."""
+def wait_until_ready(watcher: subprocess.Popen[bytes], ready: Path, timeout: float = 60.0) -> None:
+    """Return when the process has made the file. Raises RuntimeError if it does not within `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the process that watches has not started within {timeout} s")
+    while not ready.exists():
+        if watcher.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError("the process that watches has not started")
         time.sleep(0.02)
 
 
-def fresh_database() -> str:
-    """The URL of a database that starts empty."""
-    shutil.rmtree(DATABASE.parent, ignore_errors=True)
-    DATABASE.parent.mkdir(parents=True)
-    return f"sqlite:///{DATABASE}"
+def database_url(folder: Path) -> str:
+    """The database that both processes use."""
+    return f"sqlite:///{folder / DATABASE}"
 
 
 def record_spans() -> InMemorySpanExporter:
@@ -121,7 +124,7 @@ def headline(title: str, explanation: str) -> None:
 
 def show_list(session: Session) -> None:
     """The page that a dashboard would show."""
-    table = Table("Task", "Status", "Progress", "Reason", "Last line")
+    table = Table("Task", "Status", "Progress", "Reason", "Last log")
     for item in ax.activity.list(session).items:
         progress = "" if item.latest_percentage is None else f"{item.latest_percentage} %"
         status = Text(item.status, STYLES[item.status])
@@ -133,14 +136,14 @@ def show_detail(session: Session, agent_id: UUID) -> None:
     """One run with its history."""
     activity = ax.activity.detail(session, agent_id)
     assert activity is not None
-    table = Table("Time", "Status", "Progress", "Line", title=f"{activity.agent_type} {agent_id}", title_justify="left")
+    table = Table("Time", "Status", "Progress", "Log", title=f"{activity.agent_type} {agent_id}", title_justify="left")
     for line in activity.logs:
         progress = "" if line.percentage is None else f"{line.percentage} %"
-        table.add_row(
-            f"{line.created_at:%H:%M:%S}", Text(line.status, STYLES[line.status]), progress, Text(line.message)
-        )
+        seconds = elapsed(activity.created_at, line.created_at)
+        table.add_row(seconds, Text(line.status, STYLES[line.status]), progress, Text(line.message))
     console.print(table)
-    console.print(f"Tokens: {activity.input_tokens} in, {activity.output_tokens} out. Trace: {activity.trace_id}")
+    console.print(f"Tokens, as the scripted model counts: {activity.input_tokens} in, {activity.output_tokens} out.")
+    console.print(f"Trace id: {activity.trace_id}")
 
 
 def show_trace(spans: Iterable[ReadableSpan]) -> None:
@@ -149,8 +152,9 @@ def show_trace(spans: Iterable[ReadableSpan]) -> None:
     for span in sorted(spans, key=lambda span: span.start_time or 0):
         beneath[span.parent.span_id if span.parent else None].append(span)
     for root in beneath[None]:
+        assert root.context is not None
         began = root.start_time or 0
-        tree = Tree(span_label(root))
+        tree = Tree(span_label(root).append(f"  trace id {format_trace_id(root.context.trace_id)}", "dim"))
         add_branches(tree, root, beneath, began)
         console.print(tree)
 
@@ -162,11 +166,9 @@ def add_branches(tree: Tree, span: ReadableSpan, beneath: dict[int | None, list[
         (child.start_time or 0, child) for child in beneath[span.context.span_id]
     ]
     for event in span.events:
-        attributes = event.attributes or {}
-        label = Text(f"+{(event.timestamp - began) / 1e9:.2f} s  ", style="dim")
-        happened.append(
-            (event.timestamp, label.append(str(attributes.get("agentexec.log.message", event.name)), "default"))
-        )
+        message = str((event.attributes or {}).get("agentexec.log.message", event.name))
+        label = Text.assemble((f"+{(event.timestamp - began) / 1e9:.2f} s  ", "dim"), message)
+        happened.append((event.timestamp, label))
     for _, entry in sorted(happened, key=lambda each: each[0]):
         if isinstance(entry, Text):
             tree.add(entry)
@@ -178,12 +180,24 @@ def span_label(span: ReadableSpan) -> Text:
     """Name, status and duration of a span."""
     attributes = span.attributes or {}
     seconds = ((span.end_time or 0) - (span.start_time or 0)) / 1e9
-    status = attributes.get("agentexec.status")
-    return Text.assemble((span.name, "bold"), f"  {seconds:.2f} s", f"  {status}" if status else "")
+    label = Text.assemble((span.name, "bold"), f"  {seconds:.2f} s")
+    if status := attributes.get("agentexec.status"):
+        label.append(f"  {status}", STYLES[Status(str(status))])
+    return label
+
+
+def start(arguments: list[str]) -> int:
+    """Be the first process, which makes the folder, or the one that watches. All that a run leaves is in the folder."""
+    watching = arguments[:1] == ["--watch"]
+    folder = Path(arguments[1] if watching else tempfile.mkdtemp(prefix="agentexec-otel-demo-"))
+    ax.CONF.spool_dir = str(folder / "spool")
+    if watching:
+        return watch(database_url(folder), folder / READY, runs=3, patience=PATIENCE)
+    return main(folder)
 
 
 if __name__ == "__main__":
-    ax.CONF.spool_dir = str(DATABASE.with_name("spool"))  # all that the demo leaves behind is in one folder
-    if sys.argv[1:2] == ["--watch"]:
-        sys.exit(watch(sys.argv[2], READY, runs=3, patience=PATIENCE))
-    sys.exit(main())
+    try:
+        sys.exit(start(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

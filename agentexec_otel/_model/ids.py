@@ -6,12 +6,12 @@ import re
 from collections import deque
 from collections.abc import Callable
 from itertools import accumulate, count
-from os import urandom
 from time import time_ns
 from typing import Final, cast
 from uuid import UUID, SafeUUID
 
 from agentexec_otel._model.text import describe
+from agentexec_otel._syscalls import random_48
 
 _HEX_ID: Final = re.compile(
     r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}"
@@ -20,13 +20,12 @@ _HEX_ID: Final = re.compile(
 # One `next()` on this chain of C iterators returns the highest clock reading so far and the next number. It is atomic
 # for threads, signal handlers and forks, so no lock is needed, which one of them could find locked.
 _readings: Final[deque[int]] = deque()
-_stamps: Final = zip(accumulate(iter(_readings.pop, None), max), count(int.from_bytes(urandom(3), "big")), strict=False)
+_stamps: Final = zip(accumulate(iter(_readings.pop, None), max), count(random_48() >> 24), strict=False)
 _read = _readings.append
 
 _VERSION_AND_VARIANT: Final = 0x7 << 76 | 0b10 << 62
 # Looking these names up takes a fifth of the whole time.
 _new = object.__new__
-_from_bytes = int.from_bytes
 _UNKNOWN: Final = SafeUUID.unknown
 # Sets the slots of an immutable class: `UUID(int=...)` takes four times as long.
 _set_int: Final[Callable[[UUID, int], None]] = UUID.__dict__["int"].__set__
@@ -53,7 +52,7 @@ def uuid7(now_ns: int | None = None) -> UUID:
         | (number & 0x3FFC000) << 50
         | (number & 0x3FFF) << 48
         | _VERSION_AND_VARIANT
-        | _from_bytes(urandom(6), "big"),
+        | random_48(),
     )
     _set_is_safe(new, _UNKNOWN)
     return new

@@ -54,21 +54,27 @@ class Following:
         previous.live.forget_idle()
         self.live, self.mirror = previous.live, previous.mirror
 
-    # -- one event ----------------------------------------------------------------------------------------------
+    # -- what was answered --------------------------------------------------------------------------------------
 
-    def acknowledged(self, event: ActivityEvent, result: ExportResult) -> None:
-        """Follow what became of an event: resolve the view, give a lost span up, end a span that is over."""
-        live = self.live.of(event)
+    def acknowledged(self, events: Sequence[ActivityEvent], result: ExportResult) -> None:
+        """Follow what became of events of one attempt: resolve the view, and end or give up its span."""
+        live = self.live.of(events[0])
         if live is not None and isinstance(result, Ack):
-            changed = live.acknowledge(event, result)
-            if not live.is_resolved:
-                self._resolve_soon(live, event, result)
-            elif changed:
-                self._follow(live, event, result)
+            changed = live.acknowledge(events, result)
+            if changed or not live.is_resolved:
+                for event in events:
+                    self._acknowledged(live, event, result)
         elif live is not None and isinstance(result, Reject):
-            self._refused(live, event)
-        if event.reopens and isinstance(result, Ack) and not result.late:
-            self.live.join(event.agent_id, result.attempt)
+            for event in events:
+                self._refused(live, event)
+        if isinstance(result, Ack) and not result.late and any(event.reopens for event in events):
+            self.live.join(events[0].agent_id, result.attempt)
+
+    def _acknowledged(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
+        if live.is_resolved:
+            self._follow(live, event, ack)
+        else:
+            self._resolve_soon(live, event, ack)
 
     def _resolve_soon(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
         """Read the row, together with those of other views that wait, and follow the answer then."""

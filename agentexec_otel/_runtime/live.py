@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -330,10 +330,10 @@ class LiveActivity:
                 self._log_count -= len(self._lines) - len(kept)
                 self._lines = deque(kept, self._lines.maxlen)
 
-    def acknowledge(self, event: ActivityEvent, ack: Ack) -> bool:
-        """An event of this process is stored. True if that changes anything here: see `follow`."""
+    def acknowledge(self, events: Sequence[ActivityEvent], ack: Ack) -> bool:
+        """Events of this process are stored. True if that changes anything here: see `follow`."""
         with self._all.lock:
-            self._settle(event)
+            self._settle(events)
             if self.attempt is None:
                 self.attempt = self._state.attempt = ack.attempt
             return ack.status.terminal or ack.attempt != self.attempt or self._is_named_otherwise(ack.span_id)
@@ -341,18 +341,20 @@ class LiveActivity:
     def refuse(self, event: ActivityEvent) -> None:
         """An event of this process was refused."""
         with self._all.lock:
-            self._settle(event)
+            self._settle([event])
             if not event.claims:
                 self.is_unknown = event.expects_row
             elif event.status is RUNNING:
                 # Another worker has started it, or it has ended: the span that was opened here is given up.
                 self.span = self.owner = self.on_cancel = None
 
-    def _settle(self, event: ActivityEvent) -> None:
-        if self._pending == event.event_id:
-            self._pending = None
-        if event.opening is not None:
-            self.may_lack_row = False
+    def _settle(self, events: Sequence[ActivityEvent]) -> None:
+        pending = None if self._pending is None else self._pending.int  # UUIDs are slow to compare.
+        for event in events:
+            if event.event_id.int == pending:
+                self._pending = None
+            if event.opening is not None:
+                self.may_lack_row = False
 
     def _is_named_otherwise(self, span_id: str | None) -> bool:
         return self.span is not None and self.ref is not None and span_id not in (None, self.ref.span_id)
@@ -423,7 +425,7 @@ class LiveActivity:
         status = self._state.status
         if not status.terminal:
             return replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
-        canceled = Outcome(reason="cancelled") if status is Status.CANCELED else None
+        canceled = Outcome(reason="canceled") if status is Status.CANCELED else None
         return replace(ack, status=status, outcome=canceled if self.ending is None else self.ending.outcome)
 
     def _end_span(self, status: Status, outcome: Outcome | None, occurred_at_ns: int) -> SpanEnd | None:

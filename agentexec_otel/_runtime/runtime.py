@@ -314,7 +314,7 @@ class Runtime:
     def record(
         self, live: LiveActivity, status: Status, message: object, percentage: object = None, *, reported: bool = False
     ) -> bool:
-        """Add a log to the attempt that the view is of. False if it was dropped because the queue is full.
+        """Add a log to the attempt that the view is of. False if it may be dropped: no room.
 
         Args:
             reported: The application or the agent has said it, not the instrumentation.
@@ -514,7 +514,7 @@ class Runtime:
         self._stop_if_canceled(live, event)
         if mirrored.span is not None:
             self._primary.call_soon(lambda: self._following.name_spans([live]))
-        self._following.acknowledged(mirrored, result)
+        self._following.acknowledged([mirrored], result)
 
     def has_pending(self, agent_id: UUID) -> bool:
         """Whether events of this activity may wait to be stored."""

@@ -131,8 +131,8 @@ def update(
         session: As for `create`.
 
     Returns:
-        True if the log was accepted. False if it was dropped because the queue is full, or if its status is terminal
-        and the attempt had ended already.
+        True if the log was accepted. False if it may be dropped because queue and spool are full, or if its status is
+        terminal and the attempt had ended already.
 
     Raises:
         ValueError: a bad ``agent_id`` or status.
@@ -194,7 +194,7 @@ def cancel(agent_id: UUID | str, message: str | None = None, session: AnySession
     Waits, returns and raises as `complete`.
     """
     text = CONF.activity_message_cancel if message is None else message
-    return _terminal(agent_id, Status.CANCELED, text, None, Outcome(reason="cancelled"), session)
+    return _terminal(agent_id, Status.CANCELED, text, None, Outcome(reason="canceled"), session)
 
 
 def retry(agent_id: UUID | str, message: str | None = None) -> int:
@@ -245,7 +245,7 @@ def cancel_pending(
         ValueError: a malformed criterion.
     """
     criteria = _pending_criteria(agent_type, worker_id, older_than, metadata_filter)
-    ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="cancelled"))
+    ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="canceled"))
     store = process.active().session_store
     return end_many(
         session,

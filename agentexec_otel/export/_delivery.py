@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from agentexec_otel._errors import (
     ActivityNotStoredError,
@@ -60,6 +61,9 @@ class Entry:
     answered: bool = False
 
 
+Answered: TypeAlias = tuple[Entry, ExportResult]
+
+
 @dataclass(slots=True)
 class DeliveryCounts:
     """Number of events by what became of them, and of those that were replayed from the spool."""
@@ -72,11 +76,11 @@ class DeliveryCounts:
     rejected: int = 0
     withdrawn: int = 0
 
-    def add(self, ack: Ack) -> None:
-        """Count a stored event."""
-        self.duplicate += ack.duplicate
-        self.committed += not ack.duplicate
-        self.late += ack.late
+    def add(self, ack: Ack, events: int) -> None:
+        """Count events that were stored with the same answer."""
+        self.duplicate += events * ack.duplicate
+        self.committed += events * (not ack.duplicate)
+        self.late += events * ack.late
 
 
 @dataclass(slots=True)
@@ -97,13 +101,13 @@ class Delivery:
     """Delivers batches in order.
 
     Args:
-        acknowledge: Called with each event and the exporter's final answer.
+        acknowledge: Called with events and the exporter's final answers, in the order of the events.
         drop: Called with each event that was abandoned before it was sent.
         pause: Sleeps that many seconds. Returns True if the processor wants to stop.
     """
 
     exporter: ActivityExporter
-    acknowledge: Callable[[Entry, ExportResult], None]
+    acknowledge: Callable[[Sequence[Answered]], None]
     drop: Callable[[Entry], None]
     pause: Callable[[float], bool]
     clock: Callable[[], float] = time.monotonic
@@ -183,20 +187,18 @@ class Delivery:
         return wanted
 
     def _sort(self, part: Sequence[Entry], results: Sequence[ExportResult]) -> tuple[list[Entry], float]:
-        again: list[Entry] = []
-        wait = 0.0
-        for entry, result in zip(part, results, strict=True):
-            if isinstance(result, Retry):
-                again.append(entry)
-                wait = max(wait, result.after)
-            else:
-                self.acknowledge(entry, result)
-        return again, wait
+        answered = list(zip(part, results, strict=True))
+        if Retry not in set(map(type, results)):
+            self.acknowledge(answered)
+            return [], 0.0
+        self.acknowledge([one for one in answered if not isinstance(one[1], Retry)])
+        again = [entry for entry, result in answered if isinstance(result, Retry)]
+        return again, max(result.after for result in results if isinstance(result, Retry))
 
     def _bisect(self, part: Sequence[Entry], exc: BaseException) -> tuple[list[Entry], float]:
         """Deliver both halves, or reject an event that is alone. Nothing is left to try again."""
         if len(part) == 1:
-            self.acknowledge(part[0], Reject(describe(exc)))
+            self.acknowledge([(part[0], Reject(describe(exc)))])
         else:
             middle = len(part) // 2
             self.deliver(part[:middle], replay=True)

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,11 +23,11 @@ from typing import Any, TypeVar, cast
 
 from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError, guarded
 from agentexec_otel._model.event import ActivityEvent
-from agentexec_otel._model.results import Ack, ExportResult, Reject
+from agentexec_otel._model.results import Ack, ExportResult, Reject, Retry
 from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export._backlog import Backlog, Job
 from agentexec_otel.export._dead_letters import keep_dead_letter
-from agentexec_otel.export._delivery import ClosingError, Delivery, DeliveryCounts, Entry, Storing
+from agentexec_otel.export._delivery import Answered, ClosingError, Delivery, DeliveryCounts, Entry, Storing
 from agentexec_otel.export._protocol import ActivityExporter
 from agentexec_otel.export._replay import Replay
 from agentexec_otel.export.spool import Spool
@@ -50,7 +50,8 @@ class ActivityProcessor:
         max_queue_size: Number of events waiting in memory. Further ones wait in the spool. Without a spool, progress
             logs are coalesced and counted; life-cycle events never are.
         max_batch_size: Events per `ActivityExporter.export` call.
-        on_acknowledged: Called on the writer thread with each event and the exporter's final answer.
+        on_acknowledged: Called on the writer thread with the exporter's final answer, and the events that it is for:
+            one, or consecutive ones of the same attempt.
         on_start: Called before the writer starts, once in each process.
         on_idle: Called on the writer thread about once a second while the exporter answers.
     """
@@ -62,7 +63,7 @@ class ActivityProcessor:
         spool: Spool | None = None,
         max_queue_size: int = 10_000,
         max_batch_size: int = 5_000,
-        on_acknowledged: Callable[[ActivityEvent, ExportResult], None] | None = None,
+        on_acknowledged: Callable[[Sequence[ActivityEvent], ExportResult], None] | None = None,
         on_start: Callable[[], None] | None = None,
         on_idle: Callable[[], None] | None = None,
     ) -> None:
@@ -428,21 +429,24 @@ class ActivityProcessor:
             with guarded("the writer's housekeeping"):
                 self._on_idle()
 
-    def _acknowledge(self, entry: Entry, result: ExportResult) -> None:
-        entry.answered = True
-        self._in_flight -= 1
-        if entry.position is not None:
-            self._positions.append(entry.position)
-        if isinstance(result, Ack):
-            self._counts.add(result)
-        elif isinstance(result, Reject):
-            self._reject(entry, result)
-        if self._on_acknowledged is not None:
-            with guarded("following up a stored event"):
-                self._on_acknowledged(entry.event, result)
-        if entry.on_result is not None:
-            with guarded("notifying a producer"):
-                entry.on_result(result)
+    def _acknowledge(self, answered: Sequence[Answered]) -> None:
+        for entries, result in _runs(answered):
+            for entry in entries:
+                entry.answered = True
+            self._in_flight -= len(entries)
+            self._positions += [entry.position for entry in entries if entry.position is not None]
+            if isinstance(result, Ack):
+                self._counts.add(result, len(entries))
+            elif isinstance(result, Reject):
+                for entry in entries:
+                    self._reject(entry, result)
+            if self._on_acknowledged is not None:
+                with guarded("following up stored events"):
+                    self._on_acknowledged([entry.event for entry in entries], result)
+            for entry in entries:
+                if entry.on_result is not None:
+                    with guarded("notifying a producer"):
+                        entry.on_result(result)
 
     def _reject(self, entry: Entry, result: Reject) -> None:
         if entry.abandoned:
@@ -482,3 +486,22 @@ def _report_once(exc: BaseException, reported: set[object]) -> None:
     if origin not in reported:
         reported.add(origin)
         _logger.error("the activity writer tries again after an unexpected exception", exc_info=exc)
+
+
+def _runs(answered: Sequence[Answered]) -> Iterator[tuple[list[Entry], ExportResult]]:
+    """Group consecutive events of one attempt that have got the same answer."""
+    run: list[Entry] = []
+    answer: ExportResult = Retry()
+    for entry, result in answered:
+        if run and not (result is answer and _same_attempt(entry.event, run[-1].event)):
+            yield run, answer
+            run = []
+        run.append(entry)
+        answer = result
+    if run:
+        yield run, answer
+
+
+def _same_attempt(event: ActivityEvent, other: ActivityEvent) -> bool:
+    # By their numbers: UUIDs are slow to compare.
+    return event.agent_id.int == other.agent_id.int and event.attempt == other.attempt

@@ -46,8 +46,8 @@ class Desk:
         self._stop_after = stop_after
         self.delivery = Delivery(exporter, self._acknowledge, self.dropped.append, self._pause, lambda: self.now)
 
-    def _acknowledge(self, entry: Entry, result: ExportResult) -> None:
-        self.acknowledged.append((entry.event, result))
+    def _acknowledge(self, answered: Sequence[tuple[Entry, ExportResult]]) -> None:
+        self.acknowledged += [(entry.event, result) for entry, result in answered]
 
     def _pause(self, seconds: float) -> bool:
         self.pauses.append(seconds)

@@ -1,4 +1,7 @@
-"""Exceptions that a signal handler raises in the middle of reporting: the books balance, and nothing is left behind."""
+"""Exceptions that a signal handler raises in the middle of reporting: the books balance, and nothing is left behind.
+
+In a process of their own: the handler also raises in the standard library, which then leaks what it has just opened.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,8 @@ from agentexec_otel.export import ActivityProcessor
 from agentexec_otel.export.spool import Spool
 from tests.sql.recorder import Recorder
 from tests.sql.rows import event, eventually
+from tests.unit.spool_kit import fork
 from tests.unit.test_processor import adds_up
-
-# The handler also raises in finalizers, and before the standard library has closed what it has just opened.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 
 
 class InterruptionError(Exception):
@@ -56,46 +57,54 @@ def interrupt_often(work: Callable[[int], object], times: int) -> tuple[list[int
 @pytest.mark.parametrize("room", ["queue", "spool", "memory", "nowhere"])
 def test_the_books_balance_after_interruptions(tmp_path: Path, room: str) -> None:
     """Wherever an event would have gone: each call that returned is stored once, and every event has one fate."""
-    most = 20_000 if room == "nowhere" else 1 << 28
-    spool = None if room == "memory" else Spool(tmp_path, identity="db", max_bytes=most)
-    exporter = Recorder()
-    processor = ActivityProcessor(exporter, spool=spool, max_queue_size=10_000 if room == "queue" else 16)
-    processor.start()
-    ids = [uuid4() for _ in range(5)]
 
-    def report(number: int) -> None:
-        vital = number % 7 == 0
-        processor.emit(event(ids[number % 5], Status.QUEUED if vital else Status.RUNNING, f"{vital} {number}"))
+    def work() -> None:
+        most = 20_000 if room == "nowhere" else 1 << 28
+        spool = None if room == "memory" else Spool(tmp_path, identity="db", max_bytes=most)
+        exporter = Recorder()
+        processor = ActivityProcessor(exporter, spool=spool, max_queue_size=10_000 if room == "queue" else 16)
+        processor.start()
+        ids = [uuid4() for _ in range(5)]
 
-    done, calls = interrupt_often(report, 3_000)
-    assert processor.force_flush(30)
-    assert eventually(lambda: processor.pending == 0)
-    health = processor.health()
-    assert adds_up(health), health
-    texts = [text for text in exporter.messages if "dropped here" not in text]
-    assert len(texts) == len(set(texts))
-    assert {f"True {number}" for number in done if number % 7 == 0} <= set(texts)
-    if room in {"queue", "spool"}:
-        assert {f"{number % 7 == 0} {number}" for number in done} <= set(texts)
-    assert health["committed"] == len(exporter.events)
-    assert health["emitted"] <= calls + len(exporter.events) - len(texts)
-    if spool is not None:
-        spool.append(b"the last one")
-        assert [payload for _, payload in spool.read()] == [b"the last one"]
-        assert spool.size() < 20_000, "what was interrupted keeps no file"
-    assert processor.shutdown(5)
+        def report(number: int) -> None:
+            vital = number % 7 == 0
+            processor.emit(event(ids[number % 5], Status.QUEUED if vital else Status.RUNNING, f"{vital} {number}"))
+
+        done, calls = interrupt_often(report, 3_000)
+        assert processor.force_flush(30)
+        assert eventually(lambda: processor.pending == 0)
+        health = processor.health()
+        assert adds_up(health), health
+        texts = [text for text in exporter.messages if "dropped here" not in text]
+        assert len(texts) == len(set(texts))
+        assert {f"True {number}" for number in done if number % 7 == 0} <= set(texts)
+        if room in {"queue", "spool"}:
+            assert {f"{number % 7 == 0} {number}" for number in done} <= set(texts)
+        assert health["committed"] == len(exporter.events)
+        assert health["emitted"] <= calls + len(exporter.events) - len(texts)
+        if spool is not None:
+            spool.append(b"the last one")
+            assert [payload for _, payload in spool.read()] == [b"the last one"]
+            assert spool.size() < 20_000, "what was interrupted keeps no file"
+        assert processor.shutdown(5)
+
+    fork(work).join()
 
 
 def test_pending_is_right_after_interrupted_jobs() -> None:
     """A call was interrupted that asks the writer to do something: `pending` counts events as before."""
-    exporter = Recorder(gate=Event())
-    processor = ActivityProcessor(exporter)
-    processor.start()
-    interrupt_often(lambda _: processor.call_soon(lambda: None), 1_000)
-    for _ in range(500):
-        processor.emit(event(uuid4()))
-    assert processor.pending == 500
-    assert exporter.gate is not None
-    exporter.gate.set()
-    assert processor.force_flush(5)
-    assert processor.shutdown(5)
+
+    def work() -> None:
+        exporter = Recorder(gate=Event())
+        processor = ActivityProcessor(exporter)
+        processor.start()
+        interrupt_often(lambda _: processor.call_soon(lambda: None), 1_000)
+        for _ in range(500):
+            processor.emit(event(uuid4()))
+        assert processor.pending == 500
+        assert exporter.gate is not None
+        exporter.gate.set()
+        assert processor.force_flush(5)
+        assert processor.shutdown(5)
+
+    fork(work).join()

@@ -6,9 +6,11 @@ import os
 import random
 import shutil
 import stat
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,17 @@ def again(spool: Spool, tmp_path: Path) -> Spool:
     return Spool(tmp_path / "spool", identity="db")
 
 
+def releases_the_interpreter(work: Callable[[], object]) -> bool:
+    """Whether `work` calls `os.write`, which lets other threads run while the disk takes the bytes."""
+    called: list[object] = []
+    sys.setprofile(lambda frame, event, function: called.append(function) if event == "c_call" else None)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return os.write in called
+
+
 # -- the life of a record ---------------------------------------------------------------------------------------
 
 
@@ -53,6 +66,29 @@ def test_a_record_is_in_the_file_when_append_returns(spool: Spool) -> None:
     spool.append(b"two")
     (path,) = segment_files(spool)
     assert [payload for _, _, payload in spans_of(path.read_bytes())] == [b"one", b"two"]
+
+
+def test_an_append_keeps_the_interpreter_until_the_disk_blocks(tmp_path: Path) -> None:
+    """After an append that has taken long, the next ones release the interpreter lock. A new file begins anew."""
+    now, slow = 100.0, 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += slow
+        return now
+
+    opened = Spool(tmp_path / "spool", identity="db", segment_bytes=2_000, clock=clock)
+    append = partial(opened.append, b"x" * 100)
+    with closing(opened):
+        append()
+        assert not releases_the_interpreter(append)
+        slow = 0.5
+        append()
+        assert releases_the_interpreter(append)
+        slow = 0.0
+        while len(segment_files(opened)) == 1:
+            append()
+        assert not releases_the_interpreter(append)
 
 
 def test_what_is_acknowledged_leaves_only_the_header(spool: Spool) -> None:

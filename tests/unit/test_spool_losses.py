@@ -169,11 +169,12 @@ def test_the_writer_notices_that_the_spool_was_removed(tmp_path: Path, caplog: p
     """Within a second while it is idle or waits for the next try: one warning, and `health()` counts the files."""
     spool = spool_at(tmp_path / "state")
     processor = ActivityProcessor(Recorder(), spool=spool)
-    processor.submit(event(uuid4())).result(5)
+    processor.emit(event(uuid4()))
+    assert processor.force_flush(5)
     shutil.rmtree(tmp_path / "state")
     assert eventually(lambda: processor.health()["spool_restored"] == 1)
     assert len(segment_files(spool)) == 1
-    assert len([record for record in caplog.records if "removed" in record.getMessage()]) == 1
+    assert len([record for record in caplog.records if "are written again" in record.getMessage()]) == 1
     assert processor.shutdown(5)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+from agentexec_otel._model.codec import encode
 from agentexec_otel.export import ActivityEvent, ActivityProcessor, ExportResult
 from agentexec_otel.export.spool import Position, Spool
 from tests.sql.recorder import Recorder
@@ -65,9 +66,9 @@ def test_items_that_were_taken_outlast_an_exception(at: int) -> None:
     seen: list[str] = []
     exporter = Recorder(gate=Event())
 
-    def follow_up(stored: ActivityEvent, result: ExportResult) -> None:
-        seen.append(stored.message)
-        if stored.message == str(at):
+    def follow_up(stored: Sequence[ActivityEvent], result: ExportResult) -> None:
+        seen.extend(one.message for one in stored)
+        if seen[-1] == str(at):
             raise SystemExit  # as a span processor of the application might
 
     def note(number: int) -> None:
@@ -116,14 +117,13 @@ def test_a_job_that_ends_the_thread_does_not_end_the_writer() -> None:
 def test_a_replay_outlasts_an_exception(tmp_path: Path) -> None:
     """Events of a dead process stay in its file until they are stored, whatever fails in between."""
     dead = Spool(tmp_path, identity="db")
-    left = ActivityProcessor(Recorder(gate=Event()), spool=dead)
     for number in range(5):
-        left.emit(event(uuid4(), message=str(number)))
+        dead.append(encode(event(uuid4(), message=str(number))))
     crash(dead)
     exporter = Recorder()
 
-    def follow_up(stored: ActivityEvent, result: ExportResult) -> None:
-        if stored.message == "2":
+    def follow_up(stored: Sequence[ActivityEvent], result: ExportResult) -> None:
+        if stored[-1].message == "2":
             raise SystemExit
 
     processor = ActivityProcessor(exporter, spool=Spool(tmp_path, identity="db"), on_acknowledged=follow_up)

@@ -18,12 +18,12 @@ from itertools import count
 from typing import Final, TypeAlias
 from zlib import crc32
 
+from agentexec_otel import _syscalls
 from agentexec_otel.export.spool.directory import SpoolDirectory, SpoolError, SpoolFullError, SpoolUnavailableError
 from agentexec_otel.export.spool.segment import (
     LEFT,
     LIVE,
     MAX_RECORD,
-    RECORD_HEAD,
     create,
     header,
     let_go,
@@ -40,6 +40,7 @@ Position: TypeAlias = int
 _MEASURE_INTERVAL: Final = 1.0
 _COPY: Final = 1 << 20
 _TRIES: Final = 3
+_BLOCKED_SECONDS: Final = 0.02  # A write to the page cache takes microseconds.
 _DISK_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
 # A lack of descriptors passes as well: the spool is not given up for it.
 _NO_ROOM: Final = _DISK_FULL | {errno.EFBIG, errno.EMFILE, errno.ENFILE}
@@ -112,6 +113,7 @@ class Journal:
         self._others = 0
         self._measured = float("-inf")
         self._new_name = False
+        self._write = _syscalls.write
         self._closed = False
 
     # -- appending ----------------------------------------------------------------------------------------------
@@ -122,38 +124,47 @@ class Journal:
         if not 0 < length <= MAX_RECORD:
             raise ValueError(f"a record of {length} bytes")
         record = pack_record(length, crc32(payload)) + payload
-        size = length + RECORD_HEAD
         position: Position | None = None
         try:
             with self._lock:
-                # While a file is written to it is not the live one: a signal handler appends to another.
-                segment = self._live
-                self._live = None
-                try:
-                    if segment is None or segment.end + size > segment.limit:
-                        segment = self._admit(segment, size, vital)
-                    try:
-                        if os.write(segment.fd, record) != size:
-                            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-                    except OSError as exc:
-                        self._cut_back(segment, exc)
-                        return self.append(payload, vital)
-                except SpoolError:
-                    raise
-                except BaseException:  # interrupted: the end of the file is unknown
-                    if segment is not None:
-                        segment.retired = True
-                    raise
-                segment.end += size
-                segment.count += 1
-                position = segment.base + segment.end
-                self._put_back(segment)
-                return position
+                position = self._append(record, payload, vital)
         except BaseException:
             if position is not None:  # interrupted at the last moment: the caller does not learn the position
-                self._segments[position >> 32].retired = True
                 self.ack([position])
             raise
+        return position
+
+    def _append(self, record: bytes, payload: bytes, vital: bool) -> Position:
+        size = len(record)
+        # While a file is written to it is not the live one: a signal handler appends to another.
+        segment = self._live
+        self._live = None
+        try:
+            if segment is None or segment.end + size > segment.limit:
+                segment = self._admit(segment, size, vital)
+            try:
+                began = self._clock()
+                if self._write(segment.fd, record) != size:
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                if self._clock() - began > _BLOCKED_SECONDS:
+                    self._write = os.write  # Other threads run while it blocks.
+            except OSError as exc:
+                self._cut_back(segment, exc)
+                return self.append(payload, vital)
+        except SpoolError:
+            raise
+        except BaseException:  # interrupted: the end of the file is unknown
+            if segment is not None:
+                segment.retired = True
+            raise
+        segment.end += size
+        segment.count += 1
+        # As `_put_back` does. No call: a signal handler that raises in between would leave the segment to no one.
+        if self._live is None:
+            self._live = segment
+        else:
+            segment.retired = True
+        return segment.base + segment.end
 
     def _put_back(self, segment: _Segment) -> None:
         """Make it the live one, unless a signal handler has begun another one."""
@@ -193,6 +204,7 @@ class Journal:
                 raise _failure(exc) from None
             if fd is not None:
                 self._new_name = True
+                self._write = _syscalls.write
                 return self._begin(number, stem, fd, len(self._header))
         raise SpoolUnavailableError(f"no file can be kept in the spool directory {self._directory.path}")
 

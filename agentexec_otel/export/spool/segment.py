@@ -59,7 +59,6 @@ _REPAIRABLE: Final = 1024  # Bytes. Ours have about 250.
 _RECORD: Final = struct.Struct("<II")
 _NAME = re.compile(r"([\w.-]+-\d+-\d+-[0-9a-f]{8})-(\d{6,12})(\.seg|\.left|\.corrupt)", re.ASCII).fullmatch
 
-RECORD_HEAD: Final = _RECORD.size
 pack_record = _RECORD.pack
 
 
