@@ -301,6 +301,11 @@ def create(directory: SpoolDirectory, stem: str, header: bytes) -> int | None:
             fd = os.open(stem + LIVE, _CREATE, 0o600, dir_fd=dir_fd)
         except FileExistsError:
             return None
+        except OSError:
+            raise
+        except BaseException:  # A signal handler's: the file may have been created.
+            directory.remove(stem + LIVE)
+            raise
         undo.callback(directory.remove, stem + LIVE)
         undo.callback(os.close, fd)
         os.fchmod(fd, 0o600)  # the umask may have removed bits
