@@ -8,7 +8,7 @@ One JSON array by position::
      [error_type, reason, input_tokens, output_tokens, requests] | null]
 
 The first element is the schema's major version. A later minor version appends elements or flags, which are ignored
-here. An incompatible version takes the next number, which is refused.
+here. An incompatible version takes the next number: its events are left to a version that knows it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ _INT64: Final = 2**63 - 1
 
 class MalformedEventError(ValueError):
     """Not an activity event of a known schema. The message says what is wrong, never the content."""
+
+
+class LaterSchemaError(MalformedEventError):
+    """An event that a later version of this library has written."""
 
 
 # -- to bytes ---------------------------------------------------------------------------------------------------
@@ -110,7 +114,7 @@ def decode(payload: bytes) -> ActivityEvent:
     """Return the event that `encode` was given.
 
     Raises:
-        MalformedEventError: For all other bytes.
+        MalformedEventError: For all other bytes. `LaterSchemaError` if a later version can read them.
     """
     try:
         fields: object = _decoder.decode(payload.decode("utf-8", "surrogatepass"))
@@ -129,8 +133,10 @@ _decoder = JSONDecoder(parse_constant=_refuse)
 
 
 def _event(fields: list[object]) -> ActivityEvent:
-    if not fields or type(fields[0]) is not int or fields[0] != SCHEMA:
+    if not fields or type(fields[0]) is not int or fields[0] < SCHEMA:
         raise MalformedEventError("an event of an unknown schema version")
+    if fields[0] > SCHEMA:
+        raise LaterSchemaError(f"an event of schema version {fields[0]}, this version knows {SCHEMA}")
     values = dict(zip(_HEAD, _read(_HEAD, fields[1:10], "event"), strict=True))
     flags = values.pop("flags")
     span, opening, outcome = (*fields[10:13], None, None, None)[:3]

@@ -314,7 +314,7 @@ class Runtime:
     def record(
         self, live: LiveActivity, status: Status, message: object, percentage: object = None, *, reported: bool = False
     ) -> bool:
-        """Add a log to the attempt that the view is of. False if it was dropped because the queue is full.
+        """Add a log to the attempt that the view is of. False if it may be dropped: no room.
 
         Args:
             reported: The application or the agent has said it, not the instrumentation.

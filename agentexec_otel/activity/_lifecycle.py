@@ -131,8 +131,8 @@ def update(
         session: As for `create`.
 
     Returns:
-        True if the log was accepted. False if it was dropped because the queue is full. With a terminal status as
-        `complete` and `cancel`.
+        True if the log was accepted. False if it may be dropped because queue and spool are full. With a terminal
+        status as `complete` and `cancel`.
 
     Raises:
         ValueError: a bad ``agent_id`` or status.

@@ -18,6 +18,7 @@ from agentexec_otel._errors import (
     ConfigurationError,
     TaskFailedError,
     TaskResultError,
+    guarded,
 )
 from agentexec_otel._model.event import Outcome, Status
 from agentexec_otel.export import StoredActivity
@@ -92,7 +93,7 @@ class Task:
             if run.canceled and not isinstance(exc, KeyboardInterrupt | SystemExit):
                 raise ActivityCanceledError(self.agent_id) from exc
             raise
-        with suppress(Exception):
+        with guarded("keeping the result of a task"):
             kept: TaskiqResult[Any] = TaskiqResult(is_err=False, return_value=packed, execution_time=0.0)
             await self._broker.result_backend.set_result(str(self.agent_id), kept)
         await _end(run, None)
