@@ -51,29 +51,22 @@ def encode(event: ActivityEvent) -> bytes:
         MalformedEventError: Its metadata is not JSON (NaN, cycles, arbitrary objects, too deep).
     """
     # By hand, because every caller waits for it: it takes half the time of the fastest call of a JSON encoder.
-    percentage, attempt, worker_id = event.percentage, event.attempt, event.worker_id
-    bare = event.span is None and event.opening is None and event.outcome is None
+    (
+        event_id, agent_id, status, message, percentage, occurred_at_ns, attempt, opening, span, outcome, worker_id,
+        expects_row, reopens, claims, withdraws,
+    ) = event  # fmt: skip
+    bare = span is None and opening is None and outcome is None
+    flags = _EXPECTS_ROW * expects_row + _REOPENS * reopens + _CLAIMS * claims + _WITHDRAWS * withdraws
     line = (
-        f'[1,"{event.event_id.int:032x}","{event.agent_id.int:032x}",'
-        f"{quote(event.status)},{quote(event.message)},"
-        f"{_NULL if percentage is None else percentage},{event.occurred_at_ns},"
+        f'[1,"{event_id.int:032x}","{agent_id.int:032x}",{quote(status)},{quote(message)},'
+        f"{_NULL if percentage is None else percentage},{occurred_at_ns},"
         f"{_NULL if attempt is None else attempt},{_NULL if worker_id is None else quote(worker_id)},"
-        f"{_flags(event)}"
-        f"{'' if bare else _details(event)}]"
+        f"{flags}{'' if bare else _details(event)}]"
     )
     try:
         return line.encode()
     except UnicodeEncodeError:  # a lone surrogate, which the spool keeps
         return line.encode("utf-8", "surrogatepass")
-
-
-def _flags(event: ActivityEvent) -> int:
-    return (
-        _EXPECTS_ROW * event.expects_row
-        + _REOPENS * event.reopens
-        + _CLAIMS * event.claims
-        + _WITHDRAWS * event.withdraws
-    )
 
 
 def _details(event: ActivityEvent) -> str:
