@@ -80,14 +80,23 @@ class System:
             one.wait()
 
     def worker_pids(self) -> list[int]:
-        """The worker processes of the first manager that was started."""
+        """The living worker processes of the first manager that was started."""
         pid = self.started[0].pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return [child for child in children if not _is_dead(child)]
 
     def dead_letters(self) -> list[dict[str, str]]:
         """What all processes have set aside."""
         found = (self.folder / "state").rglob("dead-letters.jsonl")
         return [json.loads(line) for path in found for line in path.read_text().splitlines()]
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether a process has ended, also if its parent has not noticed it yet."""
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
 
 
 Start = Callable[..., System]
