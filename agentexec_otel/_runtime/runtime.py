@@ -33,7 +33,7 @@ from agentexec_otel._model.results import (
     ExportResult,
     StoredActivity,
 )
-from agentexec_otel._model.text import clean_percentage, prepare_message
+from agentexec_otel._model.text import MESSAGE_LIMIT, NAME_LIMIT, clean_percentage, prepare_message
 from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
@@ -363,6 +363,11 @@ class Runtime:
         future = self._primary.offer(queued)
         self._to_others_if_stored(queued, future)
         return future
+
+    def keep_message(self, message: str, reason: str) -> None:
+        """Keep a message of a task queue that no worker can run with the dead letters, and log the reason."""
+        redacted = prepare_message(message, MESSAGE_LIMIT, self._redact)
+        self._primary.keep_message(redacted, prepare_message(reason, NAME_LIMIT, self._redact))
 
     def claim(self, live: LiveActivity, message: str) -> Future[ExportResult]:
         """Start the attempt as the only worker: refused (`Refusal.STARTED`) if another one has, or if it has ended."""

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError, guarded
@@ -26,7 +27,7 @@ from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel._model.results import Ack, ExportResult, Reject, Retry
 from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export._backlog import Backlog, Job
-from agentexec_otel.export._dead_letters import keep_dead_letter
+from agentexec_otel.export._dead_letters import keep_dead_letter, keep_message
 from agentexec_otel.export._delivery import Answered, ClosingError, Delivery, DeliveryCounts, Entry, Storing
 from agentexec_otel.export._protocol import ActivityExporter
 from agentexec_otel.export._replay import Replay
@@ -460,7 +461,16 @@ class ActivityProcessor:
             self._counts.rejected += 1  # The producer raises an exception.
         else:
             self._counts.dead_lettered += 1
-            keep_dead_letter(self._spool.path if self._spool is not None else None, entry.event, result.reason)
+            keep_dead_letter(self._dead_letters, entry.event, result.reason)
+
+    @property
+    def _dead_letters(self) -> Path | None:
+        """The folder for what can never be stored."""
+        return self._spool.path if self._spool is not None else None
+
+    def keep_message(self, message: str, reason: str) -> None:
+        """Keep a message of a task queue that no worker can run with the dead letters, and log the reason."""
+        keep_message(self._dead_letters, message, reason)
 
     def _drop(self, entry: Entry) -> None:
         entry.answered = True
