@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from agentexec_otel import activity
+from agentexec_otel import activity, reasons
 from agentexec_otel._config import CONF, Settings
 from agentexec_otel._errors import (
     ActivityCanceledError,
@@ -68,6 +68,7 @@ __all__ = [
     "health",
     "install_signal_handlers",
     "instrument",
+    "reasons",
     "recover",
     "shutdown",
     "uninstrument",

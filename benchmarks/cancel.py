@@ -23,7 +23,7 @@ _MARK_MS: Final = 25.0
 
 _FIND: Final = f"SELECT id, last_seq FROM {ACTIVITY} WHERE status IN ('QUEUED', 'RUNNING') ORDER BY id"
 _CANCEL: Final = (
-    f"UPDATE {ACTIVITY} SET status = 'CANCELED', reason = 'cancelled', last_seq = last_seq + 1, updated_at = ?"
+    f"UPDATE {ACTIVITY} SET status = 'CANCELED', reason = 'canceled', last_seq = last_seq + 1, updated_at = ?"
     " WHERE status IN ('QUEUED', 'RUNNING')"
 )
 

@@ -423,7 +423,7 @@ class LiveActivity:
         status = self._state.status
         if not status.terminal:
             return replace(ack, status=Status.ERROR, outcome=Outcome(reason="lost"))
-        canceled = Outcome(reason="cancelled") if status is Status.CANCELED else None
+        canceled = Outcome(reason="canceled") if status is Status.CANCELED else None
         return replace(ack, status=status, outcome=canceled if self.ending is None else self.ending.outcome)
 
     def _end_span(self, status: Status, outcome: Outcome | None, occurred_at_ns: int) -> SpanEnd | None:

@@ -194,7 +194,7 @@ def cancel(agent_id: UUID | str, message: str | None = None, session: AnySession
     Waits, returns and raises as `complete`.
     """
     text = CONF.activity_message_cancel if message is None else message
-    return _terminal(agent_id, Status.CANCELED, text, None, Outcome(reason="cancelled"), session)
+    return _terminal(agent_id, Status.CANCELED, text, None, Outcome(reason="canceled"), session)
 
 
 def retry(agent_id: UUID | str, message: str | None = None) -> int:
@@ -245,7 +245,7 @@ def cancel_pending(
         ValueError: a malformed criterion.
     """
     criteria = _pending_criteria(agent_type, worker_id, older_than, metadata_filter)
-    ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="cancelled"))
+    ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="canceled"))
     store = process.active().session_store
     return end_many(
         session,

@@ -22,6 +22,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._model.event import ActivityEvent, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import qualified_name
+from agentexec_otel._model.reasons import Reason
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.process import active, configure, is_configured, shutdown
 from agentexec_otel._runtime.runtime import Runtime, on_event_loop
@@ -75,7 +76,7 @@ def create(task_name: str, agent_id: UUID, metadata: Mapping[str, Any] | None = 
 
 
 def end_elsewhere(
-    agent_id: UUID, reason: str, exc: BaseException | None = None, *, of_current: bool = True
+    agent_id: UUID, reason: Reason, exc: BaseException | None = None, *, of_current: bool = True
 ) -> Future[ExportResult]:
     """End an activity that does not run in this process: as ERROR if there is an exception, else as CANCELED.
 

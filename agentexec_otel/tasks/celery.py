@@ -26,6 +26,7 @@ from uuid import UUID, uuid4
 from agentexec_otel._errors import MissingExtraError, guarded
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import replace_text
+from agentexec_otel._model.reasons import reason_of
 from agentexec_otel.tasks import _activities, _sdk
 from agentexec_otel.tasks._activities import AGENT_ID, ATTEMPT, TaskRun, agent_id_of
 
@@ -47,8 +48,8 @@ _METADATA: Final = "agentexec_metadata"
 _MARK: Final = "_agentexec_tracked"
 _CELERYS_OWN: Final = "celery."
 
-# Exceptions that a worker's main process reports for a process that has died, with our reasons.
-_LOST: Final = {"WorkerLostError": "lost", "TimeLimitExceeded": "timeout"}
+# Exceptions that a worker's main process reports for a process that has died.
+_LOST: Final = frozenset({"WorkerLostError", "TimeLimitExceeded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +253,7 @@ def _revoked(sender: Any, request: Any, expired: bool = False, **_: Any) -> None
     with guarded("ending the activity of a revoked Celery task"):
         agent_id = _agent_id_of(request)
         if agent_id is not None:
-            _activities.end_elsewhere(agent_id, "expired" if expired else "cancelled")
+            _activities.end_elsewhere(agent_id, "timeout" if expired else "canceled")
 
 
 def _unknown(message: Any, name: str, **_: Any) -> None:
@@ -266,15 +267,14 @@ def _unknown(message: Any, name: str, **_: Any) -> None:
 
 def _failed(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
     """End the activity of a task whose process has died. A living process does so itself."""
-    reason = _LOST.get(type(exception).__name__)
-    if reason is None or _find(task_id) is not None:
+    if type(exception).__name__ not in _LOST or _find(task_id) is not None:
         return
     with guarded("ending the activity of a lost Celery task"):
         request = sender.request
         # Some signals have no request. Without it, an activity whose task id is not a UUID ends with its lease.
         agent_id = _agent_id_of(request) if request.id == task_id else agent_id_of(task_id)
         if agent_id is not None and _tracks(sender.name):
-            _activities.end_elsewhere(agent_id, reason, exception)
+            _activities.end_elsewhere(agent_id, reason_of(exception), exception)
 
 
 def _process_shutdown(**_: Any) -> None:

@@ -16,6 +16,7 @@ MODULES = (
     "agentexec_otel",
     "agentexec_otel.activity",
     "agentexec_otel.export",
+    "agentexec_otel.reasons",
     "agentexec_otel.tasks",
     "agentexec_otel.tasks.celery",
     "agentexec_otel.testing",

@@ -92,11 +92,11 @@ async def test_a_run_stops_at_its_next_step(
         await asyncio.wait_for(task, 10)
     assert time.monotonic() - committed < 2
     activity = only(database)
-    assert (activity.status, activity.reason) == ("CANCELED", "cancelled")
+    assert (activity.status, activity.reason) == ("CANCELED", "canceled")
     assert (activity.input_tokens or 0) >= INPUT_TOKENS
     (span,) = spans.get_finished_spans()
     told = span.attributes or {}
-    assert (told["agentexec.status"], told["agentexec.reason"]) == ("CANCELED", "cancelled")
+    assert (told["agentexec.status"], told["agentexec.reason"]) == ("CANCELED", "canceled")
     assert told["gen_ai.usage.input_tokens"] == activity.input_tokens
     assert told["agentexec.requests"] == activity.requests
 

@@ -53,8 +53,7 @@ two endings of a stream of which no exception tells, the turn limit and `cancel(
 With `set_tracing_disabled(True)` or `RunConfig(tracing_disabled=True)` the column agentexec-otel stays as it is, but
 for `trace()`: there is no trace then, and each of its two runs is an activity.
 
-`reason` is one of `max_turns`, `guardrail_input`, `guardrail_output`, `model_behavior`, `tool`, `user_error`,
-`timeout`, `cancelled`, `lost` and `other`.
+All values of `reason`: [reasons](reasons.md).
 """
 
 

@@ -212,7 +212,7 @@ async def test_canceled_while_it_runs(
     await works.begun.wait()
     assert ax.flush()  # else what it says first may come second
     if elsewhere:
-        canceled = event(task.agent_id, Status.CANCELED, "By another.", outcome=Outcome(reason="cancelled"))
+        canceled = event(task.agent_id, Status.CANCELED, "By another.", outcome=Outcome(reason="canceled"))
         store(database.url, [canceled])
     else:
         await ax.activity.aio.cancel(task.agent_id)
@@ -220,7 +220,7 @@ async def test_canceled_while_it_runs(
         await task.result(10)
     await asyncio.wait_for(works.pool.shutdown(20), 10)
     activity = row(database.engine, task.agent_id)
-    assert (activity.status, activity.reason) == (Status.CANCELED, "cancelled")
+    assert (activity.status, activity.reason) == (Status.CANCELED, "canceled")
     (span,) = the_spans(spans, "research")
     assert span.attributes["agentexec.status"] == "CANCELED"
     assert [log.late for log in lines(database.engine, task.agent_id)] == [False] * 4
@@ -821,7 +821,7 @@ async def test_result_that_does_not_fit(works: Works, database: Database, return
     with pytest.raises(ax.TaskFailedError):
         await task.result(10)
     activity = row(database.engine, task.agent_id)
-    assert (activity.status, activity.reason) == (Status.ERROR, "result")
+    assert (activity.status, activity.reason) == (Status.ERROR, "other")
     assert said in told(database, task.agent_id)[-1][1]
 
 

@@ -285,15 +285,15 @@ def test_revoked_before_the_start(shared: Database, worker: Worker) -> None:
     time.sleep(0.3)
     worker.app.control.revoke(str(agent_id))
     canceled = ended(shared, agent_id)
-    assert (canceled.status, canceled.reason) == ("CANCELED", "cancelled")
+    assert (canceled.status, canceled.reason) == ("CANCELED", "canceled")
     assert told(shared, agent_id) == [("QUEUED", "Waiting to start."), ("CANCELED", "Task canceled.")]
 
 
 def test_expired_before_the_start(shared: Database, worker: Worker) -> None:
-    """A task that has expired ends CANCELED, for that reason."""
+    """A task that has expired ends CANCELED, with the reason `timeout`."""
     agent_id = worker.send("long", countdown=1.5, expires=0.5)
     canceled = ended(shared, agent_id)
-    assert (canceled.status, canceled.reason) == ("CANCELED", "expired")
+    assert (canceled.status, canceled.reason) == ("CANCELED", "timeout")
 
 
 def test_terminated_while_running(shared: Database, worker: Worker) -> None:
@@ -302,7 +302,7 @@ def test_terminated_while_running(shared: Database, worker: Worker) -> None:
     assert eventually(lambda: f"long {agent_id}" in worker.notes)
     worker.app.control.revoke(str(agent_id), terminate=True)
     canceled = ended(shared, agent_id)
-    assert (canceled.status, canceled.reason) == ("CANCELED", "cancelled")
+    assert (canceled.status, canceled.reason) == ("CANCELED", "canceled")
     assert worker.result(worker.send("research", "Acme"))  # The pool has replaced its process, and goes on.
 
 

@@ -87,7 +87,7 @@ def test_canceled_from_the_other_process(database: Database, pair: Pair) -> None
     assert worker.call(remote.report, agent_id, "Still working.")
     (span,) = spans_of(pair)
     assert span.attributes["agentexec.status"] == "CANCELED"
-    assert (span.status, span.attributes["agentexec.reason"]) == ("UNSET", "cancelled")
+    assert (span.status, span.attributes["agentexec.reason"]) == ("UNSET", "canceled")
     worker.call(remote.leave, agent_id)
     assert worker.call(remote.stop)
     assert row(database.engine, agent_id).status is Status.CANCELED

@@ -44,7 +44,7 @@ def check_canceled(database: Database, ids: Sequence[UUID], complete: Sequence[U
         if agent_id in complete:
             assert [str(log.status) for log in ends] == ["COMPLETE"]
             continue
-        assert (stored.status, stored.reason) == (Status.CANCELED, "cancelled")
+        assert (stored.status, stored.reason) == (Status.CANCELED, "canceled")
         assert [(str(log.status), log.message, log.late) for log in ends] == [("CANCELED", "Task canceled.", False)]
         assert stored.latest_percentage == max([log.percentage for log in logs if log.percentage], default=None)
 

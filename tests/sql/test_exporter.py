@@ -301,7 +301,7 @@ def test_endings_name_their_logs(database: Database, exporter: SQLExporter, in_s
     with database.engine.begin() as connection:
         connection.execute(update(Activity).where(Activity.worker_id == "lost").values(lease_expires_at=PAST))
     lost = Ending(Status.ERROR, "lost", Outcome("WorkerLost", "lost"))
-    canceled = Ending(Status.CANCELED, "canceled", Outcome(reason="cancelled"))
+    canceled = Ending(Status.CANCELED, "canceled", Outcome(reason="canceled"))
     if in_session:
         with database.engine.begin() as connection:
             ended = [*exporter.end_lost_in(connection, lost), *exporter.end_where(connection, [], canceled)]

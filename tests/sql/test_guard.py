@@ -46,7 +46,7 @@ def test_complete_against_canceled(database: Database, peers: tuple[Peer, Peer],
     for stored in raced:
         assert stored.status in (Status.COMPLETE, Status.CANCELED)
         assert stored.latest_percentage == (100 if stored.status is Status.COMPLETE else None)
-        assert stored.reason == (None if stored.status is Status.COMPLETE else "cancelled")
+        assert stored.reason == (None if stored.status is Status.COMPLETE else "canceled")
         check_one_winner(stored.logs, stored.status)
 
 

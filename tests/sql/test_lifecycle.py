@@ -180,7 +180,7 @@ def test_first_ending_stays(database: Database) -> None:
     assert not ax.activity.cancel(agent_id)
     assert ax.flush()
     stored, logs = row(database.engine, agent_id), lines(database.engine, agent_id)
-    assert (stored.status, stored.latest_percentage, stored.reason) == (Status.CANCELED, 10, "cancelled")
+    assert (stored.status, stored.latest_percentage, stored.reason) == (Status.CANCELED, 10, "canceled")
     assert [log.late for log in logs] == [False, False, False, True, True, True, True]
     assert {log.status for log in logs[2:]} == {Status.CANCELED}
     assert gap_free(logs)

@@ -62,20 +62,22 @@ def fail_in(run: ax.activity.ActivityRun, raised: BaseException) -> None:
         raise raised
 
 
-ENDINGS: list[tuple[Callable[[], BaseException], Status, str | None, str]] = [
-    (lambda: RefusedError("no {braces} here"), Status.ERROR, f"{__name__}.RefusedError", "other"),
-    (TimeoutError, Status.ERROR, "TimeoutError", "timeout"),
-    (lambda: SystemExit(3), Status.ERROR, "SystemExit", "other"),
-    (lambda: SystemExit(0), Status.CANCELED, None, "cancelled"),
-    (KeyboardInterrupt, Status.CANCELED, None, "cancelled"),
-    (asyncio.CancelledError, Status.CANCELED, None, "cancelled"),
+ENDINGS: list[tuple[Callable[[], BaseException], str | None, str, str]] = [
+    (lambda: RefusedError("no {braces} here"), f"{__name__}.RefusedError", "other", "Task failed: no {braces} here"),
+    (TimeoutError, "TimeoutError", "timeout", "Task failed: TimeoutError"),
+    (lambda: KeyError("bug"), "KeyError", "other", "Task failed: KeyError: 'bug'"),
+    (lambda: SystemExit(3), "SystemExit", "other", "Task failed: SystemExit: 3"),
+    (lambda: SystemExit(0), None, "canceled", "Task canceled."),
+    (KeyboardInterrupt, None, "canceled", "Task canceled."),
+    (asyncio.CancelledError, None, "canceled", "Task canceled."),
 ]
 
 
 def test_block_ends_as_it_was_left(database: Database) -> None:
     """An exception is ERROR with its type and a reason, a cancellation CANCELED; the exception goes on."""
-    for make, status, error_type, reason in ENDINGS:
+    for make, error_type, reason, text in ENDINGS:
         raised = make()
+        status = Status.CANCELED if reason == "canceled" else Status.ERROR
         run = ax.activity.run("task")
         with pytest.raises(type(raised)) as caught:
             fail_in(run, raised)
@@ -83,7 +85,6 @@ def test_block_ends_as_it_was_left(database: Database) -> None:
         stored = row(database.engine, run.agent_id)
         assert (stored.status, stored.error_type, stored.reason) == (status, error_type, reason)
         assert stored.latest_percentage == 50
-        text = f"Task failed: {str(raised) or type(raised).__name__}" if status is Status.ERROR else "Task canceled."
         assert history(database, run.agent_id)[-1] == (str(status), text)
 
 

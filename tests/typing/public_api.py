@@ -58,6 +58,8 @@ def set_up(url: str, engine: Engine) -> None:
     assert_type(ax.health(), dict[str, Any])
     assert_type(ax.Base.metadata, MetaData)
     ax.configure(engine.url)
+    ax.reasons.register(PermissionError, "auth")
+    assert_type(ax.reasons.REASONS, tuple[ax.reasons.Reason, ...])
     assert_type(ax.recover(timeout=1.0), int)
 
 

@@ -25,6 +25,7 @@ SOURCE = Path(public_api.__file__).read_text()
         ("agentexec_otel.activity", r"(?:ax\.activity\.|\b)"),
         ("agentexec_otel.activity.aio", r"ax\.activity\.aio\."),
         ("agentexec_otel.export", r"\b"),
+        ("agentexec_otel.reasons", r"ax\.reasons\."),
         ("agentexec_otel.tasks", r"\b"),
         ("agentexec_otel.testing", r"\b"),
     ],

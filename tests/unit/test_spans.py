@@ -198,7 +198,7 @@ def test_status_of_the_span(
     assert canceled.status.status_code is (StatusCode.ERROR if option else StatusCode.UNSET)
     assert (attributes(canceled)["agentexec.status"], attributes(canceled)["agentexec.reason"]) == (
         "CANCELED",
-        "cancelled",
+        "canceled",
     )
     assert the_span(spans, "complete").status.status_code is StatusCode.UNSET
 
@@ -218,7 +218,7 @@ def test_ended_without_running(spans: InMemorySpanExporter) -> None:
 def test_retried_before_the_span_of_its_end(spans: InMemorySpanExporter, elsewhere: SQLExporter) -> None:
     """Ended in bulk, and retried before the writer came to its span: the new attempt is left alone, and has its own."""
     agent_id = ax.activity.create("task")
-    ending = Ending(Status.CANCELED, "Task canceled.", Outcome(reason="cancelled"))
+    ending = Ending(Status.CANCELED, "Task canceled.", Outcome(reason="canceled"))
     ended = elsewhere.end_where(None, [Activity.agent_id == agent_id], ending)
     assert [(one.agent_id, one.attempt) for one in ended] == [(agent_id, 1)]
     assert ax.activity.retry(agent_id) == 2
@@ -313,7 +313,7 @@ def test_span_of_another_process_is_not_opened_again(spans: InMemorySpanExporter
 def test_start_that_came_late_has_one_span(spans: InMemorySpanExporter, elsewhere: SQLExporter) -> None:
     """Canceled in bulk by another process while our start was on its way: either our span is the one, or theirs."""
     agent_id = ax.activity.create("task")
-    ending = Ending(Status.CANCELED, "Task canceled.", Outcome(reason="cancelled"))
+    ending = Ending(Status.CANCELED, "Task canceled.", Outcome(reason="canceled"))
     assert len(elsewhere.end_where(None, [Activity.agent_id == agent_id], ending)) == 1
     ax.activity.update(agent_id, "Did not hear of it.")
     assert ax.flush()
