@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from agentexec_otel._config import Settings
+from agentexec_otel.reasons import REASONS
 from tests.docs.blocks import ROOT, blocks_of
 
 REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
@@ -108,3 +109,9 @@ def test_setting_is_in_the_configuration_reference(field: str) -> None:
     text = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     assert re.search(rf"\bAGENTEXEC_{field.upper()}\b", text), f"AGENTEXEC_{field.upper()} is not documented"
     assert Settings.model_fields[field].description, f"{field} has no description"
+
+
+def test_every_reason_is_in_the_reference() -> None:
+    """docs/reference/reasons.md has a row for each reason, in the order of the vocabulary."""
+    text = (ROOT / "docs" / "reference" / "reasons.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == REASONS

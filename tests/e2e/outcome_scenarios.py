@@ -268,7 +268,7 @@ SCENARIOS = [
     Scenario("max turns in `run_streamed`", lambda: _read(endless(), max_turns=2), "ERROR", "max_turns"),
     Scenario("max turns, handled by an error handler", _limit_handled, "COMPLETE"),
     Scenario("max turns, wrapped up by `OpenAIRunner`", _wrapped_up, "COMPLETE"),
-    Scenario("the model raises", lambda: _run(agent(ConnectionError("no route"))), "ERROR", "other"),
+    Scenario("the model raises", lambda: _run(agent(ConnectionError("no route"))), "ERROR", "connection"),
     Scenario("the model calls an unknown tool", lambda: _run(agent(call("nowhere"))), "ERROR", "model_behavior"),
     Scenario(
         "an input guardrail trips in `run`",

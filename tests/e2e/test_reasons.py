@@ -11,7 +11,7 @@ import anthropic
 import openai
 import pytest
 from agents import Agent, Runner
-from agents.mcp import MCPServerStdio, MCPServerStreamableHttp
+from agents.mcp import MCPServerSse, MCPServerStdio, MCPServerStreamableHttp
 from pydantic_ai import Agent as PydanticAgent
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import UsageLimits
@@ -22,6 +22,8 @@ import agentexec_otel as ax
 from tests.databases import Database
 from tests.e2e.scripted import call, scripted
 from tests.sql.rows import row
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 QUOTA = {"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota"}}
 MCP_SERVER = """
@@ -183,16 +185,25 @@ async def test_dead_mcp_server(database: Database) -> None:
     assert await stored_reason(database, ask) == ("agents.exceptions.UserError", "connection")
 
 
-@pytest.mark.parametrize(("answer", "reason"), [("401", "auth"), ("429", "rate_limit"), ("", "connection")])
-async def test_mcp_server_over_http(provider: str, database: Database, answer: str, reason: str) -> None:
-    """An MCP server that refuses a client, or is not there, has a reason, although the SDK removes the cause."""
+@pytest.mark.parametrize(("answer", "reason"), [("401", "auth"), ("429", "rate_limit")])
+async def test_mcp_server_that_refuses(provider: str, database: Database, answer: str, reason: str) -> None:
+    """An MCP server that refuses a client has the reason of its answer."""
 
     async def ask() -> None:
-        url = f"{provider}/{answer}" if answer else "http://127.0.0.1:1"
-        async with MCPServerStreamableHttp({"url": url}):
+        async with MCPServerSse({"url": f"{provider}/{answer}"}):
             pass
 
     assert await stored_reason(database, ask) == ("agents.exceptions.UserError", reason)
+
+
+async def test_mcp_server_that_is_away(database: Database) -> None:
+    """An MCP server that cannot be reached is a failed connection, although the SDK removes the cause."""
+
+    async def ask() -> None:
+        async with MCPServerStreamableHttp({"url": "http://127.0.0.1:1"}):
+            pass
+
+    assert await stored_reason(database, ask) == ("agents.exceptions.UserError", "connection")
 
 
 async def test_groups_and_causes(provider: str, database: Database) -> None:

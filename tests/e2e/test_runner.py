@@ -65,7 +65,7 @@ async def test_a_run_that_returns_is_complete(database: Database, agent_id: UUID
 @pytest.mark.parametrize(
     ("failure", "error_type", "reason"),
     [
-        (ConnectionError("no route"), "ConnectionError", "other"),
+        (ConnectionError("no route"), "ConnectionError", "connection"),
         (ModelBehaviorError("gibberish"), "agents.exceptions.ModelBehaviorError", "model_behavior"),
     ],
 )
