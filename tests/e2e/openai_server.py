@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 INPUT_TOKENS: Final = 10  # of each answer
 OUTPUT_TOKENS: Final = 3
@@ -114,16 +114,15 @@ class OpenAIServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: OpenAIServer
-
     def do_POST(self) -> None:
+        server = cast("OpenAIServer", self.server)
         asked: Json = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        reply = next(self.server.scripts[int(self.path.split("/")[1])])
+        reply = next(server.scripts[int(self.path.split("/")[1])])
         api = _Responses() if self.path.endswith("/responses") else _Chat()
         match reply:
             case Hang():
-                self.server.is_hanging.set()
-                self.server.is_closing.wait()
+                server.is_hanging.set()
+                server.is_closing.wait()
             case Cut(midway=False):
                 self._reset()
             case Fail(status):
@@ -208,7 +207,7 @@ class _Responses:
 
     def _items(self, said: Say) -> Iterator[Json]:
         if said.text is not None or said.refusal is not None:
-            part = {"type": "output_text", "text": said.text, "annotations": []}
+            part: Json = {"type": "output_text", "text": said.text, "annotations": []}
             if said.refusal is not None:
                 part = {"type": "refusal", "refusal": said.refusal}
             yield {
@@ -234,9 +233,11 @@ class _Responses:
         events: list[Json] = [
             {"type": "response.created", "response": {**body, "status": "in_progress", "output": [], "usage": None}}
         ]
-        for index, item in enumerate(body["output"]):
-            for event in ("added", "done"):
-                events.append({"type": f"response.output_item.{event}", "output_index": index, "item": item})
+        events += [
+            {"type": f"response.output_item.{event}", "output_index": index, "item": item}
+            for index, item in enumerate(body["output"])
+            for event in ("added", "done")
+        ]
         events.append({"type": f"response.{body['status']}", "response": body})
         for number, event in enumerate(events):
             yield _sse(event | {"sequence_number": number}, event["type"])
@@ -247,7 +248,7 @@ class _Chat:
 
     def body(self, reply: Reply) -> Json:
         said = reply if isinstance(reply, Say) else Say("Half of it")
-        message = {"role": "assistant", "content": said.text, "refusal": said.refusal}
+        message: Json = {"role": "assistant", "content": said.text, "refusal": said.refusal}
         if calls := [*self._calls(said)]:
             message["tool_calls"] = calls
         return self._envelope("chat.completion", {"message": message, "finish_reason": self._finish(said)})
