@@ -477,23 +477,32 @@ def wrapped_up(*replies: Reply) -> Play:
     return play
 
 
-def in_block(play: Play, *, caught: bool) -> Play:
+def in_block(play: Play) -> Play:
     """The run is in a block of `ax.activity.run`."""
 
-    async def outer(api: Api) -> object:
+    async def outer(api: Api) -> None:
         async with ax.activity.run("Block"):
-            with suppress(*([Exception] if caught else [])):
-                return await play(api)
+            await play(api)
 
     return outer
 
 
-def in_trace(play: Play, *, caught: bool) -> Play:
+def in_trace(play: Play) -> Play:
     """The run is in a trace of the application."""
 
-    async def outer(api: Api) -> object:
-        with agents.trace("Trace"), suppress(*([Exception] if caught else [])):
-            return await play(api)
+    async def outer(api: Api) -> None:
+        with agents.trace("Trace"):
+            await play(api)
+
+    return outer
+
+
+def caught(play: Play) -> Play:
+    """The application catches what the run raises."""
+
+    async def outer(api: Api) -> None:
+        with suppress(Exception):
+            await play(api)
 
     return outer
 

@@ -33,6 +33,7 @@ from tests.e2e.runs import (
     canceled_stream,
     canceled_task,
     cannot_filter,
+    caught,
     handed_over,
     handle_limit,
     in_block,
@@ -921,7 +922,7 @@ ENDINGS: Final = [
     Ending("a session", run(DONE, session=SQLiteSession("one")), "Turn 1: Agent | Task completed successfully."),
     Ending(
         "a block around a run that fails",
-        in_block(run(Fail(500)), caught=False),
+        in_block(run(Fail(500))),
         "Turn 1: Agent | Task failed: Error code: 500 - Internal Server Error",
         "ERROR",
         "model_unavailable",
@@ -929,12 +930,12 @@ ENDINGS: Final = [
     ),
     Ending(
         "a block that catches the failure",
-        in_block(run(Fail(500)), caught=True),
+        in_block(caught(run(Fail(500)))),
         "Turn 1: Agent | Task completed successfully.",
     ),
     Ending(
         "a trace around a run that fails",
-        in_trace(run(Fail(429)), caught=False),
+        in_trace(run(Fail(429))),
         "Turn 1: Agent | Task failed: Error code: 429 - Too Many Requests",
         "ERROR",
         "rate_limit",
@@ -942,7 +943,7 @@ ENDINGS: Final = [
     ),
     Ending(
         "a trace that catches the failure",
-        in_trace(run(Fail(429)), caught=True),
+        in_trace(caught(run(Fail(429)))),
         "Turn 1: Agent | Task completed successfully.",
     ),
 ]
