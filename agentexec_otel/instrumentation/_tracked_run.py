@@ -225,7 +225,8 @@ class TrackedRun:
                     self._framework.remember(self.block.agent_id, self.result)
         if self._is_joined and self._outer is not None:
             self._outer._release_tool()  # No hook reports the end of an agent that is a tool and waits.
-        add_log(self.block, f"Stopped for the approval of {count} tool call{'s' if count > 1 else ''}.")
+        if self._caller() is None:  # Otherwise the calling run stops for the same approval.
+            add_log(self.block, f"Stopped for the approval of {count} tool call{'s' if count > 1 else ''}.")
 
 
 _current: Final[ContextVar[TrackedRun | None]] = ContextVar("agentexec_otel.tracked_run", default=None)

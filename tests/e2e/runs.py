@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -363,11 +363,18 @@ def with_mcp(
     return play
 
 
-def resumed(*replies: Reply, approve: bool, streamed: bool = False, always: bool = False) -> Play:
-    """A run that waits for an approval, and is resumed."""
+def resumed(
+    *replies: Reply, approve: bool, streamed: bool = False, always: bool = False, inner: Sequence[Reply] = ()
+) -> Play:
+    """A run that waits for an approval, and is resumed.
+
+    Args:
+        inner: Replies to another agent, which is the tool ``ask``.
+    """
 
     async def play(api: Api) -> object:
-        agent = api.agent(*replies)
+        tools = [api.agent(*inner, name="Inner").as_tool("ask", "Ask.")] if inner else []
+        agent = api.agent(*replies, tools=tools)
         state = (await Runner.run(agent, "go")).to_state()
         for item in state.get_interruptions():
             state.approve(item) if approve else state.reject(item, always_reject=always)

@@ -697,6 +697,14 @@ ENDINGS: Final = [
         ),
     ),
     Ending(
+        "a rejected call of an agent that is a tool",
+        resumed(call("ask", input="go"), DONE, approve=False, inner=[call("delete"), DONE]),
+        (
+            "Turn 1: Agent | Calling ask | Turn 1: Inner | Stopped for the approval of 1 tool call. | Task started. | "
+            "delete was not approved | Turn 2: Inner | + ask is done | Turn 2: Agent | Task completed successfully."
+        ),
+    ),
+    Ending(
         "an MCP tool",
         with_mcp(call("read"), call("read"), DONE),
         (
