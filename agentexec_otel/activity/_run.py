@@ -226,25 +226,28 @@ class ActivityRun:
             return None
         self._owner = False
         live.disown(self)
-        usage = live.usage_total()
+        status, outcome = self._outcome(live, exc)
         ended_inside = live.ending is not self._ended_before
-        if ended_inside and not self.canceled and usage is None and not live.expects_usage:
-            return None  # Ended inside the block by complete() or error(); there are no tokens to add.
+        has_usage = live.usage_total() is not None or live.expects_usage
+        repeats = live.status is status and status is not Status.ERROR  # An exception says more than its status.
+        if not has_usage and (repeats or (ended_inside and not self.canceled)):
+            return None  # Ended before by complete(), error() or cancel(); there are no tokens to add.
         if self._left_open and exc is None and not ended_inside:
             return None
-        return self._end(live, exc)
+        message = self._message_of(status, exc) if not repeats else _usage_message(live.usage_total())
+        return self._end(live, status, message, outcome)
 
-    def _end(self, live: LiveActivity, exc: BaseException | None) -> Future[ExportResult]:
-        status, outcome = self._outcome(live, exc)
+    @staticmethod
+    def _message_of(status: Status, exc: BaseException | None) -> str:
+        if status is Status.ERROR:
+            return _lifecycle.error_message(exc)
+        return CONF.activity_message_complete if status is Status.COMPLETE else CONF.activity_message_cancel
+
+    @staticmethod
+    def _end(live: LiveActivity, status: Status, message: str, outcome: Outcome | None) -> Future[ExportResult]:
         # A run may be at work still, uncounted.
         live.expect_usage(outcome is not None and outcome.requests is not None)
-        messages = {
-            Status.COMPLETE: CONF.activity_message_complete,
-            Status.CANCELED: CONF.activity_message_cancel,
-            Status.ERROR: _lifecycle.error_message(exc),
-        }
-        percentage = 100 if status is Status.COMPLETE else None
-        return process.active().end(live, status, messages[status], percentage, outcome)
+        return process.active().end(live, status, message, 100 if status is Status.COMPLETE else None, outcome)
 
     @staticmethod
     def _outcome(live: LiveActivity, exc: BaseException | None) -> tuple[Status, Outcome | None]:
@@ -275,6 +278,13 @@ class ActivityRun:
 def _count(value: object) -> int | None:
     count = None if value is True or value is False else plain_int(value)
     return count if count is not None and 0 <= count < 1 << 63 else None
+
+
+def _usage_message(usage: Usage | None) -> str:
+    """The text of a log that is there for its usage: how the activity has ended was said before."""
+    names = ("input tokens", "output tokens", "requests")
+    counts = (f"{name} {count}" for name, count in zip(names, usage or (), strict=False) if count is not None)
+    return f"Usage: {', '.join(counts) or 'unknown'}."
 
 
 def _as_agent_id(value: str | UUID) -> UUID | None:
