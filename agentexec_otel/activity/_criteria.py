@@ -12,9 +12,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from agentexec_otel._model.event import Status
-from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe
-from agentexec_otel.activity._filters import is_a, metadata_criteria
+from agentexec_otel._model.event import Status, parse_status
+from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe, is_a, plain_str, read_foreign
+from agentexec_otel.activity._filters import metadata_criteria
 from agentexec_otel.activity.models import Activity, ActivityLog
 
 ACTIVITY: Final = cast(Table, Activity.__table__)
@@ -78,27 +78,21 @@ def of_latest_log(column: str) -> ScalarSelect[Any]:
     )
 
 
-def statuses(value: Status | str | Iterable[Status | str]) -> list[Status]:
-    """Return the statuses. Raises `ValueError` for anything else."""
-    try:
-        return [Status(one) for one in ([value] if isinstance(value, str) else value)]
-    except (TypeError, ValueError):
-        raise ValueError(f"{value!r:.80} is no status: use {', '.join(Status)}") from None
-
-
 def without_news_since(older_than: timedelta | datetime) -> datetime:
     """Convert `older_than` to a datetime.
 
     Raises:
         ValueError: Another type, or a negative timedelta, which would mean everything.
     """
-    if not isinstance(older_than, timedelta):
-        if not is_a(older_than, datetime):
-            raise ValueError(f"older_than is {describe(older_than)}: pass a timedelta or a datetime")
-        return older_than
-    if older_than < timedelta():
-        raise ValueError(f"older_than is {older_than.total_seconds():g} seconds: pass a timedelta that is not negative")
-    return datetime.now(UTC) - older_than
+    given: Any = older_than
+    if is_a(given, timedelta):
+        seconds = timedelta.total_seconds(given)
+        if seconds < 0:
+            raise ValueError(f"older_than is {seconds:g} seconds: pass a timedelta that is not negative")
+        return datetime.now(UTC) - timedelta(seconds=seconds)
+    if not is_a(given, datetime):
+        raise ValueError(f"older_than is {describe(given)}: pass a timedelta or a datetime")
+    return _moment("older_than", given)
 
 
 # -- one criterion each -------------------------------------------------------------------------------------------
@@ -122,13 +116,20 @@ def _compile_one_of(element: _OneOf, compiler: SQLCompiler, **kwargs: Any) -> st
     return f"({among} AND CAST({column} AS BINARY) IN ({exact}))"
 
 
-def _has_status(_argument: str, value: Any) -> list[_Criterion]:
-    return [ACTIVITY.c.status.in_(statuses(value))]
+def _several(argument: str, value: Any) -> list[Any]:
+    """The values of a filter that takes one, or several."""
+    if is_a(value, str) or not is_a(value, Iterable):
+        return [value]
+    return read_foreign(argument, lambda: list(value))
+
+
+def _has_status(argument: str, value: Any) -> list[_Criterion]:
+    return [ACTIVITY.c.status.in_([parse_status(one) for one in _several(argument, value)])]
 
 
 def _has_name(argument: str, value: Any) -> list[_Criterion]:
-    names = [value] if isinstance(value, str) else list(value) if is_a(value, Iterable) else [value]
-    if not all(isinstance(name, str) for name in names):
+    names = _several(argument, value)
+    if not all(is_a(name, str) for name in names):
         raise ValueError(f"{argument} is {describe(value)}: pass one name, or several, as strings")
     if not names:
         return [false()]
@@ -140,7 +141,7 @@ def _has_metadata(_argument: str, value: Any) -> list[_Criterion]:
 
 
 def _has_text(argument: str, value: Any) -> list[_Criterion]:
-    if not is_a(value, str) or not value:
+    if not plain_str(value):
         raise ValueError(f"{argument} is {describe(value)}: pass part of a message")
     # A subquery, not a join: a planner that is free to join reads the whole log table.
     return [of_latest_log("message").icontains(clean_message(value), autoescape=True)]
@@ -154,11 +155,11 @@ def _until(column: str, argument: str, value: Any) -> list[_Criterion]:
     return [ACTIVITY.c[column] < _moment(argument, value)]
 
 
-def _moment(argument: str, value: object) -> datetime:
+def _moment(argument: str, value: Any) -> datetime:
     """The datetime. A driver would report anything else with an SQL statement."""
-    if not isinstance(value, datetime):
+    if not is_a(value, datetime):
         raise ValueError(f"{argument} is {describe(value)}: pass a datetime")
-    return value
+    return read_foreign(argument, lambda: datetime.fromisoformat(datetime.isoformat(value)))
 
 
 _CRITERIA: Final[Mapping[str, Callable[[str, Any], list[_Criterion]]]] = {

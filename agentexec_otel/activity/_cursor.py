@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias, get_args
 from uuid import UUID
 
-from agentexec_otel._model.text import describe
+from agentexec_otel._model.text import describe, plain_str
 
 Order: TypeAlias = Literal["newest", "oldest"]
 
@@ -39,10 +39,11 @@ class Cursor:
         Raises:
             ValueError: It is no cursor, or one of another order.
         """
-        if text == "":
+        plain = plain_str(text)
+        if plain == "":
             return None
         try:
-            found = cls._decoded(text)
+            found = cls._decoded(plain)
         except (OverflowError, IndexError, ValueError):
             raise ValueError(f"cursor is {describe(text)}: pass the next_cursor of an earlier page") from None
         if found.order != order:
@@ -50,8 +51,8 @@ class Cursor:
         return found
 
     @classmethod
-    def _decoded(cls, text: object) -> Cursor:
-        if not isinstance(text, str) or not _TEXT.fullmatch(text):
+    def _decoded(cls, text: str | None) -> Cursor:
+        if text is None or not _TEXT.fullmatch(text):
             raise ValueError
         order, *rest = urlsafe_b64decode(f"{text}==")
         created_at = _EPOCH + timedelta(microseconds=int.from_bytes(rest[:8], "big", signed=True))
@@ -61,6 +62,6 @@ class Cursor:
 def checked_order(order: object) -> Order:
     """Return the order. Raises `ValueError` for anything else."""
     for known in _ORDERS:
-        if order == known:
+        if plain_str(order) == known:
             return known
     raise ValueError(f"order is {describe(order)}: use {' or '.join(_ORDERS)}")

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from agentexec_otel._errors import ActivityNotFoundError
 from agentexec_otel._model.event import ACTIVE
 from agentexec_otel._model.ids import parse_agent_id
-from agentexec_otel._model.text import describe
+from agentexec_otel._model.text import describe, plain_int
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, of_latest_log
 from agentexec_otel.activity._cursor import Cursor, Order, checked_order
 from agentexec_otel.activity._filters import metadata_criteria
@@ -163,7 +163,7 @@ def list(
     Raises:
         ValueError: An argument is malformed or out of range.
     """
-    _check_page(page, page_size, cursor)
+    page, page_size = _checked_page(page, page_size, cursor)
     criteria, order = criteria_of(filters), checked_order(order)
     after = None if cursor is None else Cursor.parse(cursor, order)
     rows = _read_page(session, criteria, order, after, page, page_size)
@@ -194,17 +194,19 @@ def logs(
         limit: Maximum number of logs.
 
     Raises:
-        ValueError: A malformed ``agent_id`` or filter, or a negative limit.
+        ValueError: A malformed ``agent_id`` or filter, a negative limit, or another type than an integer.
         ActivityNotFoundError: With a filter: there is no such activity, or its metadata does not match.
     """
-    if limit is not None and limit < 0:
-        raise ValueError(f"limit is {limit!r}: ask for 0 logs or more, or leave it out for all")
+    most, cursor = plain_int(limit), plain_int(after_seq)
+    if limit is not None and (most is None or most < 0):
+        raise ValueError(f"limit is {describe(limit)}: ask for 0 logs or more, or leave it out for all")
+    if cursor is None:
+        raise ValueError(f"after_seq is {describe(after_seq)}: pass the last seq that you have seen, or 0 for all")
     parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
     statement = _TAIL.where(*criteria) if criteria else _TAIL
-    if limit is not None:
-        statement = statement.limit(min(limit, _LAST_SEQ))
-    after_seq = max(0, min(after_seq, _LAST_SEQ))
-    found = _logs(session, statement, of_agent=parsed, after_seq=after_seq)
+    if most is not None:
+        statement = statement.limit(min(most, _LAST_SEQ))
+    found = _logs(session, statement, of_agent=parsed, after_seq=max(0, min(cursor, _LAST_SEQ)))
     if criteria and not found and _execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
         raise ActivityNotFoundError(parsed)
     return found
@@ -215,13 +217,15 @@ def count_active(session: Session) -> int:
     return int(_execute(session, _COUNT_ACTIVE).scalar_one())
 
 
-def _check_page(page: object, page_size: object, cursor: str | None) -> None:
-    if not _whole(page, 1):
+def _checked_page(page: object, page_size: object, cursor: str | None) -> tuple[int, int]:
+    whole_page, whole_size = plain_int(page), plain_int(page_size)
+    if whole_page is None or whole_page < 1:
         raise ValueError(f"page is {describe(page)}: pages are numbered from 1")
-    if not _whole(page_size, 1, _MOST_PER_PAGE):
+    if whole_size is None or not 1 <= whole_size <= _MOST_PER_PAGE:
         raise ValueError(f"page_size is {describe(page_size)}: ask for 1 to {_MOST_PER_PAGE:,}")
-    if cursor is not None and page != 1:
+    if cursor is not None and whole_page != 1:
         raise ValueError(f"page is {describe(page)}, and there is a cursor: pass one of them")
+    return whole_page, whole_size
 
 
 def _read_page(
@@ -273,10 +277,6 @@ _PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS fo
 
 def _execute(session: Session, statement: _Select, **parameters: object) -> Result[*tuple[Any, ...]]:
     return synchronous(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
-
-
-def _whole(value: object, least: int, most: int | None = None) -> bool:
-    return isinstance(value, int) and least <= value and (most is None or value <= most)
 
 
 def _fields(row: RowMapping) -> dict[str, Any]:

@@ -62,7 +62,10 @@ def main() -> None:
         asyncio.run(behind_another_run())
         ax.shutdown()
         with Session(engine) as session:
-            found = [ax.activity.detail(session, item.agent_id, include_late=True) for item in ax.activity.list(session).items]
+            found = [
+                ax.activity.detail(session, item.agent_id, include_late=True)
+                for item in ax.activity.list(session).items
+            ]
         engine.dispose()
     print(json.dumps([(each.agent_type, each.status, each.requests) for each in reversed(found) if each]))
 
