@@ -21,7 +21,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
 _RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
 _REASON_LIMIT: Final = 64
-_UNKNOWN: Final[tuple[Any, ...]] = (None,) * 12
+_UNKNOWN: Final[tuple[Any, ...]] = (None,) * 13
 """What `ActivityState` has after its attempt, before the first event."""
 
 STUB_TYPE: Final = ""
@@ -99,6 +99,7 @@ class ActivityState:
     last_seq: int
     attempt: int
     started_at: datetime | None
+    ended_at: datetime | None
     metadata: Mapping[str, Any] | None
     trace_context: Mapping[str, str] | None
     trace_id: str | None
@@ -184,7 +185,7 @@ class ActivityState:
             self.trace_context = context_after_span(self.trace_context, self.trace_id, self.span_id, self.sampled)
         self.attempt = attempt
         self.status = QUEUED
-        self.started_at = self.trace_id = self.span_id = self.sampled = self.worker_id = None
+        self.started_at = self.ended_at = self.trace_id = self.span_id = self.sampled = self.worker_id = None
         self.latest_percentage = self.error_type = self.reason = None
         self.input_tokens = self.output_tokens = self.requests = None
         self.lease = "clear"
@@ -202,6 +203,7 @@ class ActivityState:
             self.trace_id, self.span_id, self.sampled = event.span.trace_id, event.span.span_id, event.span.sampled
         if self.status in TERMINAL:
             self.lease = "clear"
+            self.ended_at = moment(event.occurred_at_ns)
             if event.outcome is not None:
                 self.error_type = event.outcome.error_type and event.outcome.error_type[:NAME_LIMIT]
                 self.reason = event.outcome.reason and event.outcome.reason[:_REASON_LIMIT]

@@ -40,15 +40,15 @@ _IN_OUR_TABLES: Final = {"mapper": Activity}
 _SUMMARY: Final = tuple(
     _ACTIVITY.c[name]
     for name in (
-        "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "started_at", "attempt",
-        "trace_id", "span_id", "error_type", "reason", "metadata",
+        "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "started_at", "ended_at",
+        "attempt", "trace_id", "span_id", "worker_id", "error_type", "reason", "metadata",
+        "input_tokens", "output_tokens", "requests",
     )
 )  # fmt: skip
 _LOG_COLUMNS: Final = tuple(
     _LOG.c[name] for name in ("id", "message", "status", "percentage", "created_at", "seq", "attempt", "late")
 )
-_TOTALS: Final = tuple(_ACTIVITY.c[name] for name in ("input_tokens", "output_tokens", "requests"))
-_DETAIL: Final = select(_ACTIVITY.c.id, *_SUMMARY, *_TOTALS).where(_ACTIVITY.c.agent_id == bindparam("of_agent"))
+_DETAIL: Final = select(_ACTIVITY.c.id, *_SUMMARY).where(_ACTIVITY.c.agent_id == bindparam("of_agent"))
 _LOGS: Final = select(*_LOG_COLUMNS).where(_LOG.c.activity_id == bindparam("of_activity")).order_by(_LOG.c.seq)
 _TAIL: Final = (
     select(*_LOG_COLUMNS)

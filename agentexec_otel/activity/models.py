@@ -7,6 +7,7 @@ meaning. The other columns are internal, and nullable or defaulted.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 from zlib import crc32
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Numeric,
     String,
     Text,
     TypeDecorator,
@@ -142,6 +144,7 @@ class Activity(Base):
     last_seq: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     attempt: Mapped[int] = mapped_column(Integer, default=1, server_default="1")
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSON(none_as_null=True))
     trace_context: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
     trace_id: Mapped[str | None] = mapped_column(String(32))
@@ -155,6 +158,12 @@ class Activity(Base):
     input_tokens: Mapped[int | None] = mapped_column(BigInteger)
     output_tokens: Mapped[int | None] = mapped_column(BigInteger)
     requests: Mapped[int | None] = mapped_column(BigInteger)
+    model: Mapped[str | None] = mapped_column(String(NAME_LIMIT))
+    cached_input_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    reasoning_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    cost: Mapped[Decimal | None] = mapped_column(Numeric(20, 10))
+    waiting: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    span_exported_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     logs: Mapped[list[ActivityLog]] = relationship(
         back_populates="activity", cascade="all, delete-orphan", order_by="ActivityLog.seq"
