@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
-    *("all", "celery", "instruments", "mysql", "nats", "openai-agents"),
+    *("all", "celery", "instruments", "migrations", "mysql", "nats", "openai-agents"),
     *("otlp", "postgres", "rabbitmq", "redis", "tasks"),
 }
 
@@ -105,6 +105,7 @@ def test_entry_points(wheel: Path) -> None:
     points = ConfigParser()
     points.read_string(read(wheel, ".dist-info/entry_points.txt"))
     assert dict(points["agentexec_otel_exporter"]) == {"sql": "agentexec_otel_exporters.sql:SQLExporter"}
+    assert dict(points["agentexec_otel_migrations"]) == {"sql": "agentexec_otel_exporters.sql.migrations"}
     assert dict(points["opentelemetry_traces_exporter"]) == {
         "agentexec_sql": "agentexec_otel_exporters.sql:SQLSpanExporter"
     }
