@@ -11,12 +11,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, create_engine, inspect, select, text
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, inspect, select, text
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel.activity.models import Activity, ActivityLog
-from agentexec_otel.export import MisconfiguredExportError
+from agentexec_otel.export import MisconfiguredExportError, TransientExportError
 from agentexec_otel_exporters.sql import SQLExporter
 from agentexec_otel_exporters.sql.migrations import schema_1
 from agentexec_otel_exporters.sql.migrations.version import HEAD, REVISIONS, VERSION_TABLE
@@ -330,8 +330,6 @@ def test_adoption_continues_after_a_crash(bare: Database) -> None:
 @pytest.mark.parametrize("bare", ["sqlite"], indirect=True)
 def test_engine_that_begins_transactions_itself(bare: Database) -> None:
     """An engine with foreign keys on and SQLAlchemy's recipe for transactions can be upgraded; its settings stay."""
-    from sqlalchemy import event
-
     told = activities(20)
     agentexec(bare.engine, told)
     engine = create_engine(bare.url)
@@ -422,3 +420,44 @@ def test_revisions_are_those_of_the_scripts() -> None:
     script = ScriptDirectory.from_config(config)
     assert tuple(one.revision for one in script.walk_revisions())[::-1] == REVISIONS
     assert script.get_heads() == [HEAD]
+
+
+def test_missing_indexes_are_built(bare: Database) -> None:
+    """An index that is missing is built by the upgrade; on PostgreSQL without blocking writers."""
+    first_version(bare.engine, activities(10))
+    name, table = "ix_agentexec_activity_status", "agentexec_activity"
+    execute(bare.engine, f"DROP INDEX {name}" + (f" ON {table}" if bare.kind == "mariadb" else ""))
+    statements: list[str] = []
+
+    def executed(connection: Connection, cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    event.listen(bare.engine, "before_cursor_execute", executed)
+    ax.db.upgrade(bare.engine)
+    concurrently = "CONCURRENTLY " if bare.kind == "postgres" else ""
+    assert [one for one in statements if "INDEX" in one] == [f"CREATE INDEX {concurrently}{name} ON {table} (status)"]
+    assert ax.db.check(bare.engine) == []
+
+
+@pytest.mark.parametrize("bare", ["postgres"], indirect=True)
+def test_broken_indexes_are_built_again(bare: Database) -> None:
+    """An index that an interrupted build has left invalid is dropped and built again."""
+    first_version(bare.engine, activities(10))
+    name = "ix_agentexec_activity_status"
+    execute(bare.engine, f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass")
+    ax.db.upgrade(bare.engine)
+    valid = text(f"SELECT indisvalid FROM pg_index WHERE indexrelid = '{name}'::regclass")
+    with bare.engine.connect() as connection:
+        assert connection.scalar(valid) is True
+
+
+@pytest.mark.parametrize("bare", ["postgres"], indirect=True)
+def test_upgrade_does_not_block_writers_for_long(bare: Database) -> None:
+    """Behind a long transaction the upgrade gives up, in one sentence, and can be run again."""
+    first_version(bare.engine, activities(10))
+    with bare.engine.connect() as reader:
+        reader.execute(text("SELECT * FROM agentexec_activity"))
+        with pytest.raises(TransientExportError, match="away or busy"):
+            ax.db.upgrade(bare.url)
+    ax.db.upgrade(bare.url)
+    assert ax.db.check(bare.engine) == []

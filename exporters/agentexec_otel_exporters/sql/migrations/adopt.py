@@ -188,8 +188,9 @@ def _copy_logs(connection: Connection, old: _Old, convert: Conversions) -> None:
     )
     status = func.upper(cast(theirs.c.status, String(16)))
     counted = isinstance(types["id"], Integer)
-    # Random ids order nothing, and MariaDB has kept whole seconds: then the status says which came first.
-    order = [created_at, theirs.c.id] if counted else [created_at, case(_RANKS, value=status, else_=2), theirs.c.id]
+    # Random ids order nothing, and MariaDB has kept whole seconds: then the progress says which came first.
+    progress = [case(_RANKS, value=status, else_=2), func.coalesce(theirs.c.percentage, -1)]
+    order = [created_at, *([] if counted else progress), theirs.c.id]
     values: dict[str, Any] = {
         "activity_id": convert.uuid(theirs.c.activity_id),
         "message": theirs.c.message,

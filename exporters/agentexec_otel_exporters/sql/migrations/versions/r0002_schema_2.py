@@ -3,7 +3,7 @@
 from typing import Any
 
 from alembic import op
-from sqlalchemy import JSON, BigInteger, Column, Numeric, String, inspect
+from sqlalchemy import JSON, BigInteger, Column, Numeric, String, inspect, text
 from sqlalchemy.engine.reflection import Inspector
 from sqlalchemy.types import TypeEngine
 
@@ -28,6 +28,8 @@ _COLUMNS: dict[str, TypeEngine[Any]] = {
 def upgrade() -> None:
     """Add the columns and indexes that are missing. `create_all()` may have made the tables of later models."""
     as_sql = op.get_context().as_sql
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("SET LOCAL lock_timeout = '10s'")  # All writers wait behind an ALTER TABLE that waits for a reader.
     present = set[str]() if as_sql else _present()
     for name, kind in _COLUMNS.items():
         if name not in present:
@@ -50,15 +52,24 @@ def _present() -> set[str]:
 
 def _create_missing_indexes(inspector: Inspector) -> None:
     for table in METADATA.sorted_tables:
-        present = {index["name"] for index in inspector.get_indexes(table.name)}
+        broken = _broken_indexes(table.name)
+        present = {index["name"] for index in inspector.get_indexes(table.name)} - broken
         missing = [index for index in table.indexes if index.name not in present]
         if missing:
             with short_transactions():
                 for index in missing:
-                    op.create_index(
-                        index.name,
-                        table.name,
-                        [column.name for column in index.columns],
-                        unique=index.unique,
-                        postgresql_concurrently=True,
-                    )
+                    if index.name in broken:
+                        op.drop_index(index.name, postgresql_concurrently=True)
+                    columns = [column.name for column in index.columns]
+                    op.create_index(index.name, table.name, columns, unique=index.unique, postgresql_concurrently=True)
+
+
+def _broken_indexes(table: str) -> set[str]:
+    """What a CREATE INDEX CONCURRENTLY has left that was interrupted."""
+    if op.get_context().dialect.name != "postgresql":
+        return set()
+    invalid = text(
+        "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+        " WHERE i.indrelid = CAST(:name AS regclass) AND NOT i.indisvalid"
+    )
+    return set(op.get_bind().scalars(invalid, {"name": table}))
