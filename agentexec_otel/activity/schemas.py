@@ -50,6 +50,8 @@ class _Summary(BaseModel):
     input_tokens: int | None = None
     output_tokens: int | None = None
     requests: int | None = None
+    cached_input_tokens: int | None = None
+    reasoning_tokens: int | None = None
     metadata: dict[str, Any] | None = Field(default=None, exclude=True)
 
     @computed_field  # type: ignore[prop-decorator]

@@ -158,7 +158,7 @@ def run() -> UUID:
         assert_type(block.canceled, bool)
         assert_type(block.owner, bool)
         assert_type(ax.activity.current(), ax.activity.ActivityRun | None)
-        block.record_usage(input_tokens=1, output_tokens=2)
+        block.record_usage(input_tokens=1, output_tokens=2, cached_input_tokens=1, reasoning_tokens=1)
     return block.agent_id
 
 
