@@ -66,7 +66,7 @@ test: $(STAMP)  ## run the tests (SQLite always, PostgreSQL and MariaDB where th
 
 test-slow: $(STAMP)  ## run the long chaos tests
 	@echo "Running the long chaos tests; this takes many minutes ..."
-	@$(PY) -m pytest -q -m slow --timeout=1800 $(ARGS)
+	@$(PY) -m pytest -q -m slow --timeout=1800 -o faulthandler_timeout=1900 $(ARGS)
 
 demo: $(DEMO_VENV)/.ready  ## watch a multi-agent run live, without a key or a network
 	@$(DEMO_VENV)/bin/python examples/demo.py $(ARGS)

@@ -33,14 +33,15 @@ def _write_with(libc: Any, ctypes: Any) -> Callable[[int, bytes], int]:
 def _random_with(libc: Any, ctypes: Any) -> Callable[[], int]:
     call, value = libc.getrandom, ctypes.c_uint64()
     call.restype = ctypes.c_ssize_t
-    # Arguments that are made once take a third of the time. A thread that comes between the call and the read replaces
+    # Arguments that are made once take half of the time. A thread that comes between the call and the read replaces
     # the value by another random one, so two threads may get the same.
     address, size, flags = ctypes.c_void_p(ctypes.addressof(value)), ctypes.c_size_t(8), ctypes.c_uint(0)
+    if call(address, size, flags) != 8:
+        return _random_48
 
     def random_48() -> int:
-        if call(address, size, flags) != 8:
-            return _random_48()
-        return int(value.value) & _SIX_BYTES
+        call(address, size, flags)  # Once it has worked, it does not fail.
+        return value.value & _SIX_BYTES  # type: ignore[no-any-return]
 
     return random_48
 

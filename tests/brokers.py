@@ -6,6 +6,7 @@ queues of its own.
 
 import os
 import socket
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import pytest
@@ -28,9 +29,14 @@ def need(*names: str) -> None:
     """Skip or fail the running test where one of these servers does not answer."""
     for name in names:
         if (complaint := _complaint(name)) is not None:
-            if os.environ.get("AGENTEXEC_TEST_REQUIRE_SERVERS") == "1":
-                pytest.fail(complaint, pytrace=False)
-            pytest.skip(complaint)
+            lack(complaint)
+
+
+def lack(complaint: str) -> NoReturn:
+    """Skip or fail the running test, for which something is not there."""
+    if os.environ.get("AGENTEXEC_TEST_REQUIRE_SERVERS") == "1":
+        pytest.fail(complaint, pytrace=False)
+    pytest.skip(complaint)
 
 
 def _complaint(name: str) -> str | None:

@@ -3,12 +3,14 @@
 agentexec_otel is imported inside the fixtures, so that a test of the import itself starts from nothing.
 """
 
+import faulthandler
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from hypothesis import settings
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -52,6 +54,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.chaos)
         if reruns and item.get_closest_marker("chaos"):
             item.add_marker(pytest.mark.flaky(reruns=reruns, reruns_delay=1))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Watch over the teardown, too: pytest stops its watch if the test fails, and pytest-timeout's alarm rings once."""
+    faulthandler.dump_traceback_later(
+        float(item.config.getini("faulthandler_timeout")),
+        file=item.config.stash[fault_handler_stderr_fd_key],
+        exit=bool(item.config.getini("faulthandler_exit_on_timeout")),
+    )
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,8 +8,8 @@ One JSON array by position::
      [error_type, reason, input_tokens, output_tokens, requests, cached_input_tokens, reasoning_tokens] | null]
 
 The first element is the schema's major version. A later minor version appends elements or flags, which are ignored
-here. An incompatible version takes the next number, which is refused. A minor version has appended the last two numbers
-of the outcome, which may be missing.
+here. An incompatible version takes the next number: its events are left to a version that knows it. A minor version has
+appended the last two numbers of the outcome, which may be missing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ class MalformedEventError(ValueError):
     """Not an activity event of a known schema. The message says what is wrong, never the content."""
 
 
+class LaterSchemaError(MalformedEventError):
+    """An event that a later version of this library has written."""
+
+
 # -- to bytes ---------------------------------------------------------------------------------------------------
 
 
@@ -48,29 +52,22 @@ def encode(event: ActivityEvent) -> bytes:
         MalformedEventError: Its metadata is not JSON (NaN, cycles, arbitrary objects, too deep).
     """
     # By hand, because every caller waits for it: it takes half the time of the fastest call of a JSON encoder.
-    percentage, attempt, worker_id = event.percentage, event.attempt, event.worker_id
-    bare = event.span is None and event.opening is None and event.outcome is None
+    (
+        event_id, agent_id, status, message, percentage, occurred_at_ns, attempt, opening, span, outcome, worker_id,
+        expects_row, reopens, claims, withdraws,
+    ) = event  # fmt: skip
+    bare = span is None and opening is None and outcome is None
+    flags = _EXPECTS_ROW * expects_row + _REOPENS * reopens + _CLAIMS * claims + _WITHDRAWS * withdraws
     line = (
-        f'[1,"{event.event_id.int:032x}","{event.agent_id.int:032x}",'
-        f"{quote(event.status)},{quote(event.message)},"
-        f"{_NULL if percentage is None else percentage},{event.occurred_at_ns},"
+        f'[1,"{event_id.int:032x}","{agent_id.int:032x}",{quote(status)},{quote(message)},'
+        f"{_NULL if percentage is None else percentage},{occurred_at_ns},"
         f"{_NULL if attempt is None else attempt},{_NULL if worker_id is None else quote(worker_id)},"
-        f"{_flags(event)}"
-        f"{'' if bare else _details(event)}]"
+        f"{flags}{'' if bare else _details(event)}]"
     )
     try:
         return line.encode()
     except UnicodeEncodeError:  # a lone surrogate, which the spool keeps
         return line.encode("utf-8", "surrogatepass")
-
-
-def _flags(event: ActivityEvent) -> int:
-    return (
-        _EXPECTS_ROW * event.expects_row
-        + _REOPENS * event.reopens
-        + _CLAIMS * event.claims
-        + _WITHDRAWS * event.withdraws
-    )
 
 
 def _details(event: ActivityEvent) -> str:
@@ -113,7 +110,7 @@ def decode(payload: bytes) -> ActivityEvent:
     """Return the event that `encode` was given.
 
     Raises:
-        MalformedEventError: For all other bytes.
+        MalformedEventError: For all other bytes. `LaterSchemaError` if a later version can read them.
     """
     try:
         fields: object = _decoder.decode(payload.decode("utf-8", "surrogatepass"))
@@ -132,8 +129,10 @@ _decoder = JSONDecoder(parse_constant=_refuse)
 
 
 def _event(fields: list[object]) -> ActivityEvent:
-    if not fields or type(fields[0]) is not int or fields[0] != SCHEMA:
+    if not fields or type(fields[0]) is not int or fields[0] < SCHEMA:
         raise MalformedEventError("an event of an unknown schema version")
+    if fields[0] > SCHEMA:
+        raise LaterSchemaError(f"an event of schema version {fields[0]}, this version knows {SCHEMA}")
     values = dict(zip(_HEAD, _read(_HEAD, fields[1:10], "event"), strict=True))
     flags = values.pop("flags")
     span, opening, outcome = (*fields[10:13], None, None, None)[:3]

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from agentexec_otel._model.ids import uuid7
+from agentexec_otel._model.text import describe, plain_str
 
 
 class Status(StrEnum):
@@ -29,6 +30,14 @@ class Status(StrEnum):
     def terminal(self) -> bool:
         """Whether an attempt with this status has ended."""
         return self in TERMINAL
+
+
+def parse_status(value: object) -> Status:
+    """Return the status of that name. Raises `ValueError` if there is none."""
+    text = plain_str(value)
+    if text is None or text not in Status.__members__:
+        raise ValueError(f"{describe(value)} is no status: use {', '.join(Status)}")
+    return Status[text]
 
 
 # Reading a member of an enum takes 0.1 µs before Python 3.12, which counts on the caller's path.

@@ -72,6 +72,7 @@ _SENTENCES: Final = {
     Refusal.EXISTS: "an activity with the agent_id {} exists already",
     Refusal.STARTED: "the activity {} has been started by another worker, or has ended",
     Refusal.NOT_ENDED: "the activity {} is {}: only an activity that has ended is retried",
+    Refusal.AHEAD: "the activity {} is in an earlier attempt, and not in the one before that of the claim",
     Refusal.UNKNOWN: "no activity has the agent_id {}",
 }
 
@@ -162,6 +163,8 @@ class ActivityState:
         attempt = event.attempt or (self.attempt + event.reopens)
         if event.reopens and not ended:
             return Refusal.NOT_ENDED
+        if attempt > self.attempt + 1 and not self.is_unopened:
+            return Refusal.AHEAD
         if attempt > self.attempt:
             return Refusal.STARTED if ended and not event.reopens else None
         return None if attempt == self.attempt and self.status is QUEUED else Refusal.STARTED

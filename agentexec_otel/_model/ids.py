@@ -10,7 +10,7 @@ from time import time_ns
 from typing import Final, cast
 from uuid import UUID, SafeUUID
 
-from agentexec_otel._model.text import describe
+from agentexec_otel._model.text import describe, read_foreign
 from agentexec_otel._syscalls import random_48
 
 _HEX_ID: Final = re.compile(
@@ -73,7 +73,7 @@ def parse_agent_id(value: UUID | str) -> UUID:
     if issubclass(kind, str) and _HEX_ID.fullmatch(cast(str, value)):
         return UUID(str.__str__(cast(str, value)))
     if issubclass(kind, UUID):  # drivers such as asyncpg return subclasses of their own
-        return UUID(int=cast(UUID, value).int)
+        return read_foreign("agent_id", lambda: UUID(int=cast(UUID, value).int))
     raise ValueError(
         "agent_id must be a UUID or its text form, 32 hexadecimal digits with or without dashes, "
         f"not {describe(value)}: pass the id that activity.create() returned"

@@ -15,14 +15,14 @@ _NAMED: Final = (KeyError, IndexError, StopIteration, StopAsyncIteration, System
 
 def replace_text(exc: BaseException, text: str) -> None:
     """Have `text` stored instead of this exception's own text."""
-    with suppress(Exception):
+    with suppress(Exception):  # The application's exception may refuse attributes; then its own text is stored.
         setattr(exc, _TEXT, text)
 
 
 def text_of(exc: BaseException) -> str:
     """The text to store for an exception: the name of its type if it has no text or cannot be converted."""
     name = type(exc).__name__
-    with suppress(Exception):
+    with suppress(Exception):  # Its `__str__` may raise: the name is stored instead.
         if replaced := getattr(exc, _TEXT, ""):
             return str(replaced)
         text = str(exc)

@@ -284,7 +284,7 @@ def _of_mcp_text(exc: Any) -> Reason | None:
 
 
 def _is_failed_tool(exc: BaseException) -> bool:
-    with suppress(Exception):
+    with suppress(Exception):  # Its `__str__` may raise: then it is no exception of the Agents SDK.
         return _AGENTS in map(_name, type(exc).__mro__) and str(exc).startswith(_TOOL_FAILED)
     return False
 

@@ -47,6 +47,8 @@ class Refusal(StrEnum):
     """It claims an attempt that another worker has started, or that has ended."""
     NOT_ENDED = "not_ended"
     """It retries an activity that has not ended."""
+    AHEAD = "ahead"
+    """It claims an attempt that is more than one after the current one."""
     UNKNOWN = "unknown"
     """It reports on an activity that does not exist."""
 

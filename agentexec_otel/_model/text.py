@@ -1,6 +1,7 @@
 """Cleans messages, percentages and metadata, so that they are safe to store and to show.
 
-No function here calls methods of a foreign object: its ``__str__`` could be slow or raise.
+No function here calls methods of a foreign object, whose ``__str__`` could be slow or raise. What cannot be read
+without them is read by `read_foreign`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Final, cast
+from itertools import islice
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 from agentexec_otel._model.redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, unique_key
+
+_T = TypeVar("_T")
 
 MESSAGE_LIMIT: Final = 8_192
 NAME_LIMIT: Final = 255
@@ -48,7 +52,7 @@ def clean_message(value: object, limit: int = MESSAGE_LIMIT) -> str:
         ``…[+N bytes]``, the number of bytes removed: after cleaning, as far as the text was cleaned. If the text has
         over a million characters that are not all ASCII, it ends with ``…[+N characters]``.
     """
-    text = value if type(value) is str else _as_text(value)
+    text = value if type(value) is str else as_text(value)
     return _shortened(text, limit, 0, str) if len(text) > limit else _fitted(_visible(text), limit)
 
 
@@ -63,7 +67,7 @@ def prepare_message(value: object, limit: int, redact: Callable[[str], str] | No
         limit: As for `clean_message`.
         redact: Called with the cleaned text. If it fails, the message is ``[redacted: the redact hook failed]``.
     """
-    text = value if type(value) is str else _as_text(value)
+    text = value if type(value) is str else as_text(value)
     find = _DEFAULT if redact is None else Redactor(redact)
     if len(text) > limit + _MARGIN:
         return _shortened(text, limit, _MARGIN, find)
@@ -72,9 +76,10 @@ def prepare_message(value: object, limit: int, redact: Callable[[str], str] | No
     return _fitted(kept if kept is cleaned else _visible(kept), limit)
 
 
-def _as_text(value: object) -> str:
-    # Not isinstance(): that reads a foreign __class__, and a lazy proxy claims to be a str without being one.
-    return str.__str__(cast(str, value)) if issubclass(type(value), str) else f"<{type_name(value)}>"
+def as_text(value: object) -> str:
+    """The text of a string; of anything else the name of its type, as ``<TypeName>``."""
+    text = plain_str(value)
+    return f"<{type_name(value)}>" if text is None else text
 
 
 def _visible(text: str) -> str:
@@ -121,6 +126,44 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
+def is_a(value: object, kind: type) -> bool:
+    """Whether the value is of this type.
+
+    Unlike `isinstance`, it does not read a foreign ``__class__``, by which a lazy proxy claims to be what it is not.
+    """
+    try:
+        return issubclass(type(value), kind)
+    except TypeError:  # a metaclass without a hash
+        return False
+
+
+def plain_str(value: object) -> str | None:
+    """The text of a string, whatever methods its class has; None for anything else."""
+    return str.__str__(cast(str, value)) if is_a(value, str) else None
+
+
+def plain_int(value: object) -> int | None:
+    """The number of an integer, whatever methods its class has; None for anything else."""
+    return int.__int__(cast(int, value)) if is_a(value, int) else None
+
+
+def read_foreign(argument: str, read: Callable[[], _T]) -> _T:
+    """Return what `read` gets from an object of the application.
+
+    Raises:
+        ValueError: The object has raised an exception.
+    """
+    try:
+        return read()
+    except Exception as exc:  # noqa: BLE001  # code of the application
+        raise ValueError(f"{argument} cannot be read: a method of it raises {type_name(exc)}") from None
+
+
+def pairs(argument: str, mapping: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """Return the pairs of an application's mapping, as far as they can be metadata. Raises as `read_foreign`."""
+    return read_foreign(argument, lambda: [(key, value) for key, value in islice(mapping.items(), METADATA_LIMIT + 1)])
+
+
 def type_name(value: object) -> str:
     """The name of the value's type, without asking its metaclass."""
     name: str = type.__dict__["__name__"].__get__(type(value))
@@ -153,8 +196,8 @@ def describe_url(text: str) -> str:
 def clean_percentage(value: object) -> tuple[int | None, str | None]:
     """Return the percentage to store, and a warning if it was changed.
 
-    Numbers, and strings that contain a number, are rounded down and clamped to 0 to 100. None stays None. Anything
-    else, including a bool, NaN or an infinity, is stored as None.
+    Numbers, and strings that contain a number, are rounded down and clamped to 0 to 100. A fraction below 1 is stored
+    as 0, with a warning. None stays None. Anything else, including a bool, NaN or an infinity, is stored as None.
     """
     if value is None or (type(value) is int and 0 <= value <= 100):
         return value, None
@@ -163,6 +206,9 @@ def clean_percentage(value: object) -> tuple[int | None, str | None]:
         # A string may contain a secret, so only its type is logged.
         shown = describe(value) if issubclass(type(value), (int, float)) else type_name(value)
         return None, f"percentage is not a finite number but {shown}: it is stored as None"
+    if 0 < number < 1:
+        # Without the number, so that a loop over fractions warns once.
+        return 0, "percentage is a fraction below 1: it is stored as 0; pass 50 for 50 %"
     if 0 <= number <= 100:
         return math.floor(number), None
     clamped = 0 if number < 0 else 100
@@ -192,12 +238,13 @@ def clean_metadata(metadata: object) -> dict[str, Any]:
     Raises:
         ValueError: Not a mapping, a key that is not a string, more than 64 keys, or more than 16 KiB of JSON.
     """
-    if not _is_mapping(metadata):
+    if not is_a(metadata, Mapping):
         raise ValueError(f'metadata must be a mapping, not {describe(metadata)}: pass a dict such as {{"tenant": "a"}}')
     given = cast(Mapping[Any, Any], metadata)
-    if len(given) > METADATA_KEYS:
+    count = read_foreign("metadata", lambda: len(given))
+    if count > METADATA_KEYS:
         raise ValueError(
-            f"metadata has {len(given)} keys, at most {METADATA_KEYS} are kept: put related ones into one nested dict"
+            f"metadata has {count} keys, at most {METADATA_KEYS} are kept: put related ones into one nested dict"
         )
     copy = _JSONCopy()
     cleaned = copy.mapping(given, 1)
@@ -216,13 +263,6 @@ def prepare_metadata(metadata: object, redact: Callable[[str], str] | None = Non
     return redact_mapping(clean_metadata(metadata), prepare)
 
 
-def _is_mapping(value: object) -> bool:
-    try:
-        return issubclass(type(value), Mapping)
-    except TypeError:  # a metaclass without a hash
-        return False
-
-
 class _JSONCopy:
     """Copies metadata. Stops as soon as the JSON is certain to be too large, so that a cycle or a huge value ends."""
 
@@ -239,13 +279,13 @@ class _JSONCopy:
 
     def mapping(self, given: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         copy: dict[str, Any] = {}
-        for key, value in given.items():
+        for key, value in pairs("metadata", given):
             name = unique_key(self.key(key), copy)
             copy[name] = self.value(value, depth)
         return copy
 
     def key(self, key: object) -> str:
-        if not issubclass(type(key), str):
+        if not is_a(key, str):
             raise ValueError(f"metadata keys must be str, not {describe(key)}: convert the key with str()")
         text = _visible(str.__getitem__(cast(str, key), slice(KEY_LIMIT + 1)))
         text = text if len(text) <= KEY_LIMIT else f"{text[: KEY_LIMIT - 1]}…"
@@ -259,7 +299,7 @@ class _JSONCopy:
         for kind, convert in _CONVERSIONS:
             if issubclass(type(value), kind):
                 return convert(self, value, depth)
-        return self.nested(value, depth) if _is_mapping(value) else self.unknown(value, depth)
+        return self.nested(value, depth) if is_a(value, Mapping) else self.unknown(value, depth)
 
     def string(self, value: str, _depth: int) -> str:
         text = str.__str__(value)
@@ -270,9 +310,10 @@ class _JSONCopy:
         return self.mapping(value, depth + 1) if depth < METADATA_DEPTH else self.unknown(value, depth)
 
     def sequence(self, value: list[Any] | tuple[Any, ...], depth: int) -> Any:
-        return (
-            [self.value(entry, depth + 1) for entry in value] if depth < METADATA_DEPTH else self.unknown(value, depth)
-        )
+        if depth >= METADATA_DEPTH:
+            return self.unknown(value, depth)
+        entries = read_foreign("metadata", lambda: list(islice(value, METADATA_LIMIT + 1)))
+        return [self.value(entry, depth + 1) for entry in entries]
 
     def unknown(self, value: object, _depth: int) -> str:
         return _visible(f"<{type_name(value)}>")
@@ -299,8 +340,8 @@ _CONVERSIONS: Final[tuple[tuple[Any, Callable[[_JSONCopy, Any, int], Any]], ...]
     (float, _json_float),
     (dict, _JSONCopy.nested),
     ((list, tuple), _JSONCopy.sequence),
-    (UUID, lambda _, value, __: UUID.__str__(value)),
-    (datetime, lambda _, value, __: datetime.isoformat(value)),
-    (date, lambda _, value, __: date.isoformat(value)),
+    (UUID, lambda _, value, __: read_foreign("metadata", lambda: UUID.__str__(value))),
+    (datetime, lambda _, value, __: read_foreign("metadata", lambda: datetime.isoformat(value))),
+    (date, lambda _, value, __: read_foreign("metadata", lambda: date.isoformat(value))),
     (Decimal, lambda _, value, __: Decimal.__str__(value)),
 )

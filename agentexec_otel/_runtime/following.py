@@ -143,14 +143,12 @@ class Following:
 
     def heard(self, stored: StoredActivity) -> None:
         """Follow a row that another process may have changed: an attempt that has ended there is over here, too."""
-        live = self.live.get(stored.agent_id)
-        moved_on = live is not None and live.attempt is not None and stored.attempt > live.attempt
-        if live is not None and (stored.status.terminal or moved_on):
-            span_id = stored.span.span_id if stored.span is not None else None
-            ack = Ack(stored.status, stored.attempt, late=True, span_id=span_id, outcome=stored.outcome)
-            now_ns = time.time_ns()
-            text = f"Ended elsewhere: {stored.status}."
-            event = ActivityEvent(uuid7(now_ns), stored.agent_id, stored.status, text, None, now_ns)
+        span_id = stored.span.span_id if stored.span is not None else None
+        ack = Ack(stored.status, stored.attempt, late=True, span_id=span_id, outcome=stored.outcome)
+        now_ns = time.time_ns()
+        text = f"Ended elsewhere: {stored.status}."
+        event = ActivityEvent(uuid7(now_ns), stored.agent_id, stored.status, text, None, now_ns)
+        for live in self.live.attempts(stored.agent_id):
             self.follow_up(*live.follow(event, ack))
 
     # -- many at once -------------------------------------------------------------------------------------------

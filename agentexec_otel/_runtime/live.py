@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -138,7 +138,7 @@ class LiveActivity:
 
     @property
     def is_canceled(self) -> bool:
-        """Whether it was canceled, here or elsewhere, as far as this process has heard."""
+        """Whether it was canceled or retried elsewhere, or canceled here, as far as this process has heard."""
         return self._canceled or self._state.status is Status.CANCELED
 
     @property
@@ -189,7 +189,7 @@ class LiveActivity:
                 self.owner = self.on_cancel = None
 
     def when_canceled(self, callback: Callable[[], object] | None) -> None:
-        """Call this when it is canceled, on any thread, perhaps more than once."""
+        """Call this when it is canceled, or the next attempt is open, on any thread, perhaps more than once."""
         with self._all.lock:
             self.on_cancel = callback
 
@@ -367,19 +367,22 @@ class LiveActivity:
             return self._is_named_otherwise(span_id)
 
     def follow(self, event: ActivityEvent, ack: Ack) -> tuple[SpanEnd | None, Callable[[], object] | None]:
-        """Follow the row: the span that is over, if any, and the callback of a cancellation that is news here."""
+        """Follow the row: the span that is over, if any, and the callback that stops a run that is to end.
+
+        A run is to end if its attempt was canceled, or if the next attempt is open.
+        """
         with self._all.lock:
-            ours, ack_of_row = self._of_this_attempt(ack), ack
+            ours = self._of_this_attempt(ack)
             if not ours.status.terminal:
                 return None, None
             self._state.status = ours.status
-            canceled = ours.status is Status.CANCELED and self.ending is None
+            canceled = (ours.status is Status.CANCELED or ours is not ack) and self.ending is None
             self._canceled = self._canceled or canceled
             decided_here = self.ending is not None and self.ending.event_id == event.event_id and not ours.late
             if decided_here:
                 self._description = event.message
             end = None
-            if ours is not ack_of_row or not self._more_to_come(event):
+            if ours is not ack or not self._more_to_come(event):
                 outcome = event.outcome if decided_here else _with_usage(ours.outcome, event.outcome)
                 end = self._end_span(ours.status, outcome, event.occurred_at_ns)
             return end, self.on_cancel if canceled else None
@@ -422,7 +425,7 @@ class LiveActivity:
 
     def _of_this_attempt(self, ack: Ack) -> Ack:
         """What an answer says of this attempt: if the next one is open, this one has ended, or its worker was lost."""
-        if ack.attempt <= (self.attempt or 1):
+        if self.attempt is None or ack.attempt <= self.attempt:
             return ack
         status = self._state.status
         if not status.terminal:
@@ -459,12 +462,17 @@ class LiveActivities:
         """The view of the attempt that this process has joined."""
         return self._live.get(agent_id)
 
+    def attempts(self, agent_id: UUID) -> Iterator[LiveActivity]:
+        """The views of an activity: the attempt that this process has joined, then the earlier ones still open here."""
+        live = self._live.get(agent_id)
+        while live is not None:
+            yield live
+            live = live.older
+
     def of(self, event: ActivityEvent) -> LiveActivity | None:
         """The view of the attempt that an event of this process is about."""
-        live = self._live.get(event.agent_id)
-        while live is not None and event.attempt is not None and live.attempt != event.attempt:
-            live = live.older
-        return live
+        views = self.attempts(event.agent_id)
+        return next((live for live in views if event.attempt in (None, live.attempt)), None)
 
     def create(self, event: ActivityEvent, *, attempt: int | None = 1, committed: bool = True) -> LiveActivity:
         """The view of an activity that was created with `event`, here or by the process that has sent it.
@@ -537,6 +545,11 @@ class LiveActivities:
         """The activities that a block of this process will end."""
         with self.lock:
             return {live.agent_id for live in self._live.values() if live.owner is not None}
+
+    def with_blocks(self) -> set[UUID]:
+        """The activities of which a block of this process runs an attempt, the joined one or an earlier one."""
+        with self.lock:
+            return {key for key in self._live if any(live.owner is not None for live in self.attempts(key))}
 
     def unowned(self) -> dict[UUID, str | None]:
         """The activities that run in this process without a block that will end them, each with its span's id."""

@@ -75,7 +75,7 @@ class Liveness:
 
     def _poll(self) -> None:
         """Learn soon what other processes have ended of what blocks here run, so that a canceled run stops."""
-        for chunk in _chunks(sorted(self._following.live.owned())):
+        for chunk in _chunks(sorted(self._following.live.with_blocks())):
             self._hear(self._store.load(chunk, history=False).values())
 
     def heartbeat(self) -> None:

@@ -1,4 +1,4 @@
-"""The writers' counters as OpenTelemetry metrics: what `health()` says, read when the SDK collects."""
+"""The writers' counters as OpenTelemetry metrics: what `health()` returns, read once when the SDK collects."""
 
 from __future__ import annotations
 
@@ -13,12 +13,28 @@ from agentexec_otel._model import attributes as semconv
 Health = Callable[[], dict[str, Any]]
 
 _OUTCOMES: Final = (
-    "emitted", "replayed", "committed", "duplicate", "late", "coalesced", "dropped", "dead_lettered", "rejected",
-    "withdrawn", "retried",
+    "emitted", "replayed", "committed", "duplicate", "late", "coalesced", "dropped", "damaged", "dead_lettered",
+    "rejected", "withdrawn", "retried",
 )  # fmt: skip
 # By identity: Logfire's cannot be hashed.
 _registered: WeakValueDictionary[int, metrics.MeterProvider] = WeakValueDictionary()
 _registered_globally = False
+
+
+class _Collections:
+    """Reads `health` once for each collection, in which the SDK asks each instrument once."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._exporters: list[dict[str, Any]] = []
+        self._readers: set[str] | None = None
+
+    def read(self, instrument: str) -> list[dict[str, Any]]:
+        if self._readers is None or instrument in self._readers:  # It has been asked before: the next collection.
+            self._exporters = self._health()["exporters"]
+            self._readers = set()
+        self._readers.add(instrument)
+        return self._exporters
 
 
 def register(provider: metrics.MeterProvider | None, health: Health) -> None:
@@ -31,14 +47,16 @@ def register(provider: metrics.MeterProvider | None, health: Health) -> None:
     _registered[id(used)] = used
     meter = metrics.get_meter(semconv.SCOPE, meter_provider=provider)
 
+    read = _Collections(health).read
+
     def events(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-        for one in health()["exporters"]:
+        for one in read("events"):
             for outcome in _OUTCOMES:
                 yield metrics.Observation(one[outcome], _attributes(one, outcome))
 
     def gauge(field: str) -> Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]:
         def observe(options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-            return [metrics.Observation(one[field], _attributes(one)) for one in health()["exporters"]]
+            return [metrics.Observation(one[field], _attributes(one)) for one in read(field)]
 
         return observe
 

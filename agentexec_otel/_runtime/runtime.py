@@ -33,7 +33,7 @@ from agentexec_otel._model.results import (
     ExportResult,
     StoredActivity,
 )
-from agentexec_otel._model.text import clean_percentage, prepare_message
+from agentexec_otel._model.text import MESSAGE_LIMIT, NAME_LIMIT, clean_percentage, prepare_message
 from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
@@ -314,7 +314,7 @@ class Runtime:
     def record(
         self, live: LiveActivity, status: Status, message: object, percentage: object = None, *, reported: bool = False
     ) -> bool:
-        """Add a log to the attempt that the view is of. False if it was dropped because the queue is full.
+        """Add a log to the attempt that the view is of. False if it may be dropped: no room.
 
         Args:
             reported: The application or the agent has said it, not the instrumentation.
@@ -363,6 +363,11 @@ class Runtime:
         future = self._primary.offer(queued)
         self._to_others_if_stored(queued, future)
         return future
+
+    def keep_message(self, message: str, reason: str) -> None:
+        """Keep a message of a task queue that no worker can run with the dead letters, and log the reason."""
+        redacted = prepare_message(message, MESSAGE_LIMIT, self._redact)
+        self._primary.keep_message(redacted, prepare_message(reason, NAME_LIMIT, self._redact))
 
     def claim(self, live: LiveActivity, message: str) -> Future[ExportResult]:
         """Start the attempt as the only worker: refused (`Refusal.STARTED`) if another one has, or if it has ended."""

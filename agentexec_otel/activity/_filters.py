@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -26,21 +27,21 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe
+from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe, is_a, pairs, plain_str, read_foreign
 from agentexec_otel.activity.models import Activity
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,127}")
 # Exact for 64-bit integers, unlike a double. MySQL needs a precision, with which PostgreSQL overflows.
 _EXACT: Final = Numeric().with_variant(DECIMAL(65, 20), "mysql", "mariadb")
-_SQLITE_TYPES: Final = {"text": "string", "integer": "number", "real": "number", "true": "boolean", "false": "boolean"}
+_SQLITE_TYPES: Final = {"string": ("text",), "integer": ("integer",), "float": ("real",), "boolean": ("true", "false")}
+_POSTGRESQL_TYPES: Final = {"string": ("string",), "number": ("number",), "boolean": ("boolean",)}
 _MYSQL_TYPES: Final = {
-    "STRING": "string", "INTEGER": "number", "UNSIGNED INTEGER": "number", "DOUBLE": "number", "DECIMAL": "number",
-    "BOOLEAN": "boolean",
+    "string": ("STRING",), "number": ("INTEGER", "UNSIGNED INTEGER", "DOUBLE", "DECIMAL"), "boolean": ("BOOLEAN",),
 }  # fmt: skip
 
 
 class _JSONType(FunctionElement[str]):
-    """The JSON type of the value under a key: ``string``, ``number``, ``boolean``, another one or NULL.
+    """The JSON type of the value under a key: ``string``, ``integer``, ``float``, ``boolean``, another one or NULL.
 
     Its clauses are the column, the key and the key as a path.
     """
@@ -61,15 +62,23 @@ def _compile_type(element: _JSONType, compiler: SQLCompiler, **kwargs: Any) -> s
     column, key, path = element.clauses
     # Compiling an element binds it, and asyncpg refuses a parameter that the statement does not use.
     if compiler.dialect.name == "postgresql":
-        return f"json_typeof({compiler.process(column, **kwargs)} -> {compiler.process(key, **kwargs)})"
+        found = f"({compiler.process(column, **kwargs)} -> {compiler.process(key, **kwargs)})"
+        return _renamed(f"json_typeof({found})", _POSTGRESQL_TYPES, f"CAST({found} AS TEXT) ~")
     found = f"{compiler.process(column, **kwargs)}, {compiler.process(path, **kwargs)}"
     if compiler.dialect.name == "sqlite":
         return _renamed(f"json_type({found})", _SQLITE_TYPES)
-    return _renamed(f"JSON_TYPE(JSON_EXTRACT({found}))", _MYSQL_TYPES)
+    # MariaDB calls 1e300 an integer.
+    found = f"JSON_EXTRACT({found})"
+    return _renamed(f"JSON_TYPE({found})", _MYSQL_TYPES, f"JSON_UNQUOTE({found}) REGEXP")
 
 
-def _renamed(expression: str, names: Mapping[str, str]) -> str:
-    return f"CASE {expression} {' '.join(f'WHEN {name!r} THEN {ours!r}' for name, ours in names.items())} END"
+def _renamed(expression: str, names: Mapping[str, Sequence[str]], matches: str = "") -> str:
+    """Our name of a JSON type. A number is a float if its text, which `matches` matches, has a point or an exponent."""
+    number = f"CASE WHEN {matches} '[.eE]' THEN 'float' ELSE 'integer' END"
+    cases = (
+        f"WHEN '{name}' THEN {number if ours == 'number' else repr(ours)}" for ours in names for name in names[ours]
+    )
+    return f"CASE {expression} {' '.join(cases)} END"
 
 
 @compiles(_Bytes)
@@ -87,29 +96,25 @@ def metadata_criteria(metadata_filter: Mapping[str, Any] | None) -> list[ColumnE
     """
     if metadata_filter is None:
         return []
-    if not _is_a(metadata_filter, Mapping) or not metadata_filter:  # a missing tenant must not mean all tenants
-        found = "empty" if _is_a(metadata_filter, Mapping) else describe(metadata_filter)
+    wanted = pairs("metadata_filter", metadata_filter) if is_a(metadata_filter, Mapping) else []
+    if not wanted:  # a missing tenant must not mean all tenants
+        found = "empty" if is_a(metadata_filter, Mapping) else describe(metadata_filter)
         raise ValueError(f'metadata_filter is {found}: pass a dict such as {{"tenant": "a"}}')
-    return [_criterion(key, value) for key, value in metadata_filter.items()]
-
-
-def _is_a(value: object, kind: type) -> bool:
-    """`isinstance` for a value whose annotation the caller may have ignored."""
-    return isinstance(value, kind)
+    return [_criterion(key, value) for key, value in wanted]
 
 
 def named(argument: str, stored: SQLColumnExpression[Any], value: str) -> ColumnElement[bool]:
     """Whether a column of names has this value. Raises `ValueError` if it is not a string."""
-    if not _is_a(value, str):
+    if not is_a(value, str):
         raise ValueError(f"{argument} is {describe(value)}: pass one name, as a string")
     return same_text(stored, value, NAME_LIMIT)
 
 
 def moment(argument: str, value: datetime) -> datetime:
     """Return the datetime. Raises `ValueError` for anything else, which a driver would report with an SQL statement."""
-    if not _is_a(value, datetime):
+    if not is_a(value, datetime):
         raise ValueError(f"{argument} is {describe(value)}: pass a datetime")
-    return value
+    return read_foreign(argument, lambda: datetime.fromisoformat(datetime.isoformat(value)))
 
 
 def without_news_since(older_than: timedelta | datetime) -> datetime:
@@ -118,27 +123,28 @@ def without_news_since(older_than: timedelta | datetime) -> datetime:
     Raises:
         ValueError: Another type, or a negative timedelta, which would mean everything.
     """
-    if not isinstance(older_than, timedelta):
-        if not _is_a(older_than, datetime):
-            raise ValueError(f"older_than is {describe(older_than)}: pass a timedelta or a datetime")
-        return older_than
-    if older_than < timedelta():
-        raise ValueError(f"older_than is {older_than.total_seconds():g} seconds: pass a timedelta that is not negative")
-    return datetime.now(UTC) - older_than
+    given: Any = older_than
+    if is_a(given, timedelta):
+        seconds = timedelta.total_seconds(given)
+        if seconds < 0:
+            raise ValueError(f"older_than is {seconds:g} seconds: pass a timedelta that is not negative")
+        return datetime.now(UTC) - timedelta(seconds=seconds)
+    if not is_a(given, datetime):
+        raise ValueError(f"older_than is {describe(given)}: pass a timedelta or a datetime")
+    return moment("older_than", given)
 
 
-def _criterion(key: str, value: Any) -> ColumnElement[bool]:
-    if not (_is_a(key, str) and _KEY.fullmatch(key)):
-        raise ValueError(f"metadata_filter has the key {key!r:.80}: use letters, digits, _ . : / - and spaces only")
-    stored = Activity.metadata_[key].as_string()
-    for kind, name, equal in _KINDS:
-        if isinstance(value, kind):
-            json_type = _JSONType(Activity.metadata_, literal(key, String), literal(f'$."{key}"', String))
-            if kind is str:
-                return and_(json_type == name, equal(stored, value))
-            # CASE, because AND may evaluate the value first, and a text must not be cast to a number.
-            return case((json_type == name, equal(stored, value)), else_=false())
-    raise ValueError(f"metadata_filter[{key!r}] is a {type(value).__name__}: filter by a string, a number or a boolean")
+def _criterion(given_key: object, value: Any) -> ColumnElement[bool]:
+    key = plain_str(given_key)
+    if key is None or not _KEY.fullmatch(key):
+        shown = describe(given_key)
+        raise ValueError(f"metadata_filter has the key {shown}: use letters, digits, _ . : / - and spaces only")
+    json_type = _JSONType(Activity.metadata_, literal(key, String), literal(f'$."{key}"', String))
+    stored = Activity.metadata_[key]
+    for kind, equal in _KINDS:
+        if is_a(value, kind):
+            return equal(json_type, stored, value)
+    raise ValueError(f"metadata_filter[{key!r}] is {describe(value)}: filter by a string, a number or a boolean")
 
 
 def same_text(stored: SQLColumnExpression[Any], value: str, limit: int = 16_384) -> ColumnElement[bool]:
@@ -146,25 +152,54 @@ def same_text(stored: SQLColumnExpression[Any], value: str, limit: int = 16_384)
     return _Bytes(stored) == _Bytes(literal(clean_message(value, limit), String))
 
 
-def _same_boolean(stored: ColumnElement[str], value: bool) -> ColumnElement[bool]:
+def _is_string(json_type: ColumnElement[str], stored: Any, value: str) -> ColumnElement[bool]:
+    return and_(json_type == "string", same_text(stored.as_string(), value))
+
+
+def _is_boolean(json_type: ColumnElement[str], stored: Any, value: bool) -> ColumnElement[bool]:
     # SQLite extracts 1 and 0, the others the words.
-    return stored.in_(["true", "1"] if value else ["false", "0"])
+    return and_(json_type == "boolean", stored.as_string().in_(["true", "1"] if value else ["false", "0"]))
 
 
-def _same_integer(stored: ColumnElement[str], value: int) -> ColumnElement[bool]:
-    if not -(1 << 63) <= value < 1 << 63:
-        return false()
-    return cast(stored, _EXACT) == literal(value, BigInteger)  # bound as a Numeric, it would be a float to SQLite
+def _is_number(json_type: ColumnElement[str], stored: Any, value: int | float) -> ColumnElement[bool]:
+    """Whether a JSON number has this value: an integer exactly, and what is written as a float as a double.
+
+    The text of a double may be another number: 2.0**60 is written 1.152921504606847e+18.
+    """
+    # CASE, because AND may evaluate the value first, and a text must not be cast to a number.
+    cases: list[tuple[ColumnElement[bool], ColumnElement[bool]]] = []
+    if (whole := _as_integer(value)) is not None:
+        # Bound as a Numeric, the value would be a float to SQLite.
+        cases.append((json_type == "integer", cast(stored.as_string(), _EXACT) == literal(whole, BigInteger)))
+    if (double := _as_double(value)) is not None:
+        cases.append((json_type == "float", stored.as_float() == literal(double, Double)))
+    return case(*cases, else_=false()) if cases else false()
 
 
-def _same_float(stored: ColumnElement[str], value: float) -> ColumnElement[bool]:
-    return cast(stored, Double) == literal(value, Double) if math.isfinite(value) else false()
+def _as_integer(value: int | float) -> int | None:
+    """The same number as an integer of 64 bits; None if it is not one. Larger ones are stored as text."""
+    if isinstance(value, float) and not float.is_integer(value):
+        return None
+    whole = float.__int__(value) if isinstance(value, float) else int.__int__(value)
+    return whole if -(1 << 63) <= whole < 1 << 63 else None
+
+
+def _as_double(value: int | float) -> float | None:
+    """The same number as a finite double; None if there is none."""
+    if isinstance(value, float):
+        double = float.__float__(value)
+        return double if math.isfinite(double) else None
+    whole = int.__int__(value)
+    with suppress(OverflowError):
+        if int(float(whole)) == whole:
+            return float(whole)
+    return None
 
 
 # bool first, because it is a subclass of int.
-_KINDS: Final[tuple[tuple[type, str, Callable[[ColumnElement[str], Any], ColumnElement[bool]]], ...]] = (
-    (bool, "boolean", _same_boolean),
-    (int, "number", _same_integer),
-    (float, "number", _same_float),
-    (str, "string", same_text),
+_KINDS: Final[tuple[tuple[type, Callable[[ColumnElement[str], Any, Any], ColumnElement[bool]]], ...]] = (
+    (bool, _is_boolean),
+    (int, _is_number),
+    (float, _is_number),
+    (str, _is_string),
 )

@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, ActivityNotStoredError, ActivityStateError, guarded
-from agentexec_otel._model.event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._model.event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status, parse_status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import outcome_of, text_of
 from agentexec_otel._model.results import Ack, Ending, ExportResult, Refusal, Reject
-from agentexec_otel._model.text import NAME_LIMIT, prepare_message, prepare_metadata
+from agentexec_otel._model.text import NAME_LIMIT, describe, plain_str, prepare_message, prepare_metadata
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import lost_ending
@@ -131,14 +131,14 @@ def update(
         session: As for `create`.
 
     Returns:
-        True if the log was accepted. False if it was dropped because the queue is full, or if its status is terminal
-        and the attempt had ended already.
+        True if the log was accepted. False if it may be dropped because queue and spool are full. With a terminal
+        status as `complete` and `cancel`.
 
     Raises:
         ValueError: a bad ``agent_id`` or status.
         ActivityNotFoundError: no such activity.
     """
-    wanted = RUNNING if status is None else _status(status)
+    wanted = RUNNING if status is None else parse_status(status)
     parsed = parse_agent_id(agent_id)
     if session is not None:
         return record_in(synchronous(session), parsed, wanted, message, percentage, None)
@@ -163,10 +163,13 @@ def complete(
 ) -> bool:
     """End an activity as COMPLETE: the attempt that this process has seen.
 
-    Off an event loop it waits for the commit, ``AGENTEXEC_TERMINAL_TIMEOUT`` seconds at most.
+    Off an event loop it waits for the commit, ``AGENTEXEC_TERMINAL_TIMEOUT`` seconds at most. On an event loop it does
+    not wait: use `ax.activity.aio.complete` for what the database has decided.
 
     Returns:
-        False if the attempt had ended already: the log is kept as late, and the first ending stays.
+        False if the attempt had ended already: the log is kept as late, and the first ending stays. True if this is
+        the first ending, or if that is not known yet: after the timeout, and on an event loop unless this process has
+        seen the attempt's end.
 
     Raises:
         ValueError, ActivityNotFoundError: as `update`.
@@ -191,7 +194,8 @@ def error(
 def cancel(agent_id: UUID | str, message: str | None = None, session: AnySession | None = None) -> bool:
     """End the current attempt of an activity as CANCELED; the worker that runs it is notified.
 
-    Waits, returns and raises as `complete`.
+    Waits, returns and raises as `complete`, but that it always returns True on an event loop: another process may have
+    opened an attempt that this one has not seen.
     """
     text = CONF.activity_message_cancel if message is None else message
     return _terminal(agent_id, Status.CANCELED, text, None, Outcome(reason="canceled"), session)
@@ -351,8 +355,8 @@ def _opening_event(
     agent_id: UUID | str | None,
     metadata: Mapping[str, Any] | None,
 ) -> ActivityEvent:
-    if not isinstance(task_name, str) or not task_name.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"task_name must be a non-empty string, got {task_name!r:.80}")
+    if not (plain_str(task_name) or "").strip():
+        raise ValueError(f"task_name must be a non-empty string, got {describe(task_name)}")
     new_id = uuid4() if agent_id is None else parse_agent_id(agent_id)
     name = prepare_message(task_name, NAME_LIMIT, runtime.redact)
     kept = None if metadata is None else prepare_metadata(metadata, runtime.redact)
@@ -367,13 +371,6 @@ def _carrier() -> dict[str, str]:
         propagate.inject(carrier)
     carrier.pop("baggage", None)
     return carrier
-
-
-def _status(value: Status | str) -> Status:
-    try:
-        return Status(value)
-    except ValueError:
-        raise ValueError(f"{value!r:.80} is no status: use one of {', '.join(Status)}") from None
 
 
 def _pending_criteria(

@@ -11,9 +11,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Result, RowMapping, Select, Table, bindparam, func, select
 from sqlalchemy.orm import Session
 
-from agentexec_otel._model.event import ACTIVE, Status
+from agentexec_otel._model.event import ACTIVE, Status, parse_status
 from agentexec_otel._model.ids import parse_agent_id
-from agentexec_otel._model.text import describe
+from agentexec_otel._model.text import describe, is_a, plain_int, read_foreign
 from agentexec_otel.activity._filters import metadata_criteria, moment, named
 from agentexec_otel.activity._sessions import synchronous
 from agentexec_otel.activity.models import Activity, ActivityLog
@@ -111,9 +111,10 @@ def list(
     Raises:
         ValueError: An argument is malformed or out of range.
     """
-    if not _whole(page, 1):
+    whole_page, whole_size = plain_int(page), plain_int(page_size)
+    if whole_page is None or whole_page < 1:
         raise ValueError(f"page is {describe(page)}: pages are numbered from 1")
-    if not _whole(page_size, 1, _MOST_PER_PAGE):
+    if whole_size is None or not 1 <= whole_size <= _MOST_PER_PAGE:
         raise ValueError(f"page_size is {describe(page_size)}: ask for 1 to {_MOST_PER_PAGE:,}")
     criteria = metadata_criteria(metadata_filter)
     if status is not None:
@@ -124,12 +125,12 @@ def list(
         criteria.append(Activity.created_at >= moment("created_after", created_after))
     if created_before is not None:
         criteria.append(Activity.created_at < moment("created_before", created_before))
-    cut = {"row_offset": min((page - 1) * page_size, _MOST_ROWS), "row_count": page_size}
+    cut = {"row_offset": min((whole_page - 1) * whole_size, _MOST_ROWS), "row_count": whole_size}
     rows = _execute(session, _page(criteria) if criteria else _PAGE, **cut).mappings().all()
     if total is None:
         total = int(_execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
     items = [ActivityListItemSchema(**_fields(row)) for row in rows]
-    return ActivityListSchema(items=items, total=total, page=page, page_size=page_size)
+    return ActivityListSchema(items=items, total=total, page=whole_page, page_size=whole_size)
 
 
 def logs(
@@ -144,13 +145,15 @@ def logs(
         limit: Maximum number of logs.
 
     Raises:
-        ValueError: A malformed ``agent_id``, or a negative limit.
+        ValueError: A malformed ``agent_id``, a negative limit, or another type than an integer.
     """
-    if limit is not None and limit < 0:
-        raise ValueError(f"limit is {limit!r}: ask for 0 logs or more, or leave it out for all")
-    statement = _TAIL if limit is None else _TAIL.limit(min(limit, _LAST_SEQ))
-    after_seq = max(0, min(after_seq, _LAST_SEQ))
-    return _logs(session, statement, of_agent=parse_agent_id(agent_id), after_seq=after_seq)
+    most, cursor = plain_int(limit), plain_int(after_seq)
+    if limit is not None and (most is None or most < 0):
+        raise ValueError(f"limit is {describe(limit)}: ask for 0 logs or more, or leave it out for all")
+    if cursor is None:
+        raise ValueError(f"after_seq is {describe(after_seq)}: pass the last seq that you have seen, or 0 for all")
+    statement = _TAIL if most is None else _TAIL.limit(min(most, _LAST_SEQ))
+    return _logs(session, statement, of_agent=parse_agent_id(agent_id), after_seq=max(0, min(cursor, _LAST_SEQ)))
 
 
 def count_active(session: Session) -> int:
@@ -184,15 +187,10 @@ def _execute(session: Session, statement: _Select, **parameters: object) -> Resu
     return synchronous(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
 
 
-def _whole(value: object, least: int, most: int | None = None) -> bool:
-    return isinstance(value, int) and least <= value and (most is None or value <= most)
-
-
 def _statuses(status: Status | str | Iterable[Status | str]) -> builtins.list[Status]:
-    try:
-        return [Status(value) for value in ([status] if isinstance(status, str) else status)]
-    except (TypeError, ValueError):
-        raise ValueError(f"{status!r:.80} is no status: use {', '.join(Status)}") from None
+    if is_a(status, str) or not is_a(status, Iterable):
+        return [parse_status(status)]
+    return [parse_status(value) for value in read_foreign("status", lambda: builtins.list(status))]
 
 
 def _fields(row: RowMapping) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from agentexec_otel._model.event import ActivityEvent, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import outcome_of
 from agentexec_otel._model.results import ExportResult
-from agentexec_otel._model.text import describe
+from agentexec_otel._model.text import describe, plain_int, plain_str
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity, Usage
 from agentexec_otel._runtime.runtime import on_event_loop
@@ -56,9 +56,10 @@ def run(
         raise ValueError("agent_id and metadata belong to a new activity: give run() a task name with them")
     if existing is not None:
         return ActivityRun(agent_id=existing, message=message)
-    if not isinstance(task_name_or_agent_id, str):  # such as the None of an id that was never set
+    task_name = plain_str(task_name_or_agent_id)
+    if task_name is None:  # such as the None of an id that was never set
         raise ValueError(f"run() is given {describe(task_name_or_agent_id)}: give it a task name or an agent_id")
-    return ActivityRun(task_name_or_agent_id, agent_id=agent_id, message=message, metadata=metadata)
+    return ActivityRun(task_name, agent_id=agent_id, message=message, metadata=metadata)
 
 
 def current() -> ActivityRun | None:
@@ -113,7 +114,7 @@ class ActivityRun:
 
     @property
     def canceled(self) -> bool:
-        """Whether the activity was canceled elsewhere meanwhile, as far as this process has heard."""
+        """Whether the attempt was canceled, or retried elsewhere, as far as this process has heard."""
         return self._view is not None and self._view.is_canceled
 
     @property
@@ -232,25 +233,28 @@ class ActivityRun:
             return None
         self._owner = False
         live.disown(self)
-        usage = live.usage_total()
+        status, outcome = self._outcome(live, exc)
         ended_inside = live.ending is not self._ended_before
-        if ended_inside and not self.canceled and usage is None and not live.expects_usage:
-            return None  # Ended inside the block by complete() or error(); there are no tokens to add.
+        has_usage = live.usage_total() is not None or live.expects_usage
+        repeats = live.status is status and status is not Status.ERROR  # An exception says more than its status.
+        if not has_usage and (repeats or (ended_inside and not self.canceled)):
+            return None  # Ended before by complete(), error() or cancel(); there are no tokens to add.
         if self._left_open and exc is None and not ended_inside:
             return None
-        return self._end(live, exc)
+        message = self._message_of(status, exc) if not repeats else _usage_message(live.usage_total())
+        return self._end(live, status, message, outcome)
 
-    def _end(self, live: LiveActivity, exc: BaseException | None) -> Future[ExportResult]:
-        status, outcome = self._outcome(live, exc)
+    @staticmethod
+    def _message_of(status: Status, exc: BaseException | None) -> str:
+        if status is Status.ERROR:
+            return _lifecycle.error_message(exc)
+        return CONF.activity_message_complete if status is Status.COMPLETE else CONF.activity_message_cancel
+
+    @staticmethod
+    def _end(live: LiveActivity, status: Status, message: str, outcome: Outcome | None) -> Future[ExportResult]:
         # A run may be at work still, uncounted.
         live.expect_usage(outcome is not None and outcome.requests is not None)
-        messages = {
-            Status.COMPLETE: CONF.activity_message_complete,
-            Status.CANCELED: CONF.activity_message_cancel,
-            Status.ERROR: _lifecycle.error_message(exc),
-        }
-        percentage = 100 if status is Status.COMPLETE else None
-        return process.active().end(live, status, messages[status], percentage, outcome)
+        return process.active().end(live, status, message, 100 if status is Status.COMPLETE else None, outcome)
 
     @staticmethod
     def _outcome(live: LiveActivity, exc: BaseException | None) -> tuple[Status, Outcome | None]:
@@ -279,7 +283,15 @@ class ActivityRun:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 else None
+    count = None if value is True or value is False else plain_int(value)
+    return count if count is not None and 0 <= count < 1 << 63 else None
+
+
+def _usage_message(usage: Usage | None) -> str:
+    """The text of a log that is there for its usage: how the activity has ended was said before."""
+    names = ("input tokens", "output tokens", "requests")
+    counts = (f"{name} {count}" for name, count in zip(names, usage or (), strict=False) if count is not None)
+    return f"Usage: {', '.join(counts) or 'unknown'}."
 
 
 def _as_agent_id(value: str | UUID) -> UUID | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session
 
+from agentexec_otel._model.text import type_name
 from agentexec_otel.activity.models import Activity
 
 if TYPE_CHECKING:
@@ -20,14 +21,22 @@ _KEY = "agentexec_otel.after_commit"
 
 def synchronous(session: Session | AsyncSession | scoped_session[Session]) -> Session:
     """Return the session, or that of a registry. Raises TypeError for anything else."""
-    if isinstance(session, scoped_session):  # such as Flask-SQLAlchemy's db.session
-        return session()
-    if not isinstance(session, Session):
+    if _is(session, scoped_session):  # such as Flask-SQLAlchemy's db.session
+        return cast("scoped_session[Session]", session)()
+    if not _is(session, Session):
         raise TypeError(
-            f"session must be a sqlalchemy.orm.Session, got {type(session).__name__}: with an AsyncSession use"
+            f"session must be a sqlalchemy.orm.Session, got {type_name(session)}: with an AsyncSession use"
             " ax.activity.aio"
         )
-    return session
+    return cast(Session, session)
+
+
+def _is(value: object, kind: type) -> bool:
+    """Like `isinstance`, by which a proxy of a session is one; False if the object's ``__class__`` raises."""
+    try:
+        return isinstance(value, kind)
+    except Exception:  # noqa: BLE001
+        return False
 
 
 def connection_of(session: Session) -> Connection:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from sqlalchemy.orm import Session
 
+from agentexec_otel._model.text import type_name
 from agentexec_otel.activity import _lifecycle, _query
 from agentexec_otel.activity._session_writes import store_pending
 
@@ -39,9 +40,9 @@ _R = TypeVar("_R")
 
 
 def _asynchronous(session: AsyncSession) -> AsyncSession:
-    if not hasattr(session, "run_sync"):  # its class cannot be imported without greenlet
+    if not hasattr(type(session), "run_sync"):  # its class cannot be imported without greenlet
         raise TypeError(
-            f"session must be an AsyncSession here, got {type(session).__name__}: a Session is for ax.activity itself"
+            f"session must be an AsyncSession here, got {type_name(session)}: a Session is for ax.activity itself"
         )
     return session
 

@@ -1,6 +1,6 @@
-"""Events that can never be stored, kept beside the spool for a person to inspect.
+"""Events that can never be stored and messages that no task can run, kept beside the spool for a person to inspect.
 
-``dead-letters.jsonl`` has one JSON object a line: ``reason``, and ``event`` as the spool encodes it.
+``dead-letters.jsonl`` has one JSON object a line: ``reason``, and ``event`` as the spool encodes it, or ``message``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from agentexec_otel._model.codec import MalformedEventError, encode
 from agentexec_otel._model.event import ActivityEvent
@@ -26,15 +27,28 @@ def keep_dead_letter(directory: Path | None, event: ActivityEvent, reason: str) 
     Args:
         directory: None only logs. The file has the mode 0600 and is bounded to 16 MiB.
     """
-    where = "lost"
-    if directory is not None and _append(directory / FILE_NAME, event, reason):
-        where = f"kept in {directory}/{FILE_NAME}"
+    entry: dict[str, Any] | None = None
+    with suppress(MalformedEventError):
+        entry = {"reason": reason, "event": json.loads(encode(event))}
+    where = _keep(directory, entry)
     _logger.error("an event of activity %s was refused and is %s: %s", event.agent_id, where, reason)
 
 
-def _append(path: Path, event: ActivityEvent, reason: str) -> bool:
-    with suppress(OSError, MalformedEventError):
-        line = json.dumps({"reason": reason, "event": json.loads(encode(event))}) + "\n"
+def keep_message(directory: Path | None, message: str, reason: str) -> None:
+    """Like `keep_dead_letter`, for a message of a task queue. Both texts are bounded and redacted by the caller."""
+    where = _keep(directory, {"reason": reason, "message": message})
+    _logger.error("a message of a task was refused and is %s: %s", where, reason)
+
+
+def _keep(directory: Path | None, entry: dict[str, Any] | None) -> str:
+    if directory is not None and entry is not None and _append(directory / FILE_NAME, entry):
+        return f"kept in {directory}/{FILE_NAME}"
+    return "lost"
+
+
+def _append(path: Path, entry: dict[str, Any]) -> bool:
+    with suppress(OSError):
+        line = json.dumps(entry) + "\n"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         handle = os.open(path, flags, 0o600)
         try:

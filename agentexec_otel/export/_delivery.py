@@ -49,6 +49,7 @@ class Entry:
         abandoned: The producer has given up, so the event must not be stored.
         maybe_stored: A try failed after the event was sent: the exporter may have stored it.
         position: Where the spool has the event.
+        answered: The processor has counted what became of it.
     """
 
     event: ActivityEvent
@@ -57,6 +58,7 @@ class Entry:
     abandoned: bool = False
     maybe_stored: bool = False
     position: int | None = None
+    answered: bool = False
 
 
 Answered: TypeAlias = tuple[Entry, ExportResult]

@@ -11,19 +11,23 @@ import os
 import sys
 import threading
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from typing import Any, TypeVar
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError, guarded
 from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel._model.results import Ack, ExportResult, Reject, Retry
 from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export._backlog import Backlog, Job
-from agentexec_otel.export._dead_letters import keep_dead_letter
+from agentexec_otel.export._dead_letters import keep_dead_letter, keep_message
 from agentexec_otel.export._delivery import Answered, ClosingError, Delivery, DeliveryCounts, Entry, Storing
 from agentexec_otel.export._protocol import ActivityExporter
 from agentexec_otel.export._replay import Replay
@@ -33,6 +37,9 @@ _logger = logging.getLogger("agentexec_otel.export")
 _T = TypeVar("_T")
 
 HOUSEKEEPING_INTERVAL = 1.0
+_CUT_SECONDS = 0.1
+FIRST_BACKOFF = 0.05
+LONGEST_BACKOFF = 5.0
 _CLOSED = "the writer has been shut down"
 
 
@@ -79,8 +86,10 @@ class ActivityProcessor:
         self._thread: threading.Thread | None = None
         self._deadline: float | None = None  # The writer is to end, by then at the latest.
         self._nudge = threading.Event()
+        # What the writer has taken, up to what it works on. An unexpected exception leaves the rest here.
+        self._taken: deque[Entry | Job] = deque()
         self._in_flight = 0
-        self._positions: list[int] = []  # In the spool, of what is acknowledged in this batch.
+        self._positions: list[int] = []  # In the spool, of what was answered and is still to be acknowledged there.
         self._counts = DeliveryCounts()
         self._delivery = Delivery(self.exporter, self._acknowledge, self._drop, self._pause)
         self._replay = Replay(self._spool)
@@ -88,7 +97,7 @@ class ActivityProcessor:
     # -- producers ------------------------------------------------------------------------------------------
 
     def emit(self, event: ActivityEvent) -> bool:
-        """Take an event and return at once. False if it was dropped: progress, with no room anywhere."""
+        """Take an event and return at once. False if it may be dropped: progress, with no room anywhere."""
         if self._thread is None or self._pid != os.getpid():
             self.start()
         return not self._closed and self._backlog.put(Entry(event))
@@ -206,20 +215,25 @@ class ActivityProcessor:
     def health(self) -> dict[str, Any]:
         """What the writer is doing, as plain values.
 
-        ``emitted`` + ``replayed`` = ``committed`` + ``duplicate`` + ``dropped`` + ``dead_lettered`` + ``rejected``
-        + ``withdrawn`` + ``pending``, whenever nothing moves.
+        ``emitted`` + ``replayed`` = ``committed`` + ``duplicate`` + ``dropped`` + ``damaged`` + ``dead_lettered``
+        + ``rejected`` + ``withdrawn`` + ``pending``, whenever nothing moves.
         """
         spool = self._backlog.spool
+        intake, counts = asdict(self._backlog.intake), asdict(self._counts)
+        # A damaged record of a dead process was an event that came in and is lost.
+        intake["damaged"] += self._replay.damaged
+        counts["replayed"] += self._replay.damaged
         return {
             "exporter": type(self.exporter).__name__,
-            "durability": spool.durability if spool is not None else "memory",
+            "durability": spool.durability if spool is not None and spool.is_intact else "memory",
             "pending": self.pending,
             "spool_bytes": spool.size() if spool is not None else 0,
+            "spool_restored": self._backlog.restored,
             "outage_seconds": self._delivery.outage_seconds,
             "last_error": self.last_error,
             "retried": self._delivery.retries,
-            **asdict(self._backlog.intake),
-            **asdict(self._counts),
+            **intake,
+            **counts,
         }
 
     # -- start, flush and shutdown --------------------------------------------------------------------------
@@ -306,6 +320,10 @@ class ActivityProcessor:
             self._report_left(left)
         with guarded("shutting an exporter down"):
             self.exporter.shutdown(max(0.0, deadline - time.monotonic()))
+        if thread is not None and self._pid == os.getpid():
+            # The exporter may have cut the writer's connection just now. What the writer then clears up would race the
+            # exit handler of `weakref`, which iterates over a dict of all threads.
+            thread.join(_CUT_SECONDS)
         if self._spool is not None:
             self._spool.close()
         return left == 0
@@ -330,25 +348,49 @@ class ActivityProcessor:
             after_fork()
 
     def _run(self) -> None:
+        if not self._is_the_writer():
+            return
+        backoff = FIRST_BACKOFF
+        reported = set[object]()
         with suppressed_instrumentation():
             while not self._is_done():
                 try:
-                    wait = 0.0 if self._replay.pending else HOUSEKEEPING_INTERVAL
-                    self._work(self._backlog.take(self._max_batch_size, wait))
-                    if not self._is_done():
-                        self._housekeep()
+                    self._step()
+                    backoff = FIRST_BACKOFF
                 except ClosingError:
                     break
                 except BaseException as exc:  # noqa: BLE001  # every producer relies on this thread
-                    _logger.error("the activity writer continues after %s", type(exc).__name__)
+                    _report_once(exc, reported)
+                    self._nudge.wait(backoff if self._deadline is None else FIRST_BACKOFF)
+                    self._nudge.clear()
+                    backoff = min(2 * backoff, LONGEST_BACKOFF)
             self._abandon()
+
+    def _is_the_writer(self) -> bool:
+        """Whether this thread is the writer. Not if `start` was interrupted, and has started another one since."""
+        with self._lock:
+            self._thread = self._thread or threading.current_thread()
+            return self._thread is threading.current_thread()
+
+    def _step(self) -> None:
+        is_resuming = bool(self._taken)
+        if not is_resuming:
+            wait = 0.0 if self._replay.pending else HOUSEKEEPING_INTERVAL
+            self._take(self._backlog.take(self._max_batch_size, wait))
+        self._work(replay=is_resuming)
+        if not self._is_done():
+            self._housekeep()
 
     def _is_done(self) -> bool:
         deadline = self._deadline
-        return deadline is not None and (self._backlog.idle or time.monotonic() >= deadline)
+        is_idle = self._backlog.idle and not self._taken
+        return deadline is not None and (is_idle or time.monotonic() >= deadline)
 
     def _abandon(self) -> None:
         """Answer everyone who waits for a writer that ends."""
+        for job in self._taken:
+            if isinstance(job, Job):
+                job.give_up()
         for item in self._backlog.drain():
             if isinstance(item, Job):
                 item.give_up()
@@ -357,49 +399,48 @@ class ActivityProcessor:
             if item.on_result is not None:
                 item.on_result(Reject(_CLOSED))
 
-    def _work(self, items: list[Entry | Job]) -> None:
+    def _take(self, items: Sequence[Entry | Job]) -> None:
         self._in_flight += sum(isinstance(item, Entry) for item in items)
-        jobs = [item for item in items if isinstance(item, Job)]
-        batch: list[Entry] = []
-        try:
-            for item in items:
-                if isinstance(item, Entry):
-                    batch.append(item)
-                    continue
-                self._deliver(batch)
-                batch = []
-                with guarded("a job of the writer"):
-                    jobs.pop(0).run()
-            self._deliver(batch)
-        except ClosingError:
-            for job in jobs:
-                job.give_up()
-            raise
+        self._taken.extend(items)
 
-    def _deliver(self, batch: list[Entry], *, replay: bool = False) -> None:
-        if not batch:
+    def _work(self, *, replay: bool = False) -> None:
+        """Deliver the events and run the jobs that were taken, in order."""
+        while self._taken:
+            batch = cast("list[Entry]", list(takewhile(_is_entry, self._taken)))
+            self._deliver([entry for entry in batch if not entry.answered], replay=replay)
+            for _ in batch:
+                self._taken.popleft()
+            if self._taken:
+                with guarded("a job of the writer"):
+                    cast("Job", self._taken.popleft()).run()
+
+    def _deliver(self, batch: list[Entry], *, replay: bool) -> None:
+        if not batch and not self._positions:
             return
         try:
             self._delivery.deliver(batch, replay=replay)
         finally:
-            positions, self._positions = self._positions, []
-            if positions:
-                self._backlog.ack(positions)
+            if self._positions:
+                self._backlog.ack(self._positions)
+                self._positions = []
             self._backlog.sync()
 
     def _housekeep(self) -> None:
+        self._backlog.restore()
         if chunk := self._replay.next_chunk():
             self._counts.replayed += len(chunk)
-            self._in_flight += len(chunk)
-            self._deliver(chunk, replay=True)
+            self._take(chunk)
+            self._work(replay=True)
         if self._on_idle is not None:
             with guarded("the writer's housekeeping"):
                 self._on_idle()
 
     def _acknowledge(self, answered: Sequence[Answered]) -> None:
-        self._in_flight -= len(answered)
-        self._positions += [entry.position for entry, _ in answered if entry.position is not None]
         for entries, result in _runs(answered):
+            for entry in entries:
+                entry.answered = True
+            self._in_flight -= len(entries)
+            self._positions += [entry.position for entry in entries if entry.position is not None]
             if isinstance(result, Ack):
                 self._counts.add(result, len(entries))
             elif isinstance(result, Reject):
@@ -420,9 +461,19 @@ class ActivityProcessor:
             self._counts.rejected += 1  # The producer raises an exception.
         else:
             self._counts.dead_lettered += 1
-            keep_dead_letter(self._spool.path if self._spool is not None else None, entry.event, result.reason)
+            keep_dead_letter(self._dead_letters, entry.event, result.reason)
+
+    @property
+    def _dead_letters(self) -> Path | None:
+        """The folder for what can never be stored."""
+        return self._spool.path if self._spool is not None else None
+
+    def keep_message(self, message: str, reason: str) -> None:
+        """Keep a message of a task queue that no worker can run with the dead letters, and log the reason."""
+        keep_message(self._dead_letters, message, reason)
 
     def _drop(self, entry: Entry) -> None:
+        entry.answered = True
         self._in_flight -= 1
         self._counts.withdrawn += 1
 
@@ -431,12 +482,25 @@ class ActivityProcessor:
         end = time.monotonic() + seconds
         while self._deadline is None and not self._nudge.is_set() and time.monotonic() < end:
             self._nudge.wait(min(0.1, max(0.0, end - time.monotonic())))
+            self._backlog.restore()
             self._backlog.sync()
         if self._deadline is None:
             self._nudge.clear()
             return False
         time.sleep(min(seconds, 0.05))
         return time.monotonic() >= self._deadline
+
+
+def _is_entry(item: Entry | Job) -> bool:
+    return isinstance(item, Entry)
+
+
+def _report_once(exc: BaseException, reported: set[object]) -> None:
+    raised_at = traceback.extract_tb(exc.__traceback__)[-1]
+    origin = type(exc), raised_at.filename, raised_at.lineno
+    if origin not in reported:
+        reported.add(origin)
+        _logger.error("the activity writer tries again after an unexpected exception", exc_info=exc)
 
 
 def _runs(answered: Sequence[Answered]) -> Iterator[tuple[list[Entry], ExportResult]]:

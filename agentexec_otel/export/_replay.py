@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 
-from agentexec_otel._model.codec import MalformedEventError, decode
+from agentexec_otel._model.codec import LaterSchemaError, MalformedEventError, decode
 from agentexec_otel.export._delivery import Entry
 from agentexec_otel.export.spool import Orphan, Spool
 
@@ -23,9 +23,14 @@ class Replay:
     """Reads the events of orphans.
 
     An orphan is removed when the chunk after its last one is requested. By then the caller has stored the earlier ones.
+    If a later version has written any of its events, it is kept for that version instead.
+
+    Attributes:
+        damaged: Number of records that were not readable.
     """
 
     def __init__(self, spool: Spool | None) -> None:
+        self.damaged = 0
         self._spool = spool
         self._due = float("-inf")
         self._chunks: Iterator[list[Entry]] | None = None
@@ -55,21 +60,43 @@ class Replay:
         for orphan in self._spool.recover() if self._spool is not None else ():
             with closing(orphan):
                 files += 1
-                entries = _entries(orphan)
+                records = _Records(orphan)
+                entries = iter(records)
                 while chunk := list(islice(entries, CHUNK)):
                     events += len(chunk)
                     yield chunk
-                orphan.done()
+                self._finish(orphan, records)
         if events:
             _logger.warning("%d activity events were recovered from %d files that dead processes left", events, files)
 
+    def _finish(self, orphan: Orphan, records: _Records) -> None:
+        damaged = records.malformed + orphan.damaged
+        self.damaged += damaged
+        if damaged:
+            _logger.error("%d activity events of a dead process are lost: their records are damaged", damaged)
+        if records.later and self._spool is not None:
+            self._spool.keep(orphan, f"has {records.later} events of a later version of agentexec-otel")
+        else:
+            orphan.done()
 
-def _entries(orphan: Orphan) -> Iterator[Entry]:
-    unreadable = 0
-    for payload in orphan:
-        try:
-            yield Entry(decode(payload))
-        except MalformedEventError:
-            unreadable += 1
-    if unreadable:
-        _logger.error("%d records of a dead process hold no activity event and are skipped", unreadable)
+
+class _Records:
+    """Iterates over the events of an orphan.
+
+    Attributes:
+        malformed: Number of records that hold no event.
+        later: Number of records of a schema that is not known here.
+    """
+
+    def __init__(self, orphan: Orphan) -> None:
+        self.malformed = self.later = 0
+        self._orphan = orphan
+
+    def __iter__(self) -> Iterator[Entry]:
+        for payload in self._orphan:
+            try:
+                yield Entry(decode(payload))
+            except LaterSchemaError:
+                self.later += 1
+            except MalformedEventError:
+                self.malformed += 1

@@ -198,12 +198,12 @@ def _metadata(given: object, ids: Mapping[str, object]) -> dict[str, Any] | None
 
 
 def _plain(value: object) -> Any:
-    with suppress(Exception):
+    with suppress(Exception):  # The application's value may be anything: its text is kept instead.
         return json.loads(json.dumps(value, allow_nan=False))
     return _text(value)
 
 
 def _text(value: object) -> str:
-    with suppress(Exception):
+    with suppress(Exception):  # Its `__str__` may raise: the name of its type is kept instead.
         return str(value)
     return f"<{type_name(value)}>"

@@ -56,6 +56,8 @@ class Progress:
         self._block = ref(block)  # `_progress` holds this object for as long as the block lives.
         self._routine = RateLimit(_BURST, _PER_SECOND)
         self._notable = RateLimit(_BURST, _PER_SECOND)
+        self._reported: set[str] = set()  # calls of tools that have gone wrong, and are not over
+        self._listed: dict[str, int] = {}
         self.is_hooked = False
         """Whether run hooks report turns, tools and handoffs, so that spans need not."""
 
@@ -67,16 +69,40 @@ class Progress:
         """A tool is called."""
         self._add_routine(_STEPS, f"Calling {name}")
 
-    def tool_done(self, name: str) -> None:
+    def tool_done(self, name: str, call: str) -> None:
         """A tool has returned."""
-        self._add_routine(_DETAIL, f"{name} is done")
+        if call not in self._reported:
+            self._add_routine(_DETAIL, f"{name} is done")
 
-    def tool_failed(self, name: str, error: str | None) -> None:
+    def tool_failed(self, name: str, error: str | None, call: str | None = None) -> None:
         """A tool has raised; the model may recover from it. The level ``detail`` adds `error`."""
         if (block := self._block()) is not None and block.canceled:
             return  # The run was stopped, perhaps before the tool began.
-        detail = f": {error}" if error and _level() >= _DETAIL else ""
-        self._add_notable(_STEPS, f"{name} failed{detail}")
+        self._add_once(call, f"{name} failed", error)
+
+    def tool_answered_error(self, name: str, error: str | None, call: str | None) -> None:
+        """An MCP server has answered that its tool has failed. The level ``detail`` adds `error`."""
+        self._add_once(call, f"{name} answered with an error", error)
+
+    def tool_timed_out(self, name: str, seconds: float, call: str | None) -> None:
+        """A tool has taken longer than it may."""
+        self._add_once(call, f"{name} timed out after {seconds:g} s")
+
+    def tool_misused(self, name: str, call: str | None) -> None:
+        """The model has called a tool with arguments that the tool does not take."""
+        self._add_once(call, f"{name} was called with invalid arguments")
+
+    def tool_not_approved(self, name: str, call: str | None) -> None:
+        """A person has rejected the call of a tool."""
+        self._add_once(call, f"{name} was not approved")
+
+    def rejected(self, guardrail: str, name: str, what: str, call: str | None) -> None:
+        """A guardrail has rejected the call of a tool, or its output."""
+        self._add_once(call, f"Guardrail {guardrail} rejected the {what} of {name}")
+
+    def forget(self, call: str) -> None:
+        """The call of a tool is over: nothing more is reported about it."""
+        self._reported.discard(call)
 
     def handoff(self, from_agent: str, to_agent: str) -> None:
         """One agent hands the conversation over to another."""
@@ -89,9 +115,19 @@ class Progress:
         else:
             self._add_routine(_DETAIL, f"Guardrail {name} passed")
 
+    def guardrail_failed(self, name: str) -> None:
+        """A guardrail has raised instead of deciding."""
+        self._add_notable(_STEPS, f"Guardrail {name} failed")
+
     def listed(self, server: str, count: int) -> None:
-        """An MCP server has listed its tools."""
-        self._add_routine(_DETAIL, f"{server} offers {count} tool{'' if count == 1 else 's'}")
+        """An MCP server has listed its tools. Frameworks ask at each turn: only another number is reported again."""
+        if self._listed.get(server) != count:
+            self._listed[server] = count
+            self._add_routine(_DETAIL, f"{server} offers {count} tool{'' if count == 1 else 's'}")
+
+    def not_listed(self, server: str) -> None:
+        """An MCP server could not list its tools."""
+        self._add_notable(_STEPS, f"{server} did not list its tools")
 
     def limit(self, max_turns: object) -> None:
         """The turns are used up."""
@@ -101,6 +137,15 @@ class Progress:
         block = self._block()
         if block is not None and _level() >= level and self._routine.take() and not _is_reported(block):
             add_log(block, message)
+
+    def _add_once(self, call: str | None, message: str, error: str | None = None) -> None:
+        """Add the only log about how a call has ended."""
+        if call in self._reported:
+            return
+        if call is not None:
+            self._reported.add(call)
+        detail = f": {error}" if error and _level() >= _DETAIL else ""
+        self._add_notable(_STEPS, f"{message}{detail}")
 
     def _add_notable(self, level: int, message: str) -> None:
         block = self._block()

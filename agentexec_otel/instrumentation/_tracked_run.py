@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
@@ -35,6 +35,21 @@ class Framework:
     remember: Callable[[UUID, Any], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a run had done when it was interrupted, and what was decided since then.
+
+    Attributes:
+        turns: Turns that it had taken.
+        usage: Tokens that it had spent in total. None if they belong to another activity.
+        rejected: Calls of tools that a person has rejected, each by the tool's name and the call's id.
+    """
+
+    turns: int
+    usage: Usage | None
+    rejected: Sequence[tuple[str, str]]
+
+
 class TrackedRun:
     """One run of agents in `block`.
 
@@ -46,7 +61,7 @@ class TrackedRun:
         on_left: Called at the end, with the exception that left the run.
 
     Args:
-        earlier: Tokens that the run had spent in total when it was interrupted.
+        earlier: If the run is resumed: what it had done before.
         is_joined: The block belongs to another owner, which decides whether the activity stays open.
         leaves_block: Leave the block at the end, unless it is joined.
         is_private: Store no text of an exception, only its type.
@@ -57,7 +72,7 @@ class TrackedRun:
         framework: Framework,
         block: ActivityRun,
         *,
-        earlier: Usage | None = None,
+        earlier: Earlier | None = None,
         is_joined: bool = False,
         leaves_block: bool = True,
         is_private: bool = False,
@@ -76,12 +91,13 @@ class TrackedRun:
         self._held: dict[int, Usage] = {}
         self._is_stopped = False
         self._is_refused = False
-        self._turn = 0
+        self._turn = 0 if earlier is None else earlier.turns
+        self._rejected = () if earlier is None else earlier.rejected
         self._tools_running = 0
         self._tools_idle = asyncio.Event()
-        if earlier is not None:
+        if earlier is not None and earlier.usage is not None:
             with guarded("recording the usage of a run"):
-                self._count_elsewhere(Tokens.of(earlier))
+                self._count_elsewhere(Tokens.of(earlier.usage))
 
     def _count_elsewhere(self, spent: Tokens) -> None:
         """Count the tokens that were not counted in this process, in the current attempt."""
@@ -113,6 +129,9 @@ class TrackedRun:
         self._stop_if_canceled()
         self._turn += 1
         if self.progress is not None:
+            for rejected in self._rejected:
+                self.progress.tool_not_approved(*rejected)
+            self._rejected = ()
             self.progress.turn(self._turn, agent)
 
     async def before_tool(self, name: str) -> None:
@@ -125,11 +144,9 @@ class TrackedRun:
         if self.progress is not None:
             self.progress.tool(name)
 
-    def after_tool(self, name: str) -> None:
-        """A tool has returned."""
+    def after_tool(self) -> None:
+        """A tool has returned. The caller reports whether it succeeded, which only the framework knows."""
         self._release_tool()
-        if self.progress is not None:
-            self.progress.tool_done(name)
 
     def on_handoff(self, from_agent: str, to_agent: str) -> None:
         """One agent hands the conversation over to another."""
@@ -208,7 +225,8 @@ class TrackedRun:
                     self._framework.remember(self.block.agent_id, self.result)
         if self._is_joined and self._outer is not None:
             self._outer._release_tool()  # No hook reports the end of an agent that is a tool and waits.
-        add_log(self.block, f"Stopped for the approval of {count} tool call{'s' if count > 1 else ''}.")
+        if self._caller() is None:  # Otherwise the calling run stops for the same approval.
+            add_log(self.block, f"Stopped for the approval of {count} tool call{'s' if count > 1 else ''}.")
 
 
 _current: Final[ContextVar[TrackedRun | None]] = ContextVar("agentexec_otel.tracked_run", default=None)

@@ -23,12 +23,13 @@ from agentexec_otel._model.event import ActivityEvent, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import qualified_name
 from agentexec_otel._model.reasons import Reason
+from agentexec_otel._model.text import prepare_message
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.process import active, configure, is_configured, shutdown
 from agentexec_otel._runtime.runtime import Runtime, on_event_loop
 from agentexec_otel.activity import ActivityRun, aio
 from agentexec_otel.activity._lifecycle import create_async, create_soon, describe_error, error_message
-from agentexec_otel.export import Ack, ExportResult, StoredActivity
+from agentexec_otel.export import Ack, ExportResult, Refusal, Reject, StoredActivity
 
 __all__ = ["active", "configure", "is_configured", "shutdown"]
 
@@ -46,7 +47,12 @@ HANDED_BACK: Final = "handed back"
 
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 1.0
+_TRACEBACK_LIMIT: Final = 65_536
 _SHUT_DOWN: Final = "the writer has been shut down: the task was not started"
+
+
+class RefusedMessageError(Exception):
+    """No worker can run this message. The text is the reason, without content of the message."""
 
 
 # -- the runtime ------------------------------------------------------------------------------------------------
@@ -62,6 +68,16 @@ async def stored_within(seconds: float, answer: Future[ExportResult]) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await asyncio.wrap_future(answer)  # Canceling the wait does not cancel the event.
+
+
+def redacted(text: str) -> str:
+    """A text as it may be logged, bounded like a traceback."""
+    return prepare_message(text, _TRACEBACK_LIMIT, active().redact)
+
+
+def keep_message(message: str, reason: str) -> None:
+    """Keep a message that no worker can run with the dead letters, and log the reason."""
+    active().keep_message(message, reason)
 
 
 # -- create and end ---------------------------------------------------------------------------------------------
@@ -223,9 +239,10 @@ async def claim(
         opened: The event that created the activity, if the message carries it. Saves reading the row.
 
     Returns:
-        The block to run in; None if another worker has started the attempt, or if it has ended or does not exist.
+        The block to run in; None if another worker has started the attempt, or if it has ended.
 
     Raises:
+        RefusedMessageError: Only without `patience`: the activity does not exist, or cannot have come to this attempt.
         TimeoutError: The writer was shut down.
     """
     runtime = active()
@@ -234,13 +251,16 @@ async def claim(
         if opened is not None and attempt == 1 and runtime.known(agent_id) is None:
             runtime.created_elsewhere(opened)
         live = await _find_attempt(runtime, agent_id, attempt, deadline)
-        if live is None or live.owner is not None or live.status is not Status.QUEUED:
+        if live.owner is not None or live.status is not Status.QUEUED:
             return None
         return await _claimed(runtime, live, deadline)
     except TimeoutError:
         if runtime.is_closed:
             raise
-        return _start_unguarded(runtime, agent_id)
+    except RefusedMessageError:
+        if patience is None:
+            raise
+    return _start_unguarded(runtime, agent_id)
 
 
 async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None) -> TaskRun | None:
@@ -259,6 +279,9 @@ async def _claimed(runtime: Runtime, live: LiveActivity, deadline: float | None)
         return run
     if runtime.is_closed:
         raise TimeoutError(_SHUT_DOWN)
+    if isinstance(result, Reject) and result.refusal in (Refusal.UNKNOWN, Refusal.AHEAD):
+        runtime.forget(live)
+        raise RefusedMessageError(result.reason)
     return None
 
 
@@ -272,8 +295,12 @@ def _release(run: TaskRun, result: ExportResult, handed_back: bool) -> None:
         run.end(asyncio.CancelledError())
 
 
-async def _find_attempt(runtime: Runtime, agent_id: UUID, attempt: int, deadline: float | None) -> LiveActivity | None:
-    """The view of this attempt or a later one, from its row if this process has not seen it."""
+async def _find_attempt(runtime: Runtime, agent_id: UUID, attempt: int, deadline: float | None) -> LiveActivity:
+    """The view of this attempt or a later one, from its row if this process has not seen it.
+
+    Raises:
+        RefusedMessageError: The activity does not exist, or cannot have come to this attempt.
+    """
     known = runtime.known(agent_id)
     if known is not None and known.is_resolved and (known.attempt or 0) >= attempt and not known.is_over:
         return known
@@ -287,13 +314,22 @@ async def _find_attempt(runtime: Runtime, agent_id: UUID, attempt: int, deadline
             if stored is not None and stored.attempt >= attempt:
                 return runtime.adopt(stored)
             if time.monotonic() >= given_up:
-                return None if stored is None else await _adopt_next(runtime, stored, attempt, deadline)
+                return await _adopt_next(runtime, _expected(stored, agent_id, attempt), attempt, deadline)
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError
         if runtime.is_closed:
             raise TimeoutError(_SHUT_DOWN)
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _expected(stored: StoredActivity | None, agent_id: UUID, attempt: int) -> StoredActivity:
+    """The row, if the attempt may be the next one. A worker stores its claim before its attempt can fail."""
+    if stored is None:
+        raise RefusedMessageError(f"no activity has the agent_id {agent_id}")
+    if attempt > stored.attempt + 1:
+        raise RefusedMessageError(f"it is of a later attempt than the activity {agent_id} can have come to")
+    return stored
 
 
 async def _adopt_next(runtime: Runtime, stored: StoredActivity, attempt: int, deadline: float | None) -> LiveActivity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 from uuid import UUID
@@ -14,8 +15,11 @@ from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, TaskNotSentError, UnknownTaskError
-from agentexec_otel._model.text import describe
+from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._model.text import as_text, describe
+from agentexec_otel.activity import current
 from agentexec_otel.tasks import _activities, _sdk
+from agentexec_otel.tasks._activities import RefusedMessageError
 from agentexec_otel.tasks._definition import Definition, TaskFunction
 from agentexec_otel.tasks._task import Task
 from agentexec_otel.tasks.taskiq.brokers import make_broker
@@ -78,6 +82,8 @@ class Pool:
         self._starting = asyncio.Lock()
         self._started_on: asyncio.AbstractEventLoop | None = None
         self.broker.add_middlewares(ActivityMiddleware(strict=True))
+        # First: a task that another middleware refuses to start has ended then, too.
+        self.broker.middlewares.insert(0, self.broker.middlewares.pop())
         self.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._note_started)
         _fail_unknown_tasks(self.broker, self._tasks)
         if engine_or_url is not None or not _activities.is_configured():
@@ -148,6 +154,7 @@ class Pool:
             TaskNotSentError: The broker or a middleware did not accept the task. The activity has ended as ERROR, with
                 the reason ``enqueue``.
         """
+        task_name = as_text(task_name)
         if task_name not in self._tasks:
             raise UnknownTaskError(task_name, self._tasks)
         definition, task = self._tasks[task_name]
@@ -236,6 +243,7 @@ async def enqueue(
     message: str | None = None,
 ) -> Task:
     """`Pool.enqueue` on the pool that has the task; on the newest one if several pools have a task of that name."""
+    task_name = as_text(task_name)
     pools = [pool for reference in _pools if (pool := reference()) is not None]
     for pool in reversed(pools):
         if task_name in pool.tasks:
@@ -251,25 +259,43 @@ def _is_reloaded(one: TaskFunction, other: TaskFunction) -> bool:
 def _adapted(definition: Definition) -> Callable[..., Any]:
     """The function as taskiq calls it: plain values in, plain values out."""
 
-    async def run(agent_id: str, context: Any) -> Any:
-        value = await definition.function(agent_id=UUID(agent_id), context=definition.unpack(context))
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        value = await definition.function(**_arguments(definition, args, kwargs))
         return definition.pack_result(value, CONF.result_limit)
 
-    def run_sync(agent_id: str, context: Any) -> Any:
-        value = definition.function(agent_id=UUID(agent_id), context=definition.unpack(context))
+    def run_sync(*args: Any, **kwargs: Any) -> Any:
+        value = definition.function(**_arguments(definition, args, kwargs))
         return definition.pack_result(value, CONF.result_limit)
 
     return run if definition.is_async else run_sync
+
+
+def _arguments(definition: Definition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The function's arguments from those of the message. Raises RefusedMessageError if they do not fit."""
+    run = current()
+    try:
+        if args or kwargs.keys() != {"agent_id", "context"}:
+            raise TypeError("a task takes agent_id and context, by name")
+        agent_id = parse_agent_id(kwargs["agent_id"])
+        if run is None or run.agent_id != agent_id:
+            raise ValueError("the agent_id is not that of the activity")
+        return {"agent_id": agent_id, "context": definition.unpack(kwargs["context"])}
+    except (TypeError, ValueError) as exc:
+        raise RefusedMessageError("its arguments are not those of its task") from exc
 
 
 def _fail_unknown_tasks(broker: AsyncBroker, known: Collection[str]) -> None:
     """Fail the activity of a message whose task is not registered here. taskiq only logs and drops the message."""
     find = broker.find_task
 
-    def find_task(task_name: str) -> AsyncTaskiqDecoratedTask[Any, Any]:
-        async def unknown(agent_id: str, context: Any) -> None:
-            raise UnknownTaskError(task_name, known)
+    @lru_cache(maxsize=64)  # The middleware and taskiq have to get the same object.
+    def unknown_task(task_name: str) -> AsyncTaskiqDecoratedTask[Any, Any]:
+        async def unknown(*args: Any, **kwargs: Any) -> None:
+            raise RefusedMessageError("its task is not registered here") from UnknownTaskError(task_name, known)
 
-        return find(task_name) or _sdk.unregistered_task(broker, task_name, unknown)
+        return _sdk.unregistered_task(broker, task_name, unknown)
+
+    def find_task(task_name: str) -> AsyncTaskiqDecoratedTask[Any, Any]:
+        return find(task_name) or unknown_task(task_name)
 
     _sdk.replace(broker, "find_task", find_task)

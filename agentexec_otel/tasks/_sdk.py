@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 RETRIES: Final = "_retries"
 """The label in which taskiq's retry middlewares count."""
 
+TASK_LOGGERS: Final = ("taskiq.receiver.receiver", "taskiq.receiver.params_parser", "taskiq.dependencies.ctx")
+"""Where taskiq logs the exceptions and arguments of tasks."""
+
+SKIPPED: Final = "Task %s with id %s skipped setting result."
+"""What taskiq logs of a task that was not run."""
+
 
 def replace(owner: object, name: str, value: object) -> None:
     """Replace a method of an instance, or an attribute that its library declares as final."""
@@ -79,6 +85,7 @@ def run_processes(work: Callable[[WorkerArgs], None], place: str, processes: int
         max_async_tasks=tasks,
         max_threadpool_threads=tasks,
         configure_logging=False,
+        receiver="agentexec_otel.tasks.taskiq.receiver:ActivityReceiver",
     )
     ProcessManager(args=args, worker_function=work).start()
 

@@ -22,8 +22,9 @@ from agentexec_otel._errors import (
 from agentexec_otel._model.event import Outcome, Status
 from agentexec_otel.export import StoredActivity
 from agentexec_otel.tasks import _activities, _sdk
-from agentexec_otel.tasks._activities import TaskRun
+from agentexec_otel.tasks._activities import RefusedMessageError, TaskRun
 from agentexec_otel.tasks._definition import Definition
+from agentexec_otel.tasks.taskiq.brokers import keep_result
 
 _FAST: Final = 0.025
 _FRESH: Final = 2.0
@@ -81,7 +82,10 @@ class Task:
             ActivityCanceledError: The task was canceled.
             TaskFailedError, TaskResultError: If a worker runs it: see `result`.
         """
-        run = await _activities.claim(self.agent_id, 1)
+        try:
+            run = await _activities.claim(self.agent_id, 1)
+        except RefusedMessageError:
+            raise ActivityNotFoundError(self.agent_id) from None
         if run is None:
             return await self.result()
         try:
@@ -92,11 +96,17 @@ class Task:
             if run.canceled and not isinstance(exc, KeyboardInterrupt | SystemExit):
                 raise ActivityCanceledError(self.agent_id) from exc
             raise
-        with suppress(Exception):
-            kept: TaskiqResult[Any] = TaskiqResult(is_err=False, return_value=packed, execution_time=0.0)
-            await self._broker.result_backend.set_result(str(self.agent_id), kept)
-        await _end(run, None)
+        await _end(run, await self._keep(packed))
         return value
+
+    async def _keep(self, packed: Any) -> TaskResultError | None:
+        """Keep a result for others that wait for it. Returns the error if that is not possible."""
+        result: TaskiqResult[Any] = TaskiqResult(is_err=False, return_value=packed, execution_time=0.0)
+        try:
+            await keep_result(self._broker.result_backend.set_result, str(self.agent_id), result)
+        except TaskResultError as exc:
+            return exc
+        return None
 
     async def _kept(self, deadline: float | None) -> Any:
         if _sdk.keeps_no_results(self._broker):

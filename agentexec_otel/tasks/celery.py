@@ -24,7 +24,6 @@ from typing import Any, Final, cast
 from uuid import UUID, uuid4
 
 from agentexec_otel._errors import MissingExtraError, guarded
-from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import replace_text
 from agentexec_otel._model.reasons import reason_of
 from agentexec_otel.tasks import _activities, _sdk
@@ -120,13 +119,15 @@ def _before_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -
             headers.update({AGENT_ID: str(running.run.agent_id), ATTEMPT: running.run.attempt + 1})
         elif AGENT_ID in headers and retries and running is None:
             # The worker's main process retries a task whose process has died.
-            headers[ATTEMPT] = int(headers.get(ATTEMPT, 1)) + 1
-            _activities.open_attempt(parse_agent_id(headers[AGENT_ID]), headers[ATTEMPT])
+            headers[ATTEMPT] = _attempt_in(headers.get(ATTEMPT)) + 1
+            agent_id = agent_id_of(headers[AGENT_ID]) or agent_id_of(task_id)
+            if agent_id is not None:
+                _activities.open_attempt(agent_id, headers[ATTEMPT])
         else:
             # A replacement of the running task has the same task id, but is another activity.
-            agent_id = (agent_id_of(task_id) if running is None else None) or uuid4()
-            headers.update({AGENT_ID: str(agent_id), ATTEMPT: 1})
-            _create(sender, agent_id, headers.get(_METADATA))
+            new_id = (agent_id_of(task_id) if running is None else None) or uuid4()
+            headers.update({AGENT_ID: str(new_id), ATTEMPT: 1})
+            _create(sender, new_id, headers.get(_METADATA))
 
 
 def _create(task_name: str, agent_id: UUID, metadata: Mapping[str, Any] | None) -> None:
@@ -151,7 +152,7 @@ def _prerun(task: Any, task_id: str, **_: Any) -> None:
             _create(task.name, agent_id, _sdk.header(request, _METADATA))
             if request.is_eager:
                 _sdk.add_header(request, AGENT_ID, str(agent_id))
-        attempt = max(int(_sdk.header(request, ATTEMPT) or 1), int(request.retries or 0) + 1)
+        attempt = max(_attempt_in(_sdk.header(request, ATTEMPT)), int(request.retries or 0) + 1)
         delivery_info: dict[str, Any] = request.delivery_info or {}
         run = _activities.start(agent_id, attempt, redelivered=bool(delivery_info.get("redelivered")))
         if run is not None:
@@ -208,8 +209,16 @@ def _find(task_id: str) -> _Delivery | None:
 
 
 def _agent_id_of(request: Any) -> UUID | None:
+    """The activity's id in a message; the task's id if it is malformed."""
     found = _sdk.header(request, AGENT_ID)
-    return None if found is None else parse_agent_id(found)
+    return None if found is None else agent_id_of(found) or agent_id_of(request.id)
+
+
+def _attempt_in(header: Any) -> int:
+    """The attempt in a message; 1 if it is missing or malformed. One that cannot be is refused when it is stored."""
+    with suppress(TypeError, ValueError):
+        return max(1, int(header))
+    return 1
 
 
 # -- a canceled task does not start -----------------------------------------------------------------------------
@@ -258,11 +267,11 @@ def _revoked(sender: Any, request: Any, expired: bool = False, **_: Any) -> None
 
 def _unknown(message: Any, name: str, **_: Any) -> None:
     with guarded("ending the activity of an unknown Celery task"):
-        agent_id = message.headers.get(AGENT_ID)
+        agent_id = agent_id_of(message.headers.get(AGENT_ID, ""))
         if agent_id is not None:
             missing: BaseException = _errors.NotRegistered(name)
             replace_text(missing, f"the worker has no task {name!r}: have it import the module that defines it")
-            _activities.end_elsewhere(parse_agent_id(agent_id), "other", missing)
+            _activities.end_elsewhere(agent_id, "other", missing)
 
 
 def _failed(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:

@@ -9,10 +9,12 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Final
 
 from taskiq import InMemoryBroker, TaskiqEvents, TaskiqState
@@ -116,12 +118,26 @@ def _work(place: str, args: WorkerArgs) -> None:
 
 
 async def _wake_on_signals(state: TaskiqState) -> None:
-    """Wake the event loop on a signal: taskiq's handlers set an event, which a sleeping loop does not notice."""
+    """Wake the event loop on a signal: taskiq's handlers set an event, which a sleeping loop does not notice.
+
+    `add_signal_handler` would replace the handlers, and the wakeup descriptor that the application may have set.
+    """
     loop = asyncio.get_running_loop()
     for signum in _STOP_SIGNALS:
         handler = signal.getsignal(signum)
-        loop.add_signal_handler(signum, _stop_waiting, loop)
-        signal.signal(signum, handler)  # Runs in addition to ours, even while the loop is blocked.
+        if callable(handler):
+            signal.signal(signum, partial(_wake, loop, handler))
+
+
+def _wake(
+    loop: asyncio.AbstractEventLoop,
+    handler: Callable[[int, FrameType | None], object],
+    signum: int,
+    frame: FrameType | None,
+) -> None:
+    with suppress(RuntimeError):  # The loop is closed.
+        loop.call_soon_threadsafe(_stop_waiting, loop)
+    handler(signum, frame)
 
 
 def _stop_waiting(loop: asyncio.AbstractEventLoop) -> None:

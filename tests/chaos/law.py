@@ -8,7 +8,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 import agentexec_otel as ax
 
 IN = ("emitted", "replayed")
-OUT = ("committed", "duplicate", "dropped", "dead_lettered", "rejected", "withdrawn")
+OUT = ("committed", "duplicate", "dropped", "damaged", "dead_lettered", "rejected", "withdrawn")
 
 
 def imbalance(counts: dict[str, Any]) -> int:

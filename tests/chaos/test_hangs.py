@@ -186,3 +186,15 @@ def test_shutdown_of_the_sdk(database: Database, proxy: Proxy) -> None:
     ax.activity.update(agent_id, "hangs")
     assert proxy.commit_tried.wait(5)
     assert seconds(lambda: ax.shutdown(1.0)) < 1.0 + 5 * IN_TIME
+
+
+@SERVERS
+def test_no_writer_is_left_behind(database: Database, proxy: Proxy) -> None:
+    """After a shutdown that cuts the writer's connection, the writer is gone, too: nothing of it races the exit."""
+    ax.configure(proxy.url)
+    agent_id = ax.activity.create("task")
+    proxy.hang_before(b"COMMIT")
+    ax.activity.update(agent_id, "hangs")
+    assert proxy.commit_tried.wait(5)
+    assert not ax.shutdown(0.2)
+    assert "agentexec-writer" not in {thread.name for thread in threading.enumerate()}

@@ -63,7 +63,7 @@ def gated(database: Database) -> Gated:
 @pytest.mark.parametrize("spool", ["small spool", "no spool"])
 def test_progress_gives_way_to_the_life_cycle(database: Database, gated: Gated, spool: str) -> None:
     """No room anywhere: progress is coalesced to its latest line and a line says how many went missing; every ending
-    is stored, in its place."""
+    is stored, in its place. An `update` that returned True is stored as well."""
     ax.CONF.spool_max_bytes = 1 << 20
     if spool == "no spool":
         ax.CONF.spool_dir = "off"
@@ -71,9 +71,13 @@ def test_progress_gives_way_to_the_life_cycle(database: Database, gated: Gated, 
     ids = [ax.activity.create("task") for _ in range(5)]
     gated.shut = True
     count = 8_000
-    for number in range(count):
+    accepted = [
         ax.activity.update(ids[number % 4], f"line {number}, and some text to fill the spool with: {'x' * 200}")
-    for agent_id in ids:
+        for number in range(count)
+    ]
+    with ax.activity.run(ids[4]) as run:
+        assert not run.update("no room")
+    for agent_id in ids[:4]:
         assert ax.activity.complete(agent_id)
     gated.shut = False
     assert ax.flush(30)
@@ -85,6 +89,7 @@ def test_progress_gives_way_to_the_life_cycle(database: Database, gated: Gated, 
         numbers = [int(line.split()[1].rstrip(",")) for line in texts if line.startswith("line ")]
         assert numbers == sorted(set(numbers))
         assert numbers[-1] == count - 4 + first
+        assert {number for number in range(first, count, 4) if accepted[number]} < set(numbers)
         assert texts[-1] == "Task completed successfully."
         gaps = [line for line in texts if "dropped here" in line]
         assert sum(int(line.split()[0]) for line in gaps) + len(numbers) == count // 4

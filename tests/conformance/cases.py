@@ -254,6 +254,9 @@ CASES = [
          "QUEUED 1, RUNNING 1, RUNNING 2", at(RUNNING, 2)),
     case("announced after a cancellation", [create(), claim(1), end(CANCELED), announce(2)],
          "QUEUED 1, RUNNING 1, CANCELED 1, started", at(CANCELED)),
+    case("claim of an attempt that cannot be", [create(), claim(3)], "QUEUED 1, ahead", at(QUEUED)),
+    case("announced more than one ahead", [create(), claim(1), announce(3)],
+         "QUEUED 1, RUNNING 1, ahead", at(RUNNING)),
     case("a refused claim opens nothing", [report(), Step(RUNNING, {"opening": Opening("x"), "claims": True})],
          "RUNNING 1, started", at(RUNNING, agent_type="", last_seq=1)),
     # -- workers and spans ----------------------------------------------------------------------------------------

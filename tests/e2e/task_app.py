@@ -39,6 +39,7 @@ pool = ax.Pool(
     broker=os.environ["TASKS_BROKER"],
     results=os.environ.get("TASKS_RESULTS"),
     queue=os.environ["TASKS_QUEUE"],
+    concurrency=int(os.environ.get("TASKS_CONCURRENCY", "100")),
 )
 pool.broker.add_middlewares(SimpleRetryMiddleware())
 
@@ -84,3 +85,12 @@ def in_a_thread(agent_id: UUID, context: Job) -> None:
     with (FOLDER / "starts.txt").open("a") as file:
         file.write(f"{agent_id} {os.getpid()}\n")
     time.sleep(context.seconds)
+
+
+@pool.task("raise", retry_on_error=True, max_retries=2)
+async def fail(agent_id: UUID, context: str) -> None:
+    """Raise an exception with that text, which has a cause with it."""
+    try:
+        raise KeyError(context)
+    except KeyError as exc:
+        raise ValueError(f"refused for {context}") from exc

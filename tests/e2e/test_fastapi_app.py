@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 
 import agentexec_otel as ax
 from agentexec_otel.activity.models import Status
-from tests.brokers import REDIS, need
+from tests.brokers import REDIS, lack, need
 from tests.databases import Database
 from tests.docs.blocks import ROOT
 from tests.sql.rows import row
@@ -323,6 +323,18 @@ def test_workers_without_their_broker(database: Database, tmp_path: Path) -> Non
 # -- the page ---------------------------------------------------------------------------------------------------
 
 
+PAGE_WITH = """
+new Promise(resolve => {
+  const page = () => document.documentElement?.outerHTML ?? "", done = () => resolve(page());
+  const look = () => PARTS.every(part => page().includes(part)) && done();
+  const all = { subtree: true, childList: true, characterData: true, attributes: true };
+  new MutationObserver(look).observe(document, all);
+  setTimeout(done, 30000);
+  look();
+})
+"""
+
+
 class Browser:
     """A headless Chromium, driven over a pair of pipes."""
 
@@ -339,13 +351,21 @@ class Browser:
         os.close(written)
         self._answers = os.fdopen(answers, "rb")
         self._calls = 0
-        target = self._call("Target.createTarget", url=url)["targetId"]
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._call("Page.navigate", self._session, url=url)  # Answers once the new document is there.
 
-    def html(self) -> str:
-        """The page as it is now."""
-        found = self._call("Runtime.evaluate", self._session, expression="document.documentElement.outerHTML")
-        return str(found["result"]["value"])
+    def html(self, *parts: str) -> str:
+        """The page, once it has these parts. Fails with the page if they are not there within 30 s."""
+        found = self._call(
+            "Runtime.evaluate",
+            self._session,
+            expression=PAGE_WITH.replace("PARTS", json.dumps(parts)),
+            awaitPromise=True,
+        )
+        page = str(found["result"]["value"])
+        assert all(part in page for part in parts), page
+        return page
 
     def close(self) -> None:
         """End the browser and its processes."""
@@ -361,6 +381,7 @@ class Browser:
         os.write(self._commands, json.dumps(call | ({"sessionId": session} if session else {})).encode() + b"\0")
         while (answer := self._read()).get("id") != self._calls:
             pass
+        assert "result" in answer, answer
         return dict(answer["result"])
 
     def _read(self) -> dict[str, Any]:
@@ -373,10 +394,10 @@ class Browser:
 
 @pytest.fixture
 def browse(tmp_path: Path) -> Iterator[Callable[[str], Browser]]:
-    """Opens a page in a real browser; skips the test where there is none."""
+    """Opens a page in a real browser. Without one, the test is skipped, or fails as if a server were missing."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("chromium is not installed")
+        lack("chromium is not installed")
     opened: list[Browser] = []
 
     def browse(url: str) -> Browser:
@@ -395,18 +416,13 @@ def test_page_escapes_and_shows_progress(database: Database, tmp_path: Path, bro
     evil = "<img src=x onerror=\"document.title='gone'\">"
     agent_id = ax.activity.create("analysis", metadata={"company": f"Acme {evil}"})
     with service(tmp_path, database=database.url) as (_, client):
-        browser = browse(f"{client.base_url}/#{agent_id}")
+        browser, html = browse(f"{client.base_url}/#{agent_id}"), ""
         for percentage in (40, 70):
             ax.activity.update(agent_id, f"{evil} {percentage}", percentage)
             bar = f'aria-valuenow="{percentage}"><div style="width: {percentage}%;">'
             text = f"&lt;img src=x onerror=\"document.title='gone'\"&gt; {percentage}"
             line = f"<span>{percentage} %</span><div>{text}</div>"
-            html, deadline = "", time.monotonic() + 30
-            while not (bar in html and line in html):
-                assert time.monotonic() < deadline, html
-                time.sleep(0.1)
-                html = browser.html()
-        html = browser.html()
+            html = browser.html(bar, line)
         assert "<title>Research</title>" in html
         assert "<img" not in html
         assert html.count("&lt;img src=x") >= 4

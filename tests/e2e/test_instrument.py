@@ -8,6 +8,8 @@ from importlib.metadata import entry_points
 import agents
 import pytest
 from agents import Runner
+from agents.realtime import RealtimeAgent, RealtimeRunner
+from agents.realtime.testing import ScriptedRealtimeModel
 from agents.run import AgentRunner
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -92,3 +94,16 @@ def test_without_a_framework_there_is_a_warning(caplog: pytest.LogCaptureFixture
     assert caplog.messages == [
         "ax.instrument() has found no agent framework: pip install 'agentexec-otel[openai-agents]'"
     ]
+
+
+async def test_realtime_sessions_are_not_tracked(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning says so; after uninstrumenting, none."""
+    for instrument in (ax.instrument, ax.uninstrument):
+        instrument("openai_agents")
+        for _ in range(2):
+            runner = RealtimeRunner(RealtimeAgent(name="Voice"), model=ScriptedRealtimeModel([]))
+            async with await runner.run():
+                pass
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["realtime sessions are not tracked: only runs of the OpenAI Agents SDK get an activity"]
+    assert activities(database) == []

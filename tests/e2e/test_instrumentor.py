@@ -407,25 +407,6 @@ async def test_the_openai_runner_keeps_its_activity(database: Database) -> None:
     assert lines(activity) == ["Turn 1: Agent", "Calling look_up", "Turn 2: Agent"]
 
 
-async def test_a_run_that_waits_for_approval_is_left_open_and_resumed(database: Database) -> None:
-    """The resumed run goes on in the same activity, and ends it."""
-
-    @function_tool(needs_approval=True)
-    async def pay() -> str:
-        """Pay."""
-        return "paid"
-
-    what = agent(call("pay"), say("done"), tools=[pay])
-    result = await Runner.run(what, "go")
-    assert only(database).status == "RUNNING"
-    state = result.to_state()
-    state.approve(result.interruptions[0])
-    await Runner.run(what, state)
-    activity = only(database)
-    assert (activity.status, activity.requests) == ("COMPLETE", 2)
-    assert "Stopped for the approval of 1 tool call." in lines(activity)
-
-
 @function_tool(needs_approval=True)
 async def pay() -> str:
     """Pay."""

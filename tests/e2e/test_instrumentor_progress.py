@@ -6,14 +6,13 @@ from uuid import uuid4
 
 import agents
 import pytest
-from agents import Agent, RunConfig, RunErrorHandlerResult, Runner, function_tool
+from agents import Agent, RunConfig, Runner, function_tool
 from agents.tracing import guardrail_span, mcp_tools_span
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
 from tests.databases import Database
 from tests.e2e.instrumented import lines, only
-from tests.e2e.outcome_scenarios import refuse_input
 from tests.e2e.scripted import agent, call, look_ups, say
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -53,41 +52,26 @@ async def test_nothing_is_told_when_off(database: Database) -> None:
     assert lines(only(database)) == []
 
 
-async def test_details_are_told_on_demand(database: Database) -> None:
-    """What a tool failed with, what is done, what passed, what MCP servers offer."""
+async def test_spans_of_the_application_are_reported(database: Database) -> None:
+    """Guardrails and MCP servers that the application uses itself, also while it handles an exception."""
     ax.CONF.progress = "detail"
     with agents.trace("Parts"):
-        await Runner.run(agent(*look_ups(1), call("fails"), say("done")), "go")
-        with guardrail_span("politeness"):
-            pass
-        with mcp_tools_span(server="files", result=["read", "write"]):
-            pass
-    told = lines(only(database))
-    assert "look_up is done" in told
-    assert any(line.startswith("fails failed: ") for line in told)  # in the words of the SDK, which may redact them
-    assert told[-2:] == ["Guardrail politeness passed", "files offers 2 tools"]
-
-
-async def test_streams_tell_the_same(database: Database) -> None:
-    """Whoever reads them."""
-    result = Runner.run_streamed(agent(*look_ups(1), say("done")), "go")
-    async for _ in result.stream_events():
-        pass
-    assert lines(only(database)) == ["Turn 1: Agent", "Calling look_up", "Turn 2: Agent"]
-
-
-async def test_limits_and_guardrails_are_told(database: Database) -> None:
-    """Also where the run gets over them."""
-
-    def handle(_: Any) -> RunErrorHandlerResult:
-        return RunErrorHandlerResult(final_output="this far")
-
-    with agents.trace("Two"):
-        with pytest.raises(agents.InputGuardrailTripwireTriggered):
-            await Runner.run(agent(say("done"), input_guardrails=[refuse_input]), "go")
-        await Runner.run(agent(*look_ups(3)), "go", max_turns=1, error_handlers={"max_turns": handle})
-    assert "Guardrail refuse_input tripped" in lines(only(database))
-    assert lines(only(database))[-1] == "Max turns (1) exceeded"
+        try:
+            raise LookupError("some earlier trouble")
+        except LookupError:
+            for tools in (["read", "write"], ["read", "write"], ["read"]):
+                with mcp_tools_span(server="files", result=tools):
+                    pass
+            with guardrail_span("politeness"):
+                pass
+        with pytest.raises(ValueError, match="broken"), guardrail_span("taste"):
+            raise ValueError("broken")
+    assert lines(only(database)) == [
+        "files offers 2 tools",
+        "files offers 1 tool",
+        "Guardrail politeness passed",
+        "Guardrail taste failed",
+    ]
 
 
 async def test_reports_of_the_application_win(database: Database) -> None:

@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,98 +26,21 @@ from agentexec_otel.activity.models import Activity, Status
 from agentexec_otel.tasks.taskiq import nats as our_nats
 from agentexec_otel.tasks.taskiq import rabbitmq as our_rabbitmq
 from agentexec_otel.tasks.taskiq import redis as our_redis
-from tests.brokers import URLS, need, results_for
+from tests.brokers import URLS, need
 from tests.chaos.processes import environment_with
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
-from tests.e2e import task_process
-from tests.e2e.forked import Forked
+from tests.e2e.task_system import Start, starting, statuses
 from tests.sql.rows import eventually, lines, row
 
 pytestmark = [pytest.mark.one_python, pytest.mark.chaos, pytest.mark.timeout(180)]
 
 
-class System:
-    """A broker, a database, a queue of this test's own, and worker processes."""
-
-    def __init__(self, database: Database, folder: Path, broker: str, **settings: str) -> None:
-        results = results_for(broker)
-        self.database = database
-        self.folder = folder
-        self.environment = environment_with(
-            {
-                "TASKS_DATABASE": database.url,
-                "TASKS_BROKER": URLS[broker],
-                "TASKS_QUEUE": f"test_{uuid4().hex}",
-                "TASKS_FOLDER": str(folder),
-                "XDG_STATE_HOME": str(folder / "state"),
-                **({"TASKS_RESULTS": results} if results else {}),
-                **settings,
-            }
-        )
-        self.started: list[Forked | subprocess.Popen[bytes]] = []
-        self.clients = 0
-
-    def workers(self, number: int) -> Forked:
-        """Start that many, through the command."""
-        log = self.folder / "worker.log"
-        command = ["command", "worker", "tests.e2e.task_app:pool", "--workers", str(number)]
-        started = Forked(task_process, self.environment, log, log, *command)
-        self.started.append(started)
-        return started
-
-    def client(self, body: str) -> list[str]:
-        """Run statements in another process, within `async with pool`; what they print, line by line."""
-        self.clients += 1
-        out, err = (self.folder / f"client{self.clients}.{name}" for name in ("out", "err"))
-        code = Forked(task_process, self.environment, out, err, "client", body).wait(120)
-        assert code == 0, err.read_text()
-        assert err.read_text() == ""
-        return out.read_text().splitlines()
-
-    def starts(self) -> Counter[UUID]:
-        """How often each task was started."""
-        path = self.folder / "starts.txt"
-        return Counter(UUID(line.split()[0]) for line in path.read_text().splitlines()) if path.exists() else Counter()
-
-    def pids(self) -> list[int]:
-        """The worker processes, by what they have started."""
-        return list(
-            dict.fromkeys(int(line.split()[1]) for line in (self.folder / "starts.txt").read_text().splitlines())
-        )
-
-    def log(self) -> str:
-        return (self.folder / "worker.log").read_text()
-
-    def stop(self) -> None:
-        for one in self.started:
-            with suppress(ProcessLookupError):
-                os.killpg(one.pid, signal.SIGKILL)
-            one.wait()
-
-
-Start = Callable[..., System]
-
-
 @pytest.fixture
 def start(database: Database, tmp_path: Path) -> Iterator[Start]:
     """Make a system on a broker; everything of it is stopped at the end."""
-    systems: list[System] = []
-
-    def make(broker: str, **settings: str) -> System:
-        need(broker, "redis")
-        system = System(database, tmp_path, broker, **settings)
-        systems.append(system)
-        return system
-
-    yield make
-    for system in systems:
-        system.stop()
-
-
-def statuses(database: Database) -> Mapping[str, int]:
-    with Session(database.engine) as session:
-        return Counter(str(status) for status in session.scalars(select(Activity.status)))
+    with starting(database, tmp_path) as make:
+        yield make
 
 
 on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
@@ -186,9 +110,12 @@ def test_workers_stop_in_good_order(start: Start, database: Database, broker: st
 
 
 @on_postgres
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize("broker", URLS)
 def test_workers_stop_while_the_database_is_away(start: Start, database: Database, broker: str) -> None:
-    """A task that waits for the database does not hold up a worker that is to stop; the next worker runs it, once."""
+    """A task that waits for the database does not hold up a worker that is to stop; the next worker runs it, once.
+
+    That is so even if the broker has delivered the message again to the worker that has it.
+    """
     with Proxy(database.url) as proxy:
         system = start(broker, AGENTEXEC_LEASE_SECONDS="2", AGENTEXEC_SHUTDOWN_TIMEOUT="1")
         direct = dict(system.environment)
@@ -199,6 +126,7 @@ def test_workers_stop_while_the_database_is_away(start: Start, database: Databas
         proxy.refuse()
         (waits,) = system.client("print((await ax.enqueue('job', Job(number=2))).agent_id)")
         assert eventually(lambda: "failing and will be retried" in system.log(), 30)
+        time.sleep(5)  # More than twice the lease, after which Redis and NATS deliver the message again.
         manager.send_signal(signal.SIGTERM)
         assert manager.wait(30) == 0
     assert row(database.engine, UUID(waits)).status is Status.QUEUED
@@ -339,6 +267,64 @@ def test_redis_comes_back(start: Start, database: Database, away: str) -> None:
         assert system.client("print((await (await ax.enqueue('job', Job(number=2))).result(60)).number)") == ["2"]
         assert eventually(lambda: row(database.engine, UUID(running)).status is Status.COMPLETE, 30)
         assert len(system.pids()) == 1
+
+
+WAIT = """
+task = await ax.enqueue("job", Job(number=5, seconds={seconds}))
+try:
+    print((await task.result(60)).number)
+except ax.TaskFailedError as exc:
+    print(exc.reason)
+"""
+
+
+@on_postgres
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_killed_as_it_keeps_the_result(start: Start, database: Database, killed: str) -> None:
+    """A worker that dies before it has reported the end has lost the task: COMPLETE is only what has its result."""
+    system = start("redis", AGENTEXEC_LEASE_SECONDS="2", AGENTEXEC_SWEEP_INTERVAL="1", TASKS_KILLED=killed)
+    system.workers(1, "task_killed_app")
+    assert system.client(WAIT.format(seconds=0)) == ["lost"]
+    assert statuses(database) == {"ERROR": 1}
+
+
+@on_postgres
+@pytest.mark.parametrize(("away", "said"), [(3, "5"), (20, "result")])
+def test_results_cannot_be_kept(start: Start, database: Database, away: int, said: str) -> None:
+    """A short outage of where results are kept delays an ending. After a longer one it is ERROR, and says so."""
+    with Proxy(URLS["redis"]) as proxy:
+        system = start("redis")
+        direct = dict(system.environment)
+        system.environment["TASKS_RESULTS"] = proxy.url
+        system.workers(1)
+        system.environment.update(direct)
+        system.environment.pop("TASKS_RESULTS", None)
+        assert system.client(WAIT.format(seconds=0)) == ["5"]
+        proxy.refuse()
+        letting_pass = Timer(away, proxy.let_pass)
+        letting_pass.start()
+        assert system.client(WAIT.format(seconds=0)) == [said]
+        letting_pass.join()
+        assert system.client(WAIT.format(seconds=0)) == ["5"]
+    last = " ".join(lines(database.engine, one)[-1].message for one in system.starts())
+    assert ("Task failed: the result could not be kept (" in last) is (said == "result")
+
+
+@on_postgres
+def test_secret_in_an_exception(start: Start, database: Database) -> None:
+    """What a task raises is in the worker's log as it is in the row: with its traceback, without secrets."""
+    system = start("redis")
+    system.workers(1)
+    secret = f"sk-proj-{uuid4().hex}{uuid4().hex}"
+    system.client(f"await asyncio.gather((await ax.enqueue('raise', {secret!r})).result(60), return_exceptions=True)")
+    log = system.log()
+    assert log.count("Exception found while executing function.") == 2
+    assert log.count("ValueError: refused for [redacted]") == 2
+    assert "KeyError" in log
+    assert secret not in log
+    with Session(database.engine) as session:
+        (failed,) = session.scalars(select(Activity.agent_id))
+    assert lines(database.engine, failed)[-1].message == "Task failed: refused for [redacted]"
 
 
 @on_postgres
@@ -547,6 +533,48 @@ def test_run_from_a_script(start: Start, database: Database, tmp_path: Path, met
     started.send_signal(signal.SIGINT)
     assert started.wait(30) == 0
     assert "Traceback" not in system.log()
+
+
+WITH_WAKEUP = """
+import asyncio, os, signal
+from pathlib import Path
+
+from taskiq import TaskiqEvents
+
+import agentexec_otel as ax
+
+ax.configure(os.environ["TASKS_DATABASE"])
+pool = ax.Pool(broker=os.environ["TASKS_BROKER"], queue=os.environ["TASKS_QUEUE"])
+reads, writes = os.pipe()
+os.set_blocking(reads, False)
+os.set_blocking(writes, False)
+
+@pool.broker.on_event(TaskiqEvents.WORKER_STARTUP)
+async def started(state):
+    signal.set_wakeup_fd(writes)
+    asyncio.get_running_loop().call_later(1.0, Path("ready").touch)
+
+@pool.broker.on_event(TaskiqEvents.WORKER_SHUTDOWN)
+async def stopping(state):
+    Path("signals").write_bytes(os.read(reads, 100))
+"""
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_wakeup_descriptor_of_the_application(start: Start, database: Database, tmp_path: Path) -> None:
+    """A worker stops on a signal, and the application's `signal.set_wakeup_fd` still hears of it."""
+    system = start("redis")
+    (tmp_path / "watched.py").write_text(WITH_WAKEUP)
+    command = [sys.executable, "-c", "from agentexec_otel.cli import main; main()", "worker", "watched:pool"]
+    with (tmp_path / "worker.log").open("ab") as log:
+        started = subprocess.Popen(
+            command, cwd=tmp_path, env=system.environment, stderr=log, stdout=log, start_new_session=True
+        )
+    system.started.append(started)
+    assert eventually((tmp_path / "ready").exists, 30), system.log()
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(30) == 0, system.log()
+    assert (tmp_path / "signals").read_bytes()[:1] in (bytes([signal.SIGTERM]), bytes([signal.SIGINT]))
 
 
 def test_command_says_what_is_wrong(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 import asyncio
 import gc
+import json
 import logging
 import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from agents import Agent
@@ -22,6 +24,8 @@ from pydantic.alias_generators import to_camel
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from taskiq import (
+    AckableMessage,
+    BrokerMessage,
     InMemoryBroker,
     ScheduledTask,
     ScheduleSource,
@@ -40,10 +44,13 @@ from agentexec_otel.activity.models import Activity, Status
 from agentexec_otel.export import ActivityProcessor, Outcome
 from agentexec_otel.tasks import ActivityMiddleware
 from agentexec_otel.tasks._definition import Definition
+from agentexec_otel.tasks.taskiq.middleware import return_messages
+from agentexec_otel.tasks.taskiq.receiver import ActivityReceiver
 from tests.brokers import REDIS, need
 from tests.chaos.proxy import Proxy
 from tests.conftest import reset_runtime
 from tests.databases import Database
+from tests.e2e import poison
 from tests.sql.rows import count_rows, event, gap_free, lines, row, store
 
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -658,6 +665,84 @@ async def test_unknown_task_in_a_worker(works: Works, database: Database) -> Non
     assert "no task is named 'new task'" in told(database, other)[-1][1]
 
 
+def _sent(data: bytes, task_name: str = "research") -> BrokerMessage:
+    return BrokerMessage(task_id="1", task_name=task_name, message=data, labels={})
+
+
+def _dead_letters(folder: Path) -> str:
+    (letters,) = folder.rglob("dead-letters.jsonl")
+    return letters.read_text()
+
+
+def _refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if "a message of a task was refused" in one.getMessage()]
+
+
+@on_sqlite
+@pytest.mark.parametrize("kind", [*poison.RAW, *poison.REFUSED, *poison.FAILED])
+async def test_message_that_no_task_can_run(
+    works: Works, database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """Refused: one log without its content, one dead letter, and only the activity that it has started fails."""
+    ax.CONF.lookup_timeout = 0.1
+    works.pool.task("job")(works.research)
+    agent_id = await ax.activity.aio.create("job")
+    make = {**poison.REFUSED, **poison.FAILED}.get(kind)
+    await works.pool.broker.kick(_sent(poison.RAW[kind] if make is None else json.dumps(make(agent_id)).encode()))
+    await works.pool.shutdown()
+    assert len(_refusals(caplog)) == 1
+    assert [one.levelname for one in caplog.records] == ["ERROR"]
+    assert "Traceback" not in caplog.text
+    (letter,) = map(json.loads, _dead_letters(tmp_path).splitlines())
+    assert set(letter) == {"reason", "message"}
+    assert _refusals(caplog)[0].endswith(letter["reason"])
+    assert len(letter["message"].encode()) <= 8_192
+    expected = (Status.ERROR, 3) if kind in poison.FAILED else (Status.QUEUED, 1)
+    assert ax.flush()
+    assert (row(database.engine, agent_id).status, len(lines(database.engine, agent_id))) == expected
+    assert row(database.engine, agent_id).attempt == 1
+    assert works.ran == []
+
+
+@on_sqlite
+async def test_dead_letter_of_a_message_has_no_secret(works: Works, tmp_path: Path) -> None:
+    """A message is redacted before it is kept."""
+    secret = f"sk-proj-{uuid4().hex}{uuid4().hex}"
+    sent: dict[str, Any] = poison.message(uuid4()) | {"args": [secret, {"password": "correct horse"}], "labels": {}}
+    await works.pool.broker.kick(_sent(json.dumps(sent).encode()))
+    await works.pool.broker.kick(_sent(f"password=hunter2 {secret}".encode()))
+    await works.pool.shutdown()
+    kept = _dead_letters(tmp_path)
+    assert kept.count("[redacted]") == 4
+    assert not any(word in kept for word in (secret, "horse", "hunter2"))
+
+
+@on_sqlite
+async def test_message_is_delivered_again_while_it_waits(works: Works) -> None:
+    """A second delivery to a worker waits for the first: neither acknowledges a message that has not been started."""
+    held = list[Any]()
+
+    async def hold(message: Any) -> None:
+        held.append(message)
+
+    works.pool.broker.kick = hold  # type: ignore[method-assign]
+    await ax.enqueue("research", Order(company="Acme"))
+    acknowledged: list[str] = []
+    receiver = ActivityReceiver(works.pool.broker, max_async_tasks=1)
+    ax.configure("postgresql+psycopg://nobody@127.0.0.1:1/none")
+
+    def deliver(name: str) -> asyncio.Task[None]:
+        message = AckableMessage(data=held[0].message, ack=lambda: acknowledged.append(name))
+        return asyncio.create_task(receiver.callback(message))
+
+    deliveries = [deliver("first"), deliver("second")]
+    await asyncio.wait(deliveries, timeout=0.5)
+    return_messages()
+    await asyncio.wait(deliveries, timeout=10)
+    assert all(one.cancelled() for one in deliveries)
+    assert (acknowledged, works.ran) == ([], [])
+
+
 # -- a database that does not answer ----------------------------------------------------------------------------
 
 
@@ -810,7 +895,7 @@ async def test_worker_waits_for_the_database(works: Works, database: Database) -
     [("x" * 5_000, "has 5,002 bytes, and AGENTEXEC_RESULT_LIMIT is 2,048"), (object(), "cannot be expressed in JSON")],
 )
 async def test_result_that_does_not_fit(works: Works, database: Database, returned: object, said: str) -> None:
-    """A result that is too large, or no JSON: ERROR with the reason `result`, and the line says what to do."""
+    """A result that is too large, or no JSON: ERROR, and the line says what to do."""
     ax.CONF.result_limit = 2_048
 
     @works.pool.task("large")
@@ -823,6 +908,52 @@ async def test_result_that_does_not_fit(works: Works, database: Database, return
     activity = row(database.engine, task.agent_id)
     assert (activity.status, activity.reason) == (Status.ERROR, "other")
     assert said in told(database, task.agent_id)[-1][1]
+
+
+@on_sqlite
+@pytest.mark.parametrize("by", ["worker", "execute"])
+async def test_result_that_cannot_be_kept(
+    works: Works, database: Database, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """No activity is COMPLETE without its result: it ends as ERROR, and the log says why."""
+    monkeypatch.setattr("agentexec_otel.tasks.taskiq.brokers._KEEP_SECONDS", 0.2)
+
+    async def refuse(task_id: str, result: Any) -> None:
+        raise ConnectionError("no results at redis://user:secret@host")
+
+    monkeypatch.setattr(works.pool.broker.result_backend, "set_result", refuse)
+    kick = works.pool.broker.kick
+
+    async def hold(message: Any) -> None:
+        if by == "worker":
+            await kick(message)
+
+    works.pool.broker.kick = hold  # type: ignore[method-assign]
+    task = await ax.enqueue("research", Order(company="Acme"))
+    if by == "execute":
+        assert await task.execute() == Report(text="ACME")
+    with pytest.raises(ax.TaskFailedError, match=r"'research' has failed \(.*TaskResultError, connection\)"):
+        await task.result(10)
+    kept_not = "Task failed: the result could not be kept (ConnectionError): check where results are kept"
+    assert told(database, task.agent_id)[-1] == ("ERROR", kept_not)
+
+
+@on_sqlite
+async def test_result_is_kept_before_the_end(works: Works, database: Database) -> None:
+    """While the result is being kept the activity is RUNNING, and COMPLETE after that."""
+    backend = works.pool.broker.result_backend
+    keep, seen = backend.set_result, list[Status]()
+
+    async def looking(task_id: str, result: Any) -> None:
+        await keep(task_id, result)
+        await asyncio.sleep(0.1)
+        assert ax.flush()
+        seen.append(row(database.engine, UUID(task_id)).status)
+
+    backend.set_result = looking  # type: ignore[method-assign]
+    for name in ("research", "in a thread"):
+        await (await ax.enqueue(name, Order(company="Acme"))).result(10)
+    assert seen == [Status.RUNNING] * 2
 
 
 @on_sqlite
@@ -1171,3 +1302,26 @@ async def test_watching_holds_nothing_up(
     assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3
     reset_runtime()
     assert (await (await add.kiq(1, 2)).wait_result(timeout=10)).return_value == 3
+
+
+@on_sqlite
+@pytest.mark.parametrize("labels", [{"agentexec_agent_id": "x"}, {"agentexec_attempt": "x"}, {"_retries": 10**9}])
+async def test_watched_message_with_a_forged_label(
+    watched: InMemoryBroker, database: Database, labels: dict[str, Any]
+) -> None:
+    """A task of the application's own broker runs all the same, and no label moves its activity to a far attempt."""
+    ax.CONF.lookup_timeout = 0.1
+    ran: list[int] = []
+
+    @watched.task("app:note")
+    def note(number: int) -> None:
+        ran.append(number)
+
+    agent_id = await ax.activity.aio.create("app:note")
+    sent: dict[str, Any] = poison.message(agent_id, **labels) | {"task_name": "app:note", "args": [1], "kwargs": {}}
+    await watched.kick(_sent(json.dumps(sent).encode(), "app:note"))
+    await watched.wait_all()
+    assert ran == [1]
+    assert ax.flush()
+    expected = Status.COMPLETE if "_retries" in labels else Status.QUEUED
+    assert (row(database.engine, agent_id).status, row(database.engine, agent_id).attempt) == (expected, 1)

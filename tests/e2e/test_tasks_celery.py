@@ -235,6 +235,23 @@ def test_unknown_task(shared: Database, worker: Worker) -> None:
     assert "the worker has no task 'nothing.of.that.name': have it import" in told(shared, agent_id)[-1][1]
 
 
+@pytest.mark.parametrize(
+    ("header", "value"), [("agentexec_agent_id", "x"), ("agentexec_attempt", "x"), ("agentexec_attempt", 999_999_999)]
+)
+def test_forged_header(shared: Database, worker: Worker, header: str, value: object) -> None:
+    """A header that is malformed, or cannot be, keeps no task from running, and its activity ends as it does."""
+
+    def forge(headers: dict[str, Any], **_: Any) -> None:
+        headers[header] = value
+
+    celery_signals.before_task_publish.connect(forge, weak=False, dispatch_uid="forge")
+    agent_id = worker.send("research", "Acme")
+    celery_signals.before_task_publish.disconnect(dispatch_uid="forge")
+    assert worker.result(agent_id) == "Acme is fine"
+    done = ended(shared, agent_id)
+    assert (done.status, done.attempt) == ("COMPLETE", 1)
+
+
 def test_retry_then_success(shared: Database, worker: Worker, publisher: TracerProvider) -> None:
     """`self.retry()` is the next attempt of the same activity: a second span, linked to the first, which is ERROR."""
     with publisher.get_tracer("web").start_as_current_span("request"):

@@ -95,6 +95,12 @@ def call(name: str, *args: Any, **kwargs: Any) -> Any:
     return getattr(ax.activity, name)(*args, **kwargs)
 
 
+def cancel_and_retry(agent_id: UUID) -> int:
+    """Cancel and retry at once; the number of the new attempt."""
+    ax.activity.cancel(agent_id)
+    return ax.activity.retry(agent_id)
+
+
 def run_to_the_end(agent_id: UUID, lines: Sequence[str] = (), *, under: str | None = None) -> bool:
     """Run an activity in a block with a child span, and tell whether the block owned it."""
     with _under(under), ax.activity.run(agent_id) as run:

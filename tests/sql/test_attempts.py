@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -94,6 +95,33 @@ def test_block_of_an_earlier_attempt(database: Database, other: Peer) -> None:
 
 
 @on_sqlite
+def test_block_hears_of_a_retry(database: Database, other: Peer) -> None:
+    """If another process cancels and retries between two polls, the run of attempt 1 is told to stop, once it polls."""
+    agent_id = ax.activity.create("task")
+    with ax.activity.run(agent_id) as run:
+        assert ax.flush()
+        stopped = watched(run)
+        assert other.call(remote.cancel_and_retry, agent_id) == 2
+        assert stopped.wait(10)
+        assert run.canceled
+    assert standing(database.engine, agent_id) == ("QUEUED", 2, 1, True)
+
+
+@on_sqlite
+def test_block_hears_of_a_retry_from_here(database: Database, other: Peer) -> None:
+    """This holds, too, if another thread of this process has retried, and the process has joined attempt 2."""
+    agent_id = ax.activity.create("task")
+    with ax.activity.run(agent_id) as run:
+        assert ax.flush()
+        stopped = watched(run)
+        other.call(remote.call, "cancel", agent_id)
+        assert ax.activity.retry(agent_id) == 2
+        assert stopped.wait(10)
+        assert run.canceled
+    assert standing(database.engine, agent_id) == ("QUEUED", 2, 1, True)
+
+
+@on_sqlite
 def test_attempt_that_runs_elsewhere(database: Database, other: Peer) -> None:
     """While another process runs attempt 2, an end of attempt 1 is late, and the other process ends attempt 2."""
     agent_id = started()
@@ -104,6 +132,26 @@ def test_attempt_that_runs_elsewhere(database: Database, other: Peer) -> None:
     assert standing(database.engine, agent_id) == ("RUNNING", 2, 1, True)
     other.call(remote.leave, agent_id)
     assert standing(database.engine, agent_id) == ("COMPLETE", 2, 2, False)
+
+
+@on_sqlite
+async def test_ends_on_an_event_loop(database: Database, other: Peer) -> None:
+    """Without waiting, an end returns what this process has seen; `aio` returns what the database has decided.
+
+    What the database decides is the same for both: the first ending stays.
+    """
+    for verb, known in (("complete", False), ("error", False), ("cancel", True)):
+        end, end_async = getattr(ax.activity, verb), getattr(ax.activity.aio, verb)
+        ended_elsewhere = await ax.activity.aio.create("task")
+        other.call(remote.call, "complete", ended_elsewhere, "Elsewhere.")
+        assert end(ended_elsewhere) is True, verb
+        assert await end_async(ended_elsewhere) is False, verb
+        assert standing(database.engine, ended_elsewhere) == ("COMPLETE", 1, 1, True)
+        assert [line.late for line in lines(database.engine, ended_elsewhere)] == [False, False, True, True]
+        ended_here = await ax.activity.aio.create("task")
+        assert end(ended_here) is True, verb
+        assert end(ended_here) is known, verb
+        assert await end_async(ended_here) is False, verb
 
 
 # -- what concerns the current attempt ------------------------------------------------------------------------------
@@ -253,6 +301,14 @@ def retry_canceled(other: Peer, agent_id: UUID) -> int:
     """Retry here what another process has canceled."""
     other.call(remote.call, "cancel", agent_id)
     return ax.activity.retry(agent_id)
+
+
+def watched(run: ax.activity.ActivityRun) -> threading.Event:
+    """An event that is set when the run is stopped, as instrumentation stops one."""
+    stopped = threading.Event()
+    assert run.view is not None
+    run.view.when_canceled(stopped.set)
+    return stopped
 
 
 def reap_lost(engine: Engine, agent_id: UUID) -> int:

@@ -111,6 +111,19 @@ def test_percentages(database: Database, caplog: pytest.LogCaptureFixture) -> No
     assert len(warnings) == len(set(warnings)) >= 9
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_fractions(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """A loop that reports 0.1, 0.2, … for 10 %, 20 %, … is warned of that once, and stored as it was."""
+    agent_id = ax.activity.create("task")
+    for number in range(1, 10):
+        assert ax.activity.update(agent_id, "line", number / 10)
+    assert ax.flush()
+    assert row(database.engine, agent_id).latest_percentage == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "percentage is a fraction below 1: it is stored as 0; pass 50 for 50 %"
+    ]
+
+
 def test_percentages_of_every_call(database: Database) -> None:
     """`complete` and `error` clamp as `update` does, and `complete(percentage=None)` leaves the latest one."""
     first, second, third = (ax.activity.create("task") for _ in range(3))

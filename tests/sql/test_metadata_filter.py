@@ -1,8 +1,12 @@
 """Metadata filters find the rows whose value equals the one given: the same ones on every database."""
 
+import math
+import random
+import struct
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
@@ -11,7 +15,9 @@ from tests.databases import Database
 # Each is stored under the key "value" of one activity, named by its place.
 VALUES: list[Any] = [
     "acme", "Acme", "5", 5, 5.0, 5.5, "5.5", True, "true", 1, "1", False, 0, "", None, "null", [5], {"a": 5}, -1, 2**62,
-    2**31, 0.1, 1e300, "tür 😀", "it's", "%", "a\\b", '"quoted"', " acme", "acme ",
+    2**31, 0.1, 1e300, 0.1 + 0.2, 0.3, 1 / 3, 123456789.12345678, 5e-324, 1.7976931348623157e308, 1e-05, -0.0, 0.0,
+    1e16, 10**16, 1e22, 2.0**53, 2**53, 2**53 + 1, 2.0**60, 2**60, 1152921504606847000, 2.0**62, 2.0**63, -(2.0**63),
+    -(2**63), "tür 😀", "it's", "%", "a\\b", '"quoted"', " acme", "acme ",
 ]  # fmt: skip
 
 
@@ -110,3 +116,28 @@ def test_integers_that_no_float_holds(database: Database) -> None:
         with Session(database.engine) as session:
             found = ax.activity.list(session, metadata_filter={"tenant": number}).items
         assert [item.agent_type for item in found] == [str(number)]
+
+
+def test_doubles_and_their_neighbours(database: Database) -> None:
+    """Any finite float finds its own row, and not that of the next float."""
+    digits = random.Random(13)
+    doubles = (struct.unpack("<d", digits.randbytes(8))[0] for _ in range(100))
+    scores = [digits.random() for _ in range(10)] + [one for one in doubles if math.isfinite(one)][:20]
+    for number in (near for score in scores for near in (score, math.nextafter(score, math.inf))):
+        ax.activity.create(repr(number), metadata={"score": number})
+    with Session(database.engine) as session:
+        for score in scores:
+            found = ax.activity.list(session, metadata_filter={"score": score}).items
+            assert [item.agent_type for item in found] == [repr(score)]
+
+
+async def test_numbers_with_an_asynchronous_driver(database: Database) -> None:
+    """The drivers of asyncio send the same statements."""
+    ax.activity.create("task", metadata={"score": 0.1 + 0.2, "tenant": 2**53 + 1, "beta": True})
+    engine = create_async_engine(database.async_url)
+    async with AsyncSession(engine) as session:
+        for wanted, total in ((0.1 + 0.2, 1), (0.3, 0)):
+            found = await ax.activity.aio.list(session, metadata_filter={"score": wanted, "tenant": 2**53 + 1})
+            assert found.total == total
+        assert (await ax.activity.aio.list(session, metadata_filter={"beta": 1})).total == 0
+    await engine.dispose()

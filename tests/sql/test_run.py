@@ -4,7 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread, Timer
 from typing import Any
 from uuid import UUID, uuid4
@@ -153,6 +153,34 @@ def test_ended_inside_stays_ended(database: Database) -> None:
         in_time = [log for log in lines(database.engine, run.agent_id) if not log.late]
         assert [(str(log.status), log.message) for log in in_time[2:]] == [(status, "By hand.")]
         assert row(database.engine, run.agent_id).status == status
+
+
+@pytest.mark.parametrize("tokens", [None, 10])
+@pytest.mark.parametrize(("end", "raises"), [("cancel", True), ("complete", False)])
+def test_an_ending_is_not_repeated(database: Database, end: str, raises: bool, tokens: int | None) -> None:
+    """After the application has ended it in its own words, the block adds only its usage, if it has any."""
+    with suppress(ax.ActivityCanceledError), ax.activity.run("task") as run:
+        if tokens is not None:
+            run.record_usage(tokens, 3)
+        getattr(ax.activity, end)(run.agent_id, "By hand.")
+        if raises:
+            raise ax.ActivityCanceledError(run.agent_id)
+    assert ax.flush()
+    added = [] if tokens is None else [(True, "Usage: input tokens 10, output tokens 3.")]
+    told = [(log.late, log.message) for log in lines(database.engine, run.agent_id)]
+    assert told[2:] == [(False, "By hand."), *added]
+    assert row(database.engine, run.agent_id).input_tokens == tokens
+
+
+def test_an_exception_after_the_end_is_kept(database: Database) -> None:
+    """`error()` inside the block is its end; the exception that leaves it later says more, so it is a late log."""
+    with suppress(ValueError), ax.activity.run("task") as run:
+        run.record_usage(10, 3)
+        ax.activity.error(run.agent_id, "By hand.")
+        raise ValueError("the reason")
+    assert ax.flush()
+    told = [(log.late, log.message) for log in lines(database.engine, run.agent_id)]
+    assert told[2:] == [(False, "By hand."), (True, "Task failed: the reason")]
 
 
 def test_canceled_by_another_thread(database: Database) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import agents
 import pytest
-from agents import Agent, RunConfig, Runner
+from agents import Agent, AgentBase, RunConfig, Runner, ToolInputGuardrail, ToolOutputGuardrail
+from agents.exceptions import ToolTimeoutError
+from agents.mcp import MCPUtil
 from agents.run import AgentRunner
 from agents.testing import ScriptedModel, assistant_message
 
-from agentexec_otel.instrumentation.openai_agents import _sdk
+from agentexec_otel.instrumentation.openai_agents import AgentExecInstrumentor, _sdk
 
 
 @cache
@@ -31,7 +33,8 @@ def objects() -> dict[str, Any]:
 
     provider: Any = agents.tracing.get_trace_provider()
     multi = getattr(provider, "_multi_processor", SimpleNamespace())
-    return {**asyncio.run(run()), "TraceProvider": provider, "SynchronousMultiTracingProcessor": multi}
+    made = asyncio.run(run())
+    return {**made, "MCPUtil": MCPUtil, "TraceProvider": provider, "SynchronousMultiTracingProcessor": multi}
 
 
 @pytest.mark.parametrize(
@@ -55,10 +58,29 @@ def test_private_parts_have_the_types_that_we_rely_on() -> None:
     assert again.extra["key"] == "kept"
 
 
-@pytest.mark.parametrize("name", ["run", "run_sync", "run_streamed"])
-def test_agent_runner_has_what_is_wrapped(name: str) -> None:
-    """The class from which every runner inherits defines the method itself, so that it can be restored."""
-    assert name in vars(AgentRunner)
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (AgentBase, "get_all_tools"),
+        (AgentRunner, "run"),
+        (AgentRunner, "run_streamed"),
+        (AgentRunner, "run_sync"),
+        (MCPUtil, _sdk.MCP_RESULT),
+        (ToolInputGuardrail, "run"),
+        (ToolOutputGuardrail, "run"),
+        (ToolTimeoutError, "__init__"),
+    ],
+)
+def test_the_sdk_has_what_is_wrapped(owner: type, name: str) -> None:
+    """Each class defines the method itself, so that it can be restored, and gets it back."""
+    original = vars(owner)[name]
+    instrumentor = AgentExecInstrumentor()
+    instrumentor.instrument()
+    try:
+        assert vars(owner)[name] is not original
+    finally:
+        instrumentor.uninstrument()
+    assert vars(owner)[name] is original
 
 
 def test_disabled_traces_are_recognized() -> None:

@@ -44,7 +44,7 @@ def processor_of(exporter: Any, **more: Any) -> ActivityProcessor:
 def adds_up(health: dict[str, Any]) -> bool:
     """The conservation law of the counters."""
     came = health["emitted"] + health["replayed"]
-    went = ("committed", "duplicate", "dropped", "dead_lettered", "rejected", "withdrawn", "pending")
+    went = ("committed", "duplicate", "dropped", "damaged", "dead_lettered", "rejected", "withdrawn", "pending")
     return bool(came == sum(health[name] for name in went))
 
 

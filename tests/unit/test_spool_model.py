@@ -25,16 +25,19 @@ class Left:
     """What must come out of the file of a dead process.
 
     Attributes:
-        headless: Damaged in its header, so that nobody is given it.
+        damaged: Number of records that are damaged.
+        flipped: A bit of it is flipped. In the header that is repaired.
+        headless: Cut in its header, so that nobody is given it.
     """
 
     payloads: list[bytes]
-    damaged: bool = False
+    damaged: int = 0
+    flipped: bool = False
     headless: bool = False
 
     @property
     def given(self) -> bool:
-        return not self.headless and (bool(self.payloads) or self.damaged)
+        return not self.headless and bool(self.payloads or self.damaged)
 
 
 class SpoolMachine(RuleBasedStateMachine):
@@ -154,7 +157,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.left)
     @rule(data=st.data())
     def flip(self, data: st.DataObject) -> None:
-        """The disk erred by a bit."""
+        """The disk erred by a bit: one record is lost at most."""
         path, content = self._victim(data)
         if path is not None:
             index = data.draw(st.integers(0, len(content) - 1))
@@ -162,13 +165,12 @@ class SpoolMachine(RuleBasedStateMachine):
             flipped = bytearray(content)
             flipped[index] ^= 1 << data.draw(st.integers(0, 7))
             path.write_bytes(flipped)
-            headless = index < spans[0][0]
-            sound = [] if headless else [payload for _, end, payload in spans if end <= index]
-            self.left[path.stem] = Left(sound, damaged=True, headless=headless)
+            sound = [payload for begin, end, payload in spans if not begin <= index < end]
+            self.left[path.stem] = Left(sound, damaged=len(spans) - len(sound), flipped=True)
 
     def _victim(self, data: st.DataObject) -> tuple[Path | None, bytes]:
         """A file that is left, has a record, and is sound so far."""
-        sound = [stem for stem, left in self.left.items() if left.payloads and not left.damaged]
+        sound = [stem for stem, left in self.left.items() if left.payloads and not left.damaged and not left.flipped]
         if not sound:
             return None, b""
         stem = sound[data.draw(st.integers(0, len(sound) - 1))]  # by number: names are random
@@ -179,7 +181,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def recover(self, data: st.DataObject) -> None:
         """Each file gives exactly what was left in it; those that are not done stay, those that give nothing go."""
         expected = {stem: left for stem, left in self.left.items() if left.given}
-        self.set_aside += sum(left.damaged and left.headless for left in self.left.values())
+        self.set_aside += sum(left.headless for left in self.left.values() if left.damaged)
         for stem in set(self.left) - set(expected):
             del self.left[stem]
         done = {stem: data.draw(st.booleans()) for stem in expected}
@@ -191,7 +193,7 @@ class SpoolMachine(RuleBasedStateMachine):
             if done[stem]:
                 orphan.done()
                 del self.left[stem]
-                self.set_aside += left.damaged
+                self.set_aside += bool(left.damaged)
             else:
                 orphan.close()
         assert expected == {}

@@ -1,5 +1,6 @@
 """What `agentexec_otel.tasks` uses of taskiq, its brokers and Celery beyond their documented API is there."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from inspect import signature
@@ -12,7 +13,9 @@ from taskiq.cli.worker.args import WorkerArgs
 from taskiq.cli.worker.process_manager import ProcessManager
 from taskiq.cli.worker.run import start_listen
 from taskiq.decor import AsyncTaskiqDecoratedTask
+from taskiq.receiver import Receiver, params_parser
 from taskiq.result_backends.dummy import DummyResultBackend
+from taskiq_dependencies import ctx
 from taskiq_nats import NATSObjectStoreResultBackend, PullBasedJetStreamBroker
 from taskiq_redis import RedisStreamBroker
 
@@ -32,7 +35,7 @@ def celery_task() -> Any:
     ("make", "attributes"),
     [
         (InMemoryBroker, "kick listen find_task _running_tasks executor receiver"),
-        (lambda: InMemoryBroker().receiver, "executor"),
+        (lambda: InMemoryBroker().receiver, "broker executor validate_params propagate_exceptions callback"),
         (lambda: AsyncTaskiqDecoratedTask(InMemoryBroker(), "x", task, {}), "original_func"),
         (
             lambda: RedisStreamBroker("redis://host"),
@@ -66,6 +69,7 @@ async def test_attribute_is_there(make: Callable[[], Any], attributes: str) -> N
         (nats_results.shutdown, "nats_client"),
         (InMemoryBroker.kick, "find_task receiver _running_tasks"),
         (InMemoryBroker.shutdown, "executor"),
+        (Receiver.callback, "broker formatter loads parse_labels pre_execute post_execute set_result"),
     ],
 )
 def test_attribute_is_used(method: Any, attributes: str) -> None:
@@ -83,10 +87,18 @@ def test_worker_of_taskiq() -> None:
         "max_async_tasks",
         "max_threadpool_threads",
         "configure_logging",
+        "receiver",
     } <= settings
     assert {"args", "worker_function"} <= set(signature(ProcessManager).parameters)
     assert callable(ProcessManager.start)
     assert list(signature(start_listen).parameters) == ["args"]
+
+
+def test_logs_of_taskiq() -> None:
+    """The names of its loggers, and its words for a task that has no result, are those that we know."""
+    modules: list[Any] = [sys.modules[Receiver.__module__], params_parser, ctx]
+    assert tuple(module.logger.name for module in modules) == _sdk.TASK_LOGGERS
+    assert _sdk.SKIPPED in Receiver.run_task.__code__.co_consts
 
 
 @pytest.mark.parametrize("middleware", [SimpleRetryMiddleware, SmartRetryMiddleware])

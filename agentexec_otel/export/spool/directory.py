@@ -82,8 +82,8 @@ class SpoolDirectory:
     def entries(self) -> list[tuple[str, os.stat_result]]:
         """List the files by name. Empty if the directory cannot be opened."""
         found: list[tuple[str, os.stat_result]] = []
-        with suppress(OSError, SpoolError), self.open() as fd:
-            for entry in os.scandir(fd):
+        with suppress(OSError, SpoolError), self.open() as fd, os.scandir(fd) as files:
+            for entry in files:
                 with suppress(FileNotFoundError):
                     found.append((entry.name, entry.stat(follow_symlinks=False)))
         return sorted(found)

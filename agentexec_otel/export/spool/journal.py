@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, TypeAlias
@@ -24,8 +24,6 @@ from agentexec_otel.export.spool.segment import (
     LEFT,
     LIVE,
     MAX_RECORD,
-    RECORD_HEAD,
-    DamagedSegmentError,
     create,
     header,
     let_go,
@@ -40,6 +38,7 @@ Position: TypeAlias = int
 """Names an appended record. Grows with every append of a process."""
 
 _MEASURE_INTERVAL: Final = 1.0
+_COPY: Final = 1 << 20
 _TRIES: Final = 3
 _BLOCKED_SECONDS: Final = 0.02  # A write to the page cache takes microseconds.
 _DISK_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -125,37 +124,47 @@ class Journal:
         if not 0 < length <= MAX_RECORD:
             raise ValueError(f"a record of {length} bytes")
         record = pack_record(length, crc32(payload)) + payload
-        size = length + RECORD_HEAD
-        with self._lock:
-            # While a file is written to it is not the live one: a signal handler appends to another.
-            segment = self._live
-            self._live = None
+        position: Position | None = None
+        try:
+            with self._lock:
+                position = self._append(record, payload, vital)
+        except BaseException:
+            if position is not None:  # interrupted at the last moment: the caller does not learn the position
+                self.ack([position])
+            raise
+        return position
+
+    def _append(self, record: bytes, payload: bytes, vital: bool) -> Position:
+        size = len(record)
+        # While a file is written to it is not the live one: a signal handler appends to another.
+        segment = self._live
+        self._live = None
+        try:
+            if segment is None or segment.end + size > segment.limit:
+                segment = self._admit(segment, size, vital)
             try:
-                if segment is None or segment.end + size > segment.limit:
-                    segment = self._admit(segment, size, vital)
-                try:
-                    began = self._clock()
-                    if self._write(segment.fd, record) != size:
-                        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-                    if self._clock() - began > _BLOCKED_SECONDS:
-                        self._write = os.write  # Other threads run while it blocks.
-                except OSError as exc:
-                    self._cut_back(segment, exc)
-                    return self.append(payload, vital)
-            except SpoolError:
-                raise
-            except BaseException:  # interrupted: the end of the file is unknown
-                if segment is not None:
-                    segment.retired = True
-                raise
-            segment.end += size
-            segment.count += 1
-            # As `_put_back` does. No call: a signal handler that raises in between would leave the segment to no one.
-            if self._live is None:
-                self._live = segment
-            else:
+                began = self._clock()
+                if self._write(segment.fd, record) != size:
+                    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+                if self._clock() - began > _BLOCKED_SECONDS:
+                    self._write = os.write  # Other threads run while it blocks.
+            except OSError as exc:
+                self._cut_back(segment, exc)
+                return self.append(payload, vital)
+        except SpoolError:
+            raise
+        except BaseException:  # interrupted: the end of the file is unknown
+            if segment is not None:
                 segment.retired = True
-            return segment.base + segment.end
+            raise
+        segment.end += size
+        segment.count += 1
+        # As `_put_back` does. No call: a signal handler that raises in between would leave the segment to no one.
+        if self._live is None:
+            self._live = segment
+        else:
+            segment.retired = True
+        return segment.base + segment.end
 
     def _put_back(self, segment: _Segment) -> None:
         """Make it the live one, unless a signal handler has begun another one."""
@@ -332,6 +341,51 @@ class Journal:
                 _close(segment)
                 let_go(segment.stem)
 
+    # -- removed files ------------------------------------------------------------------------------------------
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether every record that is outstanding is in a file that has a name."""
+        return all(segment.is_acked or not _is_removed(segment) for segment in self.segments())
+
+    def restore(self) -> int:
+        """Write files again that something has removed. Returns how many. Call it from the thread that acknowledges.
+
+        Raises:
+            SpoolError: They cannot be written.
+        """
+        restored = 0
+        for segment in self.segments():
+            if not _is_removed(segment):
+                continue
+            with self._lock:
+                removed = segment.fd
+                if self._segments.get(segment.base >> 32) is segment:
+                    self._rewrite(segment)
+                    restored += 1
+            if removed != segment.fd:
+                with self._sync_lock, suppress(OSError):
+                    os.close(removed)
+        return restored
+
+    def _rewrite(self, segment: _Segment) -> None:
+        """Copy the content to a new file of the same name."""
+        let_go(segment.stem)  # There is no file that another thread could recover.
+        try:
+            with ExitStack() as undo:
+                fd = create(self._directory, segment.stem, self._header)
+                if fd is None:
+                    raise SpoolUnavailableError(f"a file {segment.stem}{LIVE} is in the way")
+                undo.callback(let_go, segment.stem)
+                undo.callback(self._directory.remove, segment.stem + LIVE)
+                undo.callback(os.close, fd)
+                _copy(segment, fd)
+                undo.pop_all()
+        except OSError as exc:
+            raise _failure(exc) from None
+        segment.fd, segment.inode, segment.synced = fd, _inode(fd), segment.start
+        self._new_name = True
+
     def abandon(self) -> None:
         """In a forked child: close the copies of the parent's descriptors. The files stay the parent's."""
         for segment in self.segments():
@@ -340,19 +394,44 @@ class Journal:
 
 
 def _read(segment: _Segment, offset: int, limit: int) -> list[tuple[Position, bytes]]:
-    """Outstanding records from that offset on: at least one if there is any, and about `limit` bytes."""
+    """Outstanding records from that offset on: at least one if there is any, and about `limit` bytes.
+
+    A damaged one counts as acknowledged: nothing else can be done for it.
+    """
     found: list[tuple[Position, bytes]] = []
     # If the disk fails, what cannot be read stays for the next process.
-    with suppress(OSError, DamagedSegmentError), open(segment.fd, "rb", closefd=False) as stream:
-        stream.seek(offset)
-        for payload in records(stream):
-            offset += RECORD_HEAD + len(payload)
-            limit -= len(payload)
-            if offset > segment.end or (found and limit < 0):
+    with suppress(OSError), open(segment.fd, "rb", closefd=False) as stream:
+        for end, payload in records(stream, offset):
+            if end > segment.end:
                 break
-            if segment.base + offset not in segment.acked:
-                found.append((segment.base + offset, payload))
+            position = segment.base + end
+            if payload is None:
+                segment.acked.add(position)
+                continue
+            limit -= len(payload)
+            if found and limit < 0:
+                break
+            if position not in segment.acked:
+                found.append((position, payload))
     return found
+
+
+def _is_removed(segment: _Segment) -> bool:
+    try:
+        found = os.fstat(segment.fd)
+    except OSError:  # Something has closed the descriptor.
+        return False
+    return found.st_nlink == 0 and (found.st_dev, found.st_ino) == segment.inode
+
+
+def _copy(segment: _Segment, fd: int) -> None:
+    """Append the records to a new file."""
+    offset = segment.start
+    while offset < segment.end:
+        part = os.pread(segment.fd, min(_COPY, segment.end - offset), offset)
+        if not part:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        offset += os.write(fd, part)
 
 
 def _inode(fd: int) -> tuple[int, int] | None:

@@ -8,6 +8,9 @@ A file is a header and records::
 Numbers are little-endian. The checksum of the header covers everything but itself, which distinguishes a damaged header
 from one of another version. A record has at least one byte, so a tail of zeros after a power failure is not a record.
 
+After a damaged record, reading continues with the next sound one. Payloads are JSON, which has no zero byte, and the
+last byte of a length is zero: so no message can contain what looks like a record.
+
 A segment is locked with a POSIX record lock while its owner, or the process that replays it, lives. Unlike `flock`,
 such a lock is not inherited by forked children, so a child that outlives its parent does not prevent a replay. It has
 two weaknesses. It does not exclude a second user in the same process: `_held` does. And it is lost if the process
@@ -51,10 +54,11 @@ KEPT_CORRUPT = 8
 
 _HEADER: Final = struct.Struct("<8sHHI")
 _CHECKED: Final = _HEADER.size - 4
+_LONGEST_HEADER: Final = _HEADER.size + 0xFFFF
+_REPAIRABLE: Final = 1024  # Bytes. Ours have about 250.
 _RECORD: Final = struct.Struct("<II")
 _NAME = re.compile(r"([\w.-]+-\d+-\d+-[0-9a-f]{8})-(\d{6,12})(\.seg|\.left|\.corrupt)", re.ASCII).fullmatch
 
-RECORD_HEAD: Final = _RECORD.size
 pack_record = _RECORD.pack
 
 
@@ -137,23 +141,20 @@ def header(identity: str, owner: Owner) -> bytes:
 
 
 def read_header(stream: BinaryIO, identity: str) -> Owner:
-    """Read the header of a segment.
+    """Read the header of a segment. The stream is at the first record after that.
 
     Raises:
         DamagedSegmentError: Not a header.
         ForeignSegmentError: Another format version or another identity.
     """
-    start = stream.read(_HEADER.size)
-    if len(start) < _HEADER.size or not start.startswith(MAGIC):
-        raise DamagedSegmentError
-    _, version, length, checksum = _HEADER.unpack(start)
-    body = stream.read(length)
-    if len(body) < length or crc32(body, crc32(start[:_CHECKED])) != checksum:
-        raise DamagedSegmentError
+    content = bytearray(stream.read(_LONGEST_HEADER))
+    end = _header_end(content) or _repair(content)
+    stream.seek(end)
+    version = int.from_bytes(content[len(MAGIC) : len(MAGIC) + 2], "little")
     if version != FORMAT:
         raise ForeignSegmentError(f"is of spool format {version}, this version writes {FORMAT}")
     try:
-        fields: Any = json.loads(body)
+        fields: Any = json.loads(content[_HEADER.size : end])
         values = [fields[name] for name in ("identity", "pid", "started", "place")]
     except (ValueError, RecursionError, TypeError, KeyError):
         raise DamagedSegmentError from None
@@ -164,26 +165,96 @@ def read_header(stream: BinaryIO, identity: str) -> Owner:
     return Owner(*values[1:])
 
 
+def _header_end(content: bytearray) -> int:
+    """Where a sound header ends. 0 if there is none."""
+    if len(content) < _HEADER.size or not content.startswith(MAGIC):
+        return 0
+    _, _, length, checksum = _HEADER.unpack_from(content)
+    end = _HEADER.size + int(length)
+    body = content[_HEADER.size : end]
+    is_sound = len(body) == length and crc32(body, crc32(content[:_CHECKED])) == checksum
+    return end if is_sound else 0
+
+
+def _repair(content: bytearray) -> int:
+    """Correct the one bit of a header that is flipped, as its checksum proves. Return where the header ends."""
+    for bit in range(8 * min(len(content), _REPAIRABLE)):
+        content[bit // 8] ^= 1 << bit % 8
+        if end := _header_end(content):
+            return end
+        content[bit // 8] ^= 1 << bit % 8
+    raise DamagedSegmentError
+
+
 # -- records ----------------------------------------------------------------------------------------------------
 
+_WINDOW: Final = 1 << 18
+_SEARCH_LIMIT: Final = 64 << 20
+"""Number of payload bytes that are read to find sound records in one file. A file cannot keep its reader busy."""
+# A length of 1 byte to 1 MiB, of at least 1 byte. Lookahead, since candidates overlap.
+_LENGTH: Final = re.compile(rb"(?=(?!\0\0\0)..[\0-\x10]\0)", re.DOTALL)
 
-def records(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the payloads up to the end of the file.
 
-    Raises:
-        DamagedSegmentError: At the first byte that is not part of a sound record.
+def records(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the end and the payload of each record from `offset` up to the end of the file.
+
+    None in place of the payload stands for a damaged record, or several in a row.
     """
+    search = _Search(stream)
+    stream.seek(offset)
     while start := stream.read(_RECORD.size):
-        if len(start) < _RECORD.size:
-            raise DamagedSegmentError
-        length, checksum = _RECORD.unpack(start)
-        # Checked before reading: a damaged length must not ask for 4 GiB of memory.
-        if not 0 < length <= MAX_RECORD:
-            raise DamagedSegmentError
-        payload = stream.read(length)
-        if len(payload) < length or crc32(payload) != checksum:
-            raise DamagedSegmentError
-        yield payload
+        payload = _payload(stream, start)
+        if payload is None:
+            offset = search.next_record(offset + 1)
+            stream.seek(offset)
+        else:
+            offset += _RECORD.size + len(payload)
+        yield offset, payload
+
+
+def _payload(stream: BinaryIO, start: bytes) -> bytes | None:
+    """Read the payload of a record that begins with `start`. None if the record is not sound."""
+    if len(start) < _RECORD.size:
+        return None
+    length, checksum = _RECORD.unpack(start)
+    # Checked before reading: a damaged length must not ask for 4 GiB of memory.
+    if not 0 < length <= MAX_RECORD:
+        return None
+    payload = stream.read(length)
+    return payload if len(payload) == length and crc32(payload) == checksum else None
+
+
+class _Search:
+    """Finds the next sound record in a damaged file."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._left = _SEARCH_LIMIT
+
+    def next_record(self, offset: int) -> int:
+        """Return the offset of the first sound record from `offset` on, or else the end of the file."""
+        end = self._stream.seek(0, os.SEEK_END)
+        for candidate, start in self._candidates(offset):
+            length = _RECORD.unpack(start)[0]
+            if candidate + _RECORD.size + length > end:
+                continue
+            self._left -= length
+            if self._left < 0:
+                break
+            self._stream.seek(candidate + _RECORD.size)
+            if _payload(self._stream, start) is not None:
+                return candidate
+        return end
+
+    def _candidates(self, offset: int) -> Iterator[tuple[int, bytes]]:
+        while True:
+            self._stream.seek(offset)
+            window = self._stream.read(_WINDOW)
+            for match in _LENGTH.finditer(window, 0, len(window) - _RECORD.size + 4):
+                yield offset + match.start(), window[match.start() : match.start() + _RECORD.size]
+            if len(window) < _WINDOW:
+                return
+            offset += _WINDOW - _RECORD.size + 1
 
 
 # -- ownership --------------------------------------------------------------------------------------------------
@@ -230,6 +301,11 @@ def create(directory: SpoolDirectory, stem: str, header: bytes) -> int | None:
             fd = os.open(stem + LIVE, _CREATE, 0o600, dir_fd=dir_fd)
         except FileExistsError:
             return None
+        except OSError:
+            raise
+        except BaseException:  # A signal handler's: the file may have been created.
+            directory.remove(stem + LIVE)
+            raise
         undo.callback(directory.remove, stem + LIVE)
         undo.callback(os.close, fd)
         os.fchmod(fd, 0o600)  # the umask may have removed bits
@@ -246,16 +322,17 @@ def create(directory: SpoolDirectory, stem: str, header: bytes) -> int | None:
 class Orphan:
     """A segment whose owner is gone, locked by this process until `done` or `close`.
 
-    Iterating yields the payloads in the order in which they were appended. It ends early at the first damaged byte.
+    Iterating yields the payloads in the order in which they were appended.
 
     Attributes:
         name: Name of the file.
-        damaged: Whether the file has bytes that are no record. Known after the iteration has ended.
+        damaged: Number of places at which the file has no sound record: one for each damaged record, if no two of them
+            follow each other. Known after the iteration has ended.
     """
 
     def __init__(self, directory: SpoolDirectory, name: str, fd: int, offset: int) -> None:
         self.name = name
-        self.damaged = False
+        self.damaged = 0
         self._directory = directory
         self._fd = fd
         self._offset = offset
@@ -263,11 +340,15 @@ class Orphan:
 
     def __iter__(self) -> Iterator[bytes]:
         with open(self._fd, "rb", buffering=1 << 18, closefd=False) as stream:
-            stream.seek(self._offset)
+            self.damaged = 0
             try:
-                yield from records(stream)
-            except (DamagedSegmentError, OSError):
-                self.damaged = True
+                for _, payload in records(stream, self._offset):
+                    if payload is None:
+                        self.damaged += 1
+                    else:
+                        yield payload
+            except OSError:
+                self.damaged += 1
 
     def done(self) -> None:
         """Remove the file, since all of it was read and is stored. A damaged file is renamed to ``.corrupt``.

@@ -68,6 +68,7 @@ class Spool:
         self._directory = SpoolDirectory(Path(directory).absolute(), self._identity[:16])
         self.path = self._directory.path
         self._foreign: set[str] = set()
+        self._kept: set[str] = set()
         limits = max_bytes, reserve_bytes, segment_bytes
         self._new_journal = partial(Journal, self._directory, self._identity, limits, clock)
         self._journal = self._new_journal()
@@ -115,6 +116,19 @@ class Spool:
         if self.durability == "disk":
             self._current().sync()
 
+    @property
+    def is_intact(self) -> bool:
+        """Whether every record that is outstanding is in a file. False if something has removed the directory."""
+        return self._current().is_intact
+
+    def restore(self) -> int:
+        """Write files again that something has removed, with all their records. Returns how many.
+
+        Raises:
+            SpoolError: They cannot be written.
+        """
+        return self._current().restore()
+
     def size(self) -> int:
         """Return the bytes of all segments of this identity: also of other processes, orphans and damaged files."""
         journal = self._current()
@@ -140,17 +154,26 @@ class Spool:
                 yield orphan
 
     def _claim(self, name: str) -> Orphan | None:
-        if name.endswith((CORRUPT, ".jsonl")):  # set aside, or the dead letters
+        if name.endswith((CORRUPT, ".jsonl")) or name in self._kept:  # set aside, or the dead letters
             return None
         try:
             if split_name(name) is None:
                 raise ForeignSegmentError("is not a spool segment")
             return claim(self._directory, name, self._identity)
         except ForeignSegmentError as exc:
-            if name not in self._foreign:
-                self._foreign.add(name)
-                _logger.warning("the file %s in the spool %s and is left alone", self.path / name, exc)
+            self._report_foreign(name, str(exc))
             return None
+
+    def keep(self, orphan: Orphan, why: str) -> None:
+        """Leave an orphan to other versions of this library: `recover` of this process yields it no more."""
+        orphan.close()
+        self._kept.add(orphan.name)
+        self._report_foreign(orphan.name, why)
+
+    def _report_foreign(self, name: str, why: str) -> None:
+        if name not in self._foreign:
+            self._foreign.add(name)
+            _logger.warning("the file %s in the spool %s and is left alone", self.path / name, why)
 
     # -- fork ---------------------------------------------------------------------------------------------------
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeVar, cast
 
-from agents import Agent, AgentHookContext, AgentsException, RunContextWrapper, RunHooks, Tool
+from agents import Agent, AgentHookContext, AgentsException, RunContextWrapper, RunHooks, RunState, Tool
 from agents.items import TResponseInputItem
 from agents.lifecycle import RunHooksBase
 from agents.run import RunOptions
 
-from agentexec_otel._errors import ActivityCanceledError
+from agentexec_otel._errors import ActivityCanceledError, guarded
 from agentexec_otel._model.outcome import text_of
 from agentexec_otel.activity import ActivityRun
-from agentexec_otel.instrumentation._tracked_run import Framework, TrackedRun
+from agentexec_otel.instrumentation._tracked_run import Earlier, Framework, TrackedRun
 from agentexec_otel.instrumentation.openai_agents._run_arguments import (
     AnyRunConfig,
     is_private,
     remember_activity,
     resumed_activity,
 )
-from agentexec_otel.instrumentation.openai_agents._sdk import TOOL_FAILED, usage_of
+from agentexec_otel.instrumentation.openai_agents._sdk import TOOL_FAILED, rejected_calls, turns_of, usage_of
+from agentexec_otel.instrumentation.openai_agents._tool_calls import report_return
 
 TContext = TypeVar("TContext")
 
@@ -44,12 +45,19 @@ def track(block: ActivityRun, given: object, config: AnyRunConfig, **owner: bool
     """A run of agents in this block.
 
     Args:
-        given: The run's input. If it is the state of a run in the same activity, its tokens are counted, too.
+        given: The run's input. If it is the state of a run, its turns are counted on; so are its tokens, if it belongs
+            to the same activity.
         owner: As for `TrackedRun`: `is_joined`, `leaves_block`.
     """
-    resumed = resumed_activity(given)
-    earlier = usage_of(given) if resumed is not None and resumed == block.agent_id else None
-    return TrackedRun(_FRAMEWORK, block, earlier=earlier, is_private=is_private(config), **owner)
+    return TrackedRun(_FRAMEWORK, block, earlier=_earlier(block, given), is_private=is_private(config), **owner)
+
+
+def _earlier(block: ActivityRun, given: object) -> Earlier | None:
+    if not isinstance(given, RunState):
+        return None
+    state = cast("RunState[Any]", given)
+    usage = usage_of(state) if resumed_activity(state) == block.agent_id else None
+    return Earlier(turns_of(state), usage, rejected_calls(state))
 
 
 class StepHooks(RunHooks[Any]):
@@ -80,7 +88,10 @@ class StepHooks(RunHooks[Any]):
         await self._inner.on_tool_start(context, agent, tool)
 
     async def on_tool_end(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool, result: object) -> None:
-        self.tracked.after_tool(tool.name)
+        self.tracked.after_tool()
+        if self.tracked.progress is not None:
+            with guarded("reporting a step of a run"):
+                report_return(self.tracked.progress, tool, context, result)
         await self._inner.on_tool_end(context, agent, tool, cast(str, result))
 
     async def on_handoff(self, context: RunContextWrapper[Any], from_agent: Agent[Any], to_agent: Agent[Any]) -> None:

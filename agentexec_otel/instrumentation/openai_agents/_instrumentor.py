@@ -8,14 +8,14 @@ from contextvars import copy_context
 from functools import partial, wraps
 from typing import Any, Final, Unpack
 
-from agents import RunResult, RunResultStreaming
+from agents import Agent, AgentBase, RunResult, RunResultStreaming
 from agents.run import AgentRunner, RunOptions
 from agents.tracing import get_current_trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from agentexec_otel._errors import guarded
 from agentexec_otel.activity import ActivityRun
-from agentexec_otel.instrumentation._activities import on_event_loop
+from agentexec_otel.instrumentation._activities import complain, on_event_loop
 from agentexec_otel.instrumentation._open_run import (
     RunDescription,
     existing_block,
@@ -28,8 +28,10 @@ from agentexec_otel.instrumentation._open_run import (
 from agentexec_otel.instrumentation._tracked_run import TrackedRun
 from agentexec_otel.instrumentation.openai_agents import _sdk
 from agentexec_otel.instrumentation.openai_agents._hooks import StepHooks, track, with_hooks
+from agentexec_otel.instrumentation.openai_agents._patches import Patches
 from agentexec_otel.instrumentation.openai_agents._run_arguments import describe, trace_id_of, with_trace_id
 from agentexec_otel.instrumentation.openai_agents._stream import UNNOTICED_SECONDS, ActivityStream
+from agentexec_otel.instrumentation.openai_agents._tool_calls import ToolCallWrapper
 from agentexec_otel.instrumentation.openai_agents._trace_processor import ActivityTraceProcessor
 
 _INSTRUMENTS: Final = ("openai-agents >= 0.24, < 0.25",)
@@ -75,23 +77,23 @@ class RunWrapper:
 
     def __init__(self) -> None:
         self._processor = ActivityTraceProcessor()
-        self._originals: dict[str, tuple[object, object]] = {}
+        self._patches = Patches()
+        self._tool_calls = ToolCallWrapper()
 
     def wrap(self) -> None:
         """Track runs from now on."""
         self._processor.register()
-        for name, wrap in (("run", self._run), ("run_sync", self._run_sync), ("run_streamed", self._run_streamed)):
-            original = getattr(AgentRunner, name)
-            wrapper = wrap(original)
-            self._originals[name] = original, wrapper
-            setattr(AgentRunner, name, wrapper)
+        self._patches.wrap(AgentRunner, "run", self._run)
+        self._patches.wrap(AgentRunner, "run_sync", self._run_sync)
+        self._patches.wrap(AgentRunner, "run_streamed", self._run_streamed)
+        self._patches.wrap(AgentBase, "get_all_tools", self._get_all_tools)
+        self._tool_calls.wrap()
 
     def unwrap(self) -> None:
         """Track no more runs, and restore the methods."""
         self._processor.unregister()
-        for name, (original, wrapper) in self._originals.items():
-            if vars(AgentRunner).get(name) is wrapper:
-                setattr(AgentRunner, name, original)
+        self._patches.restore()
+        self._tool_calls.unwrap()
 
     # -- the methods ----------------------------------------------------------------------------------------
 
@@ -146,6 +148,17 @@ class RunWrapper:
             return start() if tracked is None else ActivityStream(tracked, context).start(start)
 
         return run_streamed
+
+    def _get_all_tools(self, original: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        """Every session of a realtime agent begins with this call. `agents.realtime` itself is not imported here."""
+
+        @wraps(original)
+        async def get_all_tools(agent: Any, *args: Any, **named: Any) -> Any:
+            if self._processor.is_active and not isinstance(agent, Agent):
+                complain("realtime sessions are not tracked: only runs of the OpenAI Agents SDK get an activity")
+            return await original(agent, *args, **named)
+
+        return get_all_tools
 
     # -- where a run belongs --------------------------------------------------------------------------------
 

@@ -9,13 +9,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from agents import RunResult, RunResultStreaming, RunState
-from agents.tracing import Trace, TracingProcessor, get_trace_provider
+from agents import RunContextWrapper, RunResult, RunResultStreaming, RunState
+from agents.tool import default_tool_error_function
+from agents.tracing import Span, SpanError, Trace, TracingProcessor, get_trace_provider
 from agents.tracing.traces import TraceState
 from agents.usage import Usage
 
 PRIVATE: Final = {
-    "RunState": ("_context", "_trace_state"),
+    "MCPUtil": ("_extract_custom_data",),
+    "RunState": ("_context", "_current_turn", "_trace_state"),
     "RunResult": ("_trace_state",),
     "RunResultStreaming": (
         "_cancel_mode",
@@ -31,6 +33,16 @@ PRIVATE: Final = {
 TOOL_FAILED: Final = "Error running tool"
 """How the message of a `UserError` begins that the SDK makes of a tool's exception."""
 
+TOOL_FAILURE: Final[str] = default_tool_error_function(cast(Any, None), Exception())
+"""What the SDK returns to the model if a tool has raised, and the application has chosen no other message."""
+
+INVALID_ARGUMENTS: Final = "Invalid JSON input for tool"
+"""How the message of the `ModelBehaviorError` begins that the SDK raises for wrong arguments of a tool."""
+
+MCP_RESULT: Final = "_extract_custom_data"
+"""The method of `MCPUtil` that is called with each result of an MCP server."""
+
+_NOT_APPROVED: Final = "was manually rejected by user."
 _DISABLED_TRACE_ID: Final = "no-op"
 
 Processors = tuple[TracingProcessor, ...]
@@ -52,10 +64,45 @@ def ensure_trace_state(result: RunResult | RunResultStreaming) -> TraceState:
     return cast(TraceState, private._trace_state)
 
 
-def usage_of(state: object) -> Usage | None:
+def usage_of(state: RunState[Any]) -> Usage | None:
     """The tokens that a run had spent when it was interrupted."""
-    context = getattr(cast(object, state), "_context", None) if isinstance(state, RunState) else None
-    return getattr(context, "usage", None)
+    return getattr(_context_of(state), "usage", None)
+
+
+def turns_of(state: RunState[Any]) -> int:
+    """How many turns a run had taken when it was interrupted."""
+    return cast(int, getattr(state, "_current_turn", 0))
+
+
+def rejected_calls(state: RunState[Any]) -> list[tuple[str, str]]:
+    """The calls that a run waited for and that were rejected since, each by the tool's name and the call's id."""
+    context = _context_of(state)
+    pending = [(item.tool_name or "a tool", item.call_id or "") for item in state.get_interruptions()]
+    return [one for one in pending if context is not None and context.is_tool_approved(*one) is False]
+
+
+def _context_of(state: RunState[Any]) -> RunContextWrapper[Any] | None:
+    return getattr(state, "_context", None)
+
+
+# -- calls of tools ---------------------------------------------------------------------------------------------
+
+
+def is_not_approved(error: SpanError) -> bool:
+    """Whether the span of a call has this error because a person has rejected the call."""
+    return str((error.get("data") or {}).get("error")).endswith(_NOT_APPROVED)
+
+
+def is_mcp_error(result: Any) -> bool:
+    """Whether an MCP server has flagged its result as an error, with either major version of ``mcp``."""
+    return bool(getattr(result, "is_error", None) or getattr(result, "isError", None))
+
+
+def text_of_output(output: Any) -> str | None:
+    """The first text in the output of an MCP tool."""
+    parts = cast("list[object]", output if isinstance(output, list) else [output])
+    found = (cast("dict[str, object]", part).get("text") for part in parts if isinstance(part, dict))
+    return next((str(text) for text in found if text), None)
 
 
 # -- streamed runs ----------------------------------------------------------------------------------------------
@@ -84,8 +131,8 @@ def stored_exception(result: RunResultStreaming) -> BaseException | None:
 # -- traces -----------------------------------------------------------------------------------------------------
 
 
-def is_disabled(trace: Trace) -> bool:
-    """Whether tracing is disabled, so that processors are not notified of this trace."""
+def is_disabled(trace: Trace | Span[Any]) -> bool:
+    """Whether tracing is disabled, so that processors are not notified of this trace or span."""
     return trace.trace_id == _DISABLED_TRACE_ID
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from agents.exceptions import ModelBehaviorError
 from agents.tracing import Span, Trace, TracingProcessor, add_trace_processor
 from agents.tracing.span_data import (
     AgentSpanData,
@@ -26,19 +27,26 @@ from agents.tracing.span_data import (
 from agents.tracing.traces import ReattachedTrace
 from opentelemetry.context import Context, attach, get_current
 
-from agentexec_otel._config import CONF
 from agentexec_otel._errors import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.instrumentation._activities import expect_usage
 from agentexec_otel.instrumentation._open_run import enclosing_block, is_configured, open_activity
-from agentexec_otel.instrumentation._progress import Progress, progress_of
+from agentexec_otel.instrumentation._progress import Progress
 from agentexec_otel.instrumentation._tally import tally_of
 from agentexec_otel.instrumentation._tracked_run import is_tracked
 from agentexec_otel.instrumentation.openai_agents._run_arguments import describe_trace
-from agentexec_otel.instrumentation.openai_agents._sdk import Processors, change_processors
+from agentexec_otel.instrumentation.openai_agents._sdk import (
+    INVALID_ARGUMENTS,
+    Processors,
+    change_processors,
+    is_not_approved,
+)
+from agentexec_otel.instrumentation.openai_agents._tool_calls import current_progress
 
 _MOST_OPEN: Final = 10_000
 _OVER: Final = -1
+_MAY_RAISE: Final = (FunctionSpanData, GuardrailSpanData, MCPListToolsSpanData)
+"""What can be left by an exception that is not on the span: the SDK adds only those of tools."""
 
 
 @dataclass(slots=True)
@@ -63,6 +71,7 @@ class ActivityTraceProcessor(TracingProcessor):
 
     def __init__(self) -> None:
         self._closing = _Closing(self)
+        self._steps = _Steps()
         self._is_added = False
         self.is_active = True
         self._open: OrderedDict[str, _OpenTrace] = OrderedDict()
@@ -159,11 +168,11 @@ class ActivityTraceProcessor(TracingProcessor):
 
     def on_span_start(self, span: Span[Any]) -> None:
         if self.is_active:
-            _report_step(span, has_ended=False)
+            self._steps.begin(span)
 
     def on_span_end(self, span: Span[Any]) -> None:
         if self.is_active:
-            _report_step(span, has_ended=True)
+            self._steps.end(span)
 
     def shutdown(self) -> None:
         """Nothing is buffered here: `ax.shutdown` stops the writers."""
@@ -240,19 +249,32 @@ def _enter_detached(block: ActivityRun) -> object:
 # -- steps ------------------------------------------------------------------------------------------------------
 
 
-def _report_step(span: Span[Any], *, has_ended: bool) -> None:
-    if CONF.progress == "off":
-        return
-    with guarded("reporting a step of a run"):
-        block = enclosing_block() if is_configured() else None
-        if block is not None:
-            report = _report_end if has_ended else _report_start
-            report(progress_of(block), span)
+class _Steps:
+    """Reports the steps of runs that have a span of the SDK."""
+
+    def __init__(self) -> None:
+        self._handled: dict[str, BaseException | None] = {}  # by span, the exception that was handled as it began
+
+    def begin(self, span: Span[Any]) -> None:
+        """Report that a step begins."""
+        with guarded("reporting a step of a run"):
+            if isinstance(span.span_data, _MAY_RAISE):
+                self._handled[span.span_id] = sys.exc_info()[1]
+            progress = current_progress()
+            if progress is not None and not progress.is_hooked:
+                _report_start(progress, span)
+
+    def end(self, span: Span[Any]) -> None:
+        """Report how a step has ended."""
+        with guarded("reporting a step of a run"):
+            exc = sys.exc_info()[1]
+            raised = None if exc is self._handled.pop(span.span_id, exc) else exc
+            progress = current_progress()
+            if progress is not None:
+                _report_end(progress, span, raised)
 
 
 def _report_start(progress: Progress, span: Span[Any]) -> None:
-    if progress.is_hooked:
-        return
     data: object = span.span_data
     if isinstance(data, TurnSpanData):
         progress.turn(data.turn, data.agent_name)
@@ -260,21 +282,36 @@ def _report_start(progress: Progress, span: Span[Any]) -> None:
         progress.tool(data.name)
 
 
-def _report_end(progress: Progress, span: Span[Any]) -> None:
-    error = span.error
+def _report_end(progress: Progress, span: Span[Any], raised: BaseException | None) -> None:
     match span.span_data:
-        case FunctionSpanData() as tool if error is not None:
-            details = error.get("data") or {}
-            progress.tool_failed(tool.name, str(details["error"]) if "error" in details else error.get("message"))
-        case FunctionSpanData() as tool if not progress.is_hooked:
-            progress.tool_done(tool.name)
+        case FunctionSpanData() as tool:
+            _report_call(progress, span, tool, raised)
+            progress.forget(span.span_id)
         case HandoffSpanData(from_agent=str(giver), to_agent=str(taker)) if not progress.is_hooked:
             progress.handoff(giver, taker)
-        case GuardrailSpanData() as guardrail:
+        case GuardrailSpanData() as guardrail if raised is None:
             progress.guardrail(guardrail.name, tripped=guardrail.triggered)
-        case MCPListToolsSpanData() as listing:
+        case GuardrailSpanData() as guardrail if isinstance(raised, Exception):
+            progress.guardrail_failed(guardrail.name)
+        case MCPListToolsSpanData() as listing if raised is None:
             progress.listed(listing.server or "An MCP server", len(listing.result or ()))
-        case AgentSpanData() if error is not None and error.get("message") == "Max turns exceeded":
-            progress.limit((error.get("data") or {}).get("max_turns"))
+        case MCPListToolsSpanData() as listing if isinstance(raised, Exception):
+            progress.not_listed(listing.server or "An MCP server")
+        case AgentSpanData() if span.error is not None and span.error.get("message") == "Max turns exceeded":
+            progress.limit((span.error.get("data") or {}).get("max_turns"))
         case _:
             pass
+
+
+def _report_call(progress: Progress, span: Span[Any], tool: FunctionSpanData, raised: BaseException | None) -> None:
+    error, call = span.error, span.span_id
+    if error is None:
+        if not progress.is_hooked and tool.output is not None:  # Without an output it may wait for an approval.
+            progress.tool_done(tool.name, call)
+    elif is_not_approved(error):
+        progress.tool_not_approved(tool.name, call)
+    elif isinstance(raised, ModelBehaviorError) and str(raised).startswith(INVALID_ARGUMENTS):
+        progress.tool_misused(tool.name, call)
+    else:
+        details = error.get("data") or {}
+        progress.tool_failed(tool.name, str(details["error"]) if "error" in details else error.get("message"), call)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine, Mapping
 from importlib import import_module
 from typing import Any, Final, cast
 
-from taskiq import AckableMessage, AsyncBroker, AsyncResultBackend, InMemoryBroker
-from taskiq.utils import maybe_awaitable
+from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker, TaskiqResult
 
-from agentexec_otel._errors import ConfigurationError, MissingExtraError
+from agentexec_otel._errors import ConfigurationError, MissingExtraError, TaskResultError
 from agentexec_otel._model.text import describe_url
 from agentexec_otel.tasks import _sdk
-
-_logger = logging.getLogger("agentexec_otel.tasks")
+from agentexec_otel.tasks.taskiq.receiver import ActivityReceiver
 
 _MAX_RESULTS: Final = 10_000
 _MAX_THREADS: Final = 32
+_KEEP_SECONDS: Final = 10.0
+"""How long a worker tries to keep a result."""
+_KEEP_PAUSE: Final = 0.5
 
 
 class InProcessBroker(InMemoryBroker):
@@ -63,7 +62,8 @@ def make_broker(
             results = broker
     else:
         made = broker or InProcessBroker(min(concurrency, _MAX_THREADS))
-    _tolerate_failed_acks(made)
+    if isinstance(made, InMemoryBroker):
+        _sdk.replace(made, "receiver", ActivityReceiver.instead_of(made.receiver))
     if isinstance(results, str):
         results = cast("AsyncResultBackend[Any]", _module_for(results, "results", _RESULTS).results(results, queue))
     return made if results is None else made.with_result_backend(results)
@@ -91,29 +91,25 @@ def _module_for(url: str, argument: str, modules: Mapping[str, str]) -> Any:
         raise MissingExtraError(f"{argument}={scheme}://…", package.replace("_", "-"), module) from None
 
 
-def _tolerate_failed_acks(broker: AsyncBroker) -> None:
-    """Run a task even if its message cannot be acknowledged: its activity has started, so a redelivery is refused.
+async def keep_result(
+    keep: Callable[[str, TaskiqResult[Any]], Coroutine[Any, Any, None]], task_id: str, result: TaskiqResult[Any]
+) -> None:
+    """Keep a task's result with a backend's `set_result`. Tries again while the backend is away, for `_KEEP_SECONDS`.
 
-    taskiq acknowledges a message after the activity has started, and drops the task if that fails.
+    Raises:
+        TaskResultError: The result is not kept.
     """
-    original = broker.listen
-
-    async def listen() -> AsyncGenerator[bytes | AckableMessage, None]:
-        async with aclosing(original()) as messages:
-            async for message in messages:
-                yield _with_tolerant_ack(message) if isinstance(message, AckableMessage) else message
-
-    _sdk.replace(broker, "listen", listen)
-
-
-def _with_tolerant_ack(message: AckableMessage) -> AckableMessage:
-    async def ack() -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _KEEP_SECONDS
+    while True:
         try:
-            await maybe_awaitable(message.ack())
-        except Exception as exc:  # noqa: BLE001  # each broker has its own exceptions
-            _logger.warning("a message could not be acknowledged, and may come again: %s", type(exc).__name__)
-
-    return AckableMessage(data=message.data, ack=ack)
+            async with asyncio.timeout_at(deadline):
+                return await keep(task_id, result)
+        except Exception as exc:  # Each backend has its own exceptions.
+            if loop.time() + _KEEP_PAUSE >= deadline:
+                name = type(exc).__name__
+                raise TaskResultError(f"the result could not be kept ({name}): check where results are kept") from exc
+        await asyncio.sleep(_KEEP_PAUSE)
 
 
 def check_queue(queue: str, server: str, allowed: re.Pattern[str], said: str) -> None:

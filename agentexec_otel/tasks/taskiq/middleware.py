@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Final, cast
 from uuid import UUID, uuid4
+from weakref import WeakValueDictionary
 
-from taskiq import AsyncBroker, BrokerMessage, NoResultError, TaskiqMessage, TaskiqMiddleware, TaskiqResult
+from taskiq import (
+    AsyncBroker,
+    AsyncResultBackend,
+    BrokerMessage,
+    NoResultError,
+    TaskiqMessage,
+    TaskiqMiddleware,
+    TaskiqResult,
+)
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from agentexec_otel._config import CONF
@@ -21,9 +29,21 @@ from agentexec_otel._errors import guarded
 from agentexec_otel._model.codec import decode, encode
 from agentexec_otel._model.event import ActivityEvent, Status
 from agentexec_otel._model.ids import parse_agent_id
+from agentexec_otel._model.text import describe
 from agentexec_otel.tasks import _activities, _sdk
-from agentexec_otel.tasks._activities import AGENT_ID, ATTEMPT, HANDED_BACK, PATIENCE, TaskRun, agent_id_of
+from agentexec_otel.tasks._activities import (
+    AGENT_ID,
+    ATTEMPT,
+    HANDED_BACK,
+    PATIENCE,
+    RefusedMessageError,
+    TaskRun,
+    agent_id_of,
+)
 from agentexec_otel.tasks._definition import call_in_thread
+from agentexec_otel.tasks.taskiq.brokers import keep_result
+from agentexec_otel.tasks.taskiq.delivery import Delivery, current_delivery
+from agentexec_otel.tasks.taskiq.receiver import refuse
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
@@ -38,32 +58,6 @@ class NotRunError(NoResultError):
     """The task did not run, or was stopped: its activity was canceled, or another worker runs it."""
 
     __template__ = "The activity of this task was canceled, or another worker runs it"
-
-
-@dataclass(slots=True)
-class _Delivery:
-    """A message whose task runs in this asyncio task.
-
-    Attributes:
-        run: The block of the task; None if the task must not run here.
-        left_by: The exception that the task has raised.
-        retried: A retry middleware has sent the message again.
-    """
-
-    message: TaskiqMessage
-    run: TaskRun | None
-    left_by: BaseException | None = None
-    retried: bool = False
-
-    def end_dropped(self, receiving: asyncio.Task[Any]) -> None:
-        """End the activity of a message that taskiq dropped because its ack, or another middleware, raised."""
-        if self.run is not None and self.run.owner:
-            raised = asyncio.CancelledError() if receiving.cancelled() else receiving.exception()
-            with guarded("ending the activity of a task that was dropped"):
-                self.run.end(self.left_by or raised)
-
-
-_delivery: ContextVar[_Delivery | None] = ContextVar("agentexec_otel.tasks.delivery", default=None)
 
 
 class ActivityMiddleware(TaskiqMiddleware):
@@ -122,54 +116,70 @@ class ActivityMiddleware(TaskiqMiddleware):
 
     async def pre_execute(self, message: TaskiqMessage) -> TaskiqMessage:
         """Start the activity, unless another worker has started it."""
-        _delivery.set(None)
+        current_delivery.set(None)
         task = self.broker.find_task(message.task_name)
-        if AGENT_ID in message.labels and task is not None:
-            with self._guard("starting the activity of a task"):
-                await self._start(message, task)
+        if task is None or not (self._strict or AGENT_ID in message.labels):
+            return message
+        with self._guard("starting the activity of a task"):
+            _track(task)
+            try:
+                await self._start(message)
+            except RefusedMessageError as exc:
+                if not self._strict:
+                    raise  # The application's own task runs without an activity.
+                current_delivery.set(Delivery(message, None))
+                _refuse(message, exc)
         return message
 
-    async def _start(self, message: TaskiqMessage, task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
-        agent_id = parse_agent_id(message.labels[AGENT_ID])
-        patience = None if self._strict else PATIENCE
-        with _returnable():
-            run = await _activities.claim(agent_id, _attempt_of(message), patience, _opened_by(message, agent_id))
+    async def _start(self, message: TaskiqMessage) -> None:
+        agent_id = _agent_id_in(message)
+        run = await self._claim(message, agent_id)
         if run is None:
             text = "task %s is not run here: its activity %s was canceled, or another worker has it"
-            _logger.info(text, message.task_name, agent_id)
-        delivery = _Delivery(message, run)
-        _delivery.set(delivery)
-        _track(task)
-        receiving = asyncio.current_task()
-        if run is not None and receiving is not None:
-            receiving.add_done_callback(delivery.end_dropped)
+            _logger.info(text, describe(message.task_name), agent_id)
+        delivery = Delivery(message, run)
+        current_delivery.set(delivery)
+        if run is not None:
+            delivery.enter()
+            _end_with_result(self.broker.result_backend, self._strict)
+
+    async def _claim(self, message: TaskiqMessage, agent_id: UUID) -> TaskRun | None:
+        attempt, patience = _attempt_of(message), None if self._strict else PATIENCE
+        # One delivery at a time: a broker may deliver the message again while the first delivery still waits for the
+        # database. The second one must not acknowledge the message before the first one has started the task.
+        turn = _turns.setdefault(agent_id, asyncio.Lock())
+        with _returnable():
+            async with turn:
+                return await _activities.claim(agent_id, attempt, patience, _opened_by(message, agent_id))
 
     async def on_error(self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException) -> None:
         """Note the task's exception. Whether the task is retried is known later."""
-        delivery = _delivery.get()
-        if delivery is not None:
+        delivery = current_delivery.get()
+        if delivery is not None and delivery.refused is None:
             delivery.left_by = exception
 
     async def post_execute(self, message: TaskiqMessage, result: TaskiqResult[Any]) -> None:
-        """End the activity as the task has ended."""
-        delivery = _delivery.get()
-        run = delivery.run if delivery is not None else None
-        if delivery is None or run is None:
+        """End the activity of a task that has no result. That of another one ends when its result is kept."""
+        delivery = current_delivery.get()
+        if delivery is None or delivery.run is None:
             return
-        receiving = asyncio.current_task()
-        if receiving is not None:  # An in-place broker runs in the caller's own task, which may run for long.
-            receiving.remove_done_callback(delivery.end_dropped)
-        with guarded("ending the activity of a task"):
-            left_by = delivery.left_by
-            again = isinstance(result.error, NoResultError) and not isinstance(left_by, NoResultError)
-            if run.canceled:
-                run.end(asyncio.CancelledError())
-            elif left_by is not None and again and not delivery.retried:
-                run.end_attempt(left_by)  # A scheduler will send the message again.
-            else:
-                run.end(None if isinstance(left_by, NoResultError) else left_by)
+        left_by = delivery.left_by
+        again = isinstance(result.error, NoResultError) and not isinstance(left_by, NoResultError)
+        if delivery.run.canceled:
+            delivery.end(asyncio.CancelledError())
+        elif delivery.refused is not None:
+            delivery.end(left_by)
+            _refuse(message, delivery.refused)
+        elif left_by is not None and again and not delivery.retried:
+            delivery.leave()
+            with guarded("ending the attempt of a task"):
+                delivery.run.end_attempt(left_by)  # A scheduler will send the message again.
+        elif result.error is not None:
+            delivery.end(None if isinstance(left_by, NoResultError) else left_by)
 
 
+_turns: Final[WeakValueDictionary[UUID, asyncio.Lock]] = WeakValueDictionary()
+"""The locks of activities that are being started."""
 _returnables: Final[set[asyncio.Task[Any]]] = set()
 
 
@@ -208,12 +218,32 @@ def _opened_by(message: TaskiqMessage, agent_id: UUID) -> ActivityEvent | None:
     return None
 
 
+def _agent_id_in(message: TaskiqMessage) -> UUID:
+    try:
+        return parse_agent_id(message.labels.get(AGENT_ID, ""))
+    except ValueError:
+        raise RefusedMessageError(f"its label {AGENT_ID} is no UUID, or is missing") from None
+
+
 def _attempt_of(message: TaskiqMessage) -> int:
-    return int(message.labels.get(ATTEMPT, 1)) + int(message.labels.get(_sdk.RETRIES, 0))
+    return _count_in(message, ATTEMPT, 1) + _count_in(message, _sdk.RETRIES, 0)
+
+
+def _count_in(message: TaskiqMessage, label: str, least: int) -> int:
+    """The number in a label; `least` if there is none."""
+    with suppress(TypeError, ValueError):
+        count = int(message.labels.get(label, least))
+        if count >= least:
+            return count
+    raise RefusedMessageError(f"its label {label} is no number from {least}")
+
+
+def _refuse(message: TaskiqMessage, exc: RefusedMessageError) -> None:
+    refuse(json.dumps(message.model_dump(), default=str).encode(), exc)
 
 
 async def _retry(message: TaskiqMessage) -> None:
-    delivery = _delivery.get()
+    delivery = current_delivery.get()
     if delivery is not None and delivery.message.task_id == message.task_id:
         # Called by taskiq's retry middleware: the failed attempt is still open.
         if delivery.run is None:
@@ -228,7 +258,7 @@ async def _retry(message: TaskiqMessage) -> None:
         await _activities.reopen_failed(parse_agent_id(message.labels[AGENT_ID]), _attempt_of(message), PATIENCE)
 
 
-def _why(delivery: _Delivery) -> BaseException | None:
+def _why(delivery: Delivery) -> BaseException | None:
     """The reason for a retry. taskiq reports a timeout only after it has sent the retry."""
     left_by = delivery.left_by
     if "timeout" in delivery.message.labels and (left_by is None or isinstance(left_by, asyncio.CancelledError)):
@@ -243,8 +273,9 @@ def _ending_unsent(kick: _Kick) -> _Kick:
         try:
             await kick(message)
         except BaseException as exc:
-            if AGENT_ID in message.labels:
-                await end_unsent(parse_agent_id(message.labels[AGENT_ID]), exc)
+            agent_id = agent_id_of(message.labels.get(AGENT_ID, ""))
+            if agent_id is not None:
+                await end_unsent(agent_id, exc)
             raise
 
     return send
@@ -255,6 +286,29 @@ async def end_unsent(agent_id: UUID, exc: BaseException) -> None:
     with guarded("ending the activity of a task that was not sent"):
         ended = _activities.end_elsewhere(agent_id, "enqueue", exc, of_current=False)
         await _activities.stored_within(min(PATIENCE, CONF.terminal_timeout), ended)
+
+
+def _end_with_result(backend: AsyncResultBackend[Any], strict: bool) -> None:
+    """End activities once the backend has kept the result: no hook of taskiq reports that it could not."""
+    keep = backend.set_result
+    if hasattr(keep, _MARK):
+        return
+
+    @wraps(keep)
+    async def keep_and_end(task_id: str, result: TaskiqResult[Any]) -> None:
+        delivery = current_delivery.get()
+        if delivery is None or delivery.run is None or result.is_err or delivery.message.task_id != task_id:
+            await keep(task_id, result)
+            return
+        try:
+            await (keep_result(keep, task_id, result) if strict else keep(task_id, result))
+        except Exception as exc:
+            delivery.end(exc if strict else None)
+            raise
+        delivery.end(None)
+
+    setattr(keep_and_end, _MARK, True)
+    _sdk.replace(backend, "set_result", keep_and_end)
 
 
 # -- the task's function ----------------------------------------------------------------------------------------
@@ -272,7 +326,7 @@ def _track(task: AsyncTaskiqDecoratedTask[Any, Any]) -> None:
 def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
     @wraps(function)
     async def run_tracked(*args: Any, **kwargs: Any) -> Any:
-        delivery = _delivery.get()
+        delivery = current_delivery.get()
         if delivery is None:
             return await function(*args, **kwargs)
         run = _run_of(delivery)
@@ -281,6 +335,8 @@ def _tracked(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[...,
             if left is not None:
                 raise left
             return value
+        except RefusedMessageError as exc:
+            raise _not_run(delivery, exc) from exc
         except BaseException as exc:
             delivery.left_by = exc
             if run.canceled:
@@ -303,12 +359,14 @@ async def _contained(
 def _tracked_sync(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def run_tracked(*args: Any, **kwargs: Any) -> Any:
-        delivery = _delivery.get()
+        delivery = current_delivery.get()
         if delivery is None:
             return function(*args, **kwargs)
         with _run_of(delivery):
             try:
                 return call_in_thread(function, *args, **kwargs)
+            except RefusedMessageError as exc:
+                raise _not_run(delivery, exc) from exc
             except BaseException as exc:
                 delivery.left_by = exc
                 raise
@@ -316,7 +374,12 @@ def _tracked_sync(function: Callable[..., Any]) -> Callable[..., Any]:
     return run_tracked
 
 
-def _run_of(delivery: _Delivery) -> TaskRun:
+def _not_run(delivery: Delivery, refused: RefusedMessageError) -> NotRunError:
+    delivery.refused, delivery.left_by = refused, refused.__cause__ or refused
+    return NotRunError()
+
+
+def _run_of(delivery: Delivery) -> TaskRun:
     if delivery.run is None:
         raise NotRunError
     return delivery.run

@@ -54,7 +54,7 @@ class StreamBroker(RedisStreamBroker):
                 if not taken:
                     raise_if_canceled()
                 for message_id, fields in taken:
-                    yield AckableMessage(data=fields[b"data"], ack=self._done(redis, message_id))
+                    yield AckableMessage(data=_data_of(fields), ack=self._done(redis, message_id))
 
     async def _new(self, redis: Redis) -> list[Any]:
         """A message that no worker has taken, if one comes within `block` milliseconds."""
@@ -69,7 +69,7 @@ class StreamBroker(RedisStreamBroker):
         answer: Any = await redis.xautoclaim(
             self.queue_name, self.consumer_group_name, self.consumer_name, self.idle_timeout
         )
-        return list(answer[1])
+        return [entry for entry in answer[1] if entry[0] is not None]  # Redis 6 names none of a deleted message.
 
     def _done(self, redis: Redis, message_id: bytes) -> Callable[[], Awaitable[None]]:
         async def done() -> None:
@@ -80,6 +80,11 @@ class StreamBroker(RedisStreamBroker):
                 await both.execute()
 
         return done
+
+
+def _data_of(fields: dict[bytes, bytes]) -> bytes:
+    """The message in a stream entry; of an entry without one, its fields, for the receiver to refuse."""
+    return fields.get(b"data", repr(fields).encode())
 
 
 def _retry() -> Retry:

@@ -2,6 +2,9 @@
 
 Limits that the server keeps do not help if the server cannot be heard, and TCP keepalives of this host take minutes.
 Shutting the socket down wakes the driver at once.
+
+A transaction has a descriptor of its own for that socket. The driver may have closed its descriptor by then, and the
+number may belong to another file of the application.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Engine, event
@@ -39,7 +43,19 @@ _REPORT_INTERVAL: Final = 60.0
 class _Transaction:
     deadline: float
     shortened: bool
-    connection: Any = None
+    sockets: deque[socket.socket] = field(default_factory=deque[socket.socket])
+    """The socket of its connection, if there is one. The thread that takes it closes it; taking it is atomic."""
+
+    def take_socket(self) -> socket.socket | None:
+        """The socket, for the caller to close; None if there is none, or if another thread has taken it."""
+        with suppress(IndexError):
+            return self.sockets.pop()
+        return None
+
+    def release(self) -> None:
+        """Close the socket, unless another thread has taken it."""
+        if (taken := self.take_socket()) is not None:
+            taken.close()
 
 
 class Watchdog:
@@ -52,11 +68,14 @@ class Watchdog:
     def __init__(self, seconds: float = DEADLINE, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._clock = clock
+        self._transactions: dict[int, _Transaction] = {}  # By thread; each thread changes its own entry only.
         self.reset()
 
     def reset(self) -> None:
         """In a forked child: the thread and the transactions are the parent's."""
-        self._transactions: dict[int, _Transaction] = {}  # By thread; each thread changes its own entry only.
+        for transaction in self._transactions.values():
+            transaction.release()
+        self._transactions.clear()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
@@ -71,7 +90,9 @@ class Watchdog:
     def _attach(self, connection: Any, *_: object) -> None:
         transaction = self._transactions.get(threading.get_ident())
         if transaction is not None:
-            transaction.connection = connection
+            transaction.release()
+            if (own := _socket_of(connection)) is not None:
+                transaction.sockets.append(own)
 
     @contextmanager
     def watching(self) -> Generator[None]:
@@ -79,7 +100,7 @@ class Watchdog:
         shortened, self._shorten_next = self._shorten_next, False
         seconds = self._seconds * _SECOND_TRY if shortened else self._seconds
         key = threading.get_ident()
-        self._transactions[key] = _Transaction(self._clock() + seconds, shortened)
+        self._transactions[key] = transaction = _Transaction(self._clock() + seconds, shortened)
         if self._thread is None:
             self._start()
         self._wake.set()
@@ -87,6 +108,7 @@ class Watchdog:
             yield
         finally:
             self._transactions.pop(key, None)
+            transaction.release()
 
     def stop(self, timeout: float) -> None:
         """Wait up to `timeout` seconds for the transactions under way, cut those that are left, and end the thread.
@@ -122,12 +144,11 @@ class Watchdog:
     def _cut_overdue(self) -> None:
         now = self._clock()
         for transaction in list(self._transactions.values()):
-            if now >= transaction.deadline and transaction.connection is not None:
-                connection, transaction.connection = transaction.connection, None
+            if now >= transaction.deadline and (taken := transaction.take_socket()) is not None:
                 self._shorten_next = not transaction.shortened
                 self._report(now)
                 with guarded("cutting a database connection"):
-                    cut(connection)
+                    _cut(taken)
 
     def _report(self, now: float) -> None:
         # In a long outage every attempt ends here: one warning a minute is enough.
@@ -136,10 +157,16 @@ class Watchdog:
         _logger.log(level, "a database connection did not answer for %g s and is cut", self._seconds)
 
 
-def cut(connection: Any) -> None:
-    """Shut the socket of a DBAPI connection down while another thread uses it. Does nothing for SQLite."""
+def _socket_of(connection: Any) -> socket.socket | None:
+    """The socket of a DBAPI connection, by a descriptor of its own; None for SQLite. On the connection's thread."""
     with suppress(OSError, ValueError):
         descriptor = file_descriptor(connection)
         if descriptor is not None:
-            with socket.socket(fileno=os.dup(descriptor)) as copy:
-                copy.shutdown(socket.SHUT_RDWR)
+            return socket.socket(fileno=os.dup(descriptor))
+    return None
+
+
+def _cut(taken: socket.socket) -> None:
+    """Shut a socket down while another thread uses it, and close this descriptor of it."""
+    with taken, suppress(OSError):
+        taken.shutdown(socket.SHUT_RDWR)
