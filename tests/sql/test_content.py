@@ -212,7 +212,7 @@ def test_error_texts(database: Database) -> None:
             raise error
         ids.append(run.agent_id)
     assert [stored_messages(database, one)[-1] for one in ids] == [
-        "Task failed: '{0.__class__}'",
+        "Task failed: KeyError: '{0.__class__}'",
         "Task failed: 100 %s {error} {}",
         "Task failed: RuntimeError",
         "Task failed: UnprintableError",

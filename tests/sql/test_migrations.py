@@ -1,6 +1,9 @@
 """`ax.db`: the tables are created, adopted, upgraded and downgraded without a loss, on each database."""
 
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -322,7 +325,32 @@ def test_adoption_continues_after_a_crash(bare: Database) -> None:
         " agentexec_activity_log TO agentexec_activity_log_adopted",
     )
     schema_1.METADATA.create_all(bare.engine)
+    newer = activities(1)
+    write_as_schema_1(bare.engine, newer)
+    with pytest.raises(ax.ConfigurationError, match="1 activities were stored after an upgrade was killed"):
+        ax.db.upgrade(bare.engine)
+    execute(bare.engine, "DELETE FROM agentexec_activity")
     ax.db.upgrade(bare.engine)
+    assert_same(bare.engine, told)
+    assert set(inspect(bare.engine).get_table_names()) == {*ax.Base.metadata.tables, VERSION_TABLE}
+
+
+UPGRADE = "import sys, agentexec_otel as ax; print(flush=True); ax.db.upgrade(sys.argv[1])"
+
+
+@pytest.mark.chaos
+def test_killed_upgrades_lose_nothing(bare: Database) -> None:
+    """Upgrades that are killed at any moment are finished by the next one, with all rows."""
+    told = activities(1_000)
+    agentexec(bare.engine, told)
+    for step in range(12):
+        with subprocess.Popen([sys.executable, "-c", UPGRADE, bare.url], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.1 + step * 0.05)
+            process.kill()
+    ax.db.upgrade(bare.url)
+    assert (ax.db.current(bare.engine), ax.db.check(bare.engine)) == (HEAD, [])
     assert_same(bare.engine, told)
     assert set(inspect(bare.engine).get_table_names()) == {*ax.Base.metadata.tables, VERSION_TABLE}
 

@@ -59,14 +59,16 @@ def adopt(connection: Connection) -> None:
     """
     present = set(inspect(connection).get_table_names())
     if not present >= set(_OLD.values()):
+        if _OLD[ACTIVITY.name] in present:  # Killed before the last step.
+            connection.execute(text(f"DROP TABLE {_OLD[ACTIVITY.name]}"))
         if not present.intersection(_OLD) or _is_ours(inspect(connection)):
             return
         _refuse_what_would_be_lost(connection, present)
         _rename(connection)
     with conversions(connection) as convert:
-        METADATA.drop_all(connection)
-        METADATA.create_all(connection)
         old = _old_tables(inspect(connection))
+        _drop_partial_copy(connection, old, convert)
+        METADATA.create_all(connection)
         _copy_activities(connection, old, convert)
         _copy_logs(connection, old, convert)
         _materialize(connection)
@@ -158,6 +160,18 @@ def _old_tables(inspector: Inspector) -> _Old:
         columns: list[Any] = [column(one) for one in types]
         old[name] = (table(renamed, *columns), types)
     return old
+
+
+def _drop_partial_copy(connection: Connection, old: _Old, convert: Conversions) -> None:
+    """Drop what an upgrade that was killed has copied, but nothing that was stored since."""
+    theirs, _ = old[ACTIVITY.name]
+    stored_since = select(func.count()).where(ACTIVITY.c.id.not_in(select(convert.uuid(theirs.c.id))))
+    if inspect(connection).has_table(ACTIVITY.name) and (count := connection.scalar(stored_since)):
+        raise ConfigurationError(
+            f"{count} activities were stored after an upgrade was killed: move them out of {ACTIVITY.name}, stop the"
+            " programs that write to it, and upgrade again"
+        )
+    METADATA.drop_all(connection)
 
 
 def _copy_activities(connection: Connection, old: _Old, convert: Conversions) -> None:
