@@ -77,7 +77,8 @@ def adopt(connection: Connection) -> None:
 
 
 def _is_ours(inspector: Inspector) -> bool:
-    return inspector.has_table(LOG.name) and "seq" in _columns(inspector, LOG.name)
+    typical = {ACTIVITY.name: "last_seq", LOG.name: "seq"}
+    return any(inspector.has_table(name) and one in _columns(inspector, name) for name, one in typical.items())
 
 
 def _columns(inspector: Inspector, name: str) -> dict[str, Any]:

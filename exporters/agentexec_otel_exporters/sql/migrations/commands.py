@@ -134,7 +134,8 @@ _UPGRADE: Final = "run agentexec-otel db upgrade, or ax.db.upgrade(engine)"
 
 def _known_version(connection: Connection) -> str | None:
     found = read_version(connection)
-    connection.rollback() if connection.dialect.name != "sqlite" else None
+    if connection.dialect.name != "sqlite":
+        connection.rollback()  # Alembic leaves a transaction that is open to its caller, and commits nothing.
     if found is not None and found not in REVISIONS:
         raise ConfigurationError(_wrong_version(found))
     return found
