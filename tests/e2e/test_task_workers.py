@@ -289,8 +289,8 @@ def test_killed_as_it_keeps_the_result(start: Start, database: Database, killed:
 
 
 @on_postgres
-@pytest.mark.parametrize(("away", "said"), [(3, "5"), (20, "result")])
-def test_results_cannot_be_kept(start: Start, database: Database, away: int, said: str) -> None:
+@pytest.mark.parametrize(("away", "said"), [(3, {"5"}), (20, {"connection", "timeout"})])
+def test_results_cannot_be_kept(start: Start, database: Database, away: int, said: set[str]) -> None:
     """A short outage of where results are kept delays an ending. After a longer one it is ERROR, and says so."""
     with Proxy(URLS["redis"]) as proxy:
         system = start("redis")
@@ -303,11 +303,11 @@ def test_results_cannot_be_kept(start: Start, database: Database, away: int, sai
         proxy.refuse()
         letting_pass = Timer(away, proxy.let_pass)
         letting_pass.start()
-        assert system.client(WAIT.format(seconds=0)) == [said]
+        assert said.issuperset(system.client(WAIT.format(seconds=0)))
         letting_pass.join()
         assert system.client(WAIT.format(seconds=0)) == ["5"]
     last = " ".join(lines(database.engine, one)[-1].message for one in system.starts())
-    assert ("Task failed: the result could not be kept (" in last) is (said == "result")
+    assert ("Task failed: the result could not be kept (" in last) is ("timeout" in said)
 
 
 @on_postgres
