@@ -31,6 +31,8 @@ ERROR_TYPE: Final = "error.type"
 INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 REQUESTS: Final = "agentexec.requests"
 OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+CACHED_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
+REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
 
 PREVIOUS_SPAN: Final = "agentexec.previous_span"
 """Key in the ``trace_context`` of a row: the traceparent of the previous attempt's span."""

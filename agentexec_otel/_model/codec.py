@@ -5,10 +5,11 @@ One JSON array by position::
     [1, event_id, agent_id, status, message, percentage, occurred_at_ns, attempt, worker_id, flags,
      [trace_id, span_id, sampled] | null,
      [agent_type, metadata, trace_context] | null,
-     [error_type, reason, input_tokens, output_tokens, requests] | null]
+     [error_type, reason, input_tokens, output_tokens, requests, cached_input_tokens, reasoning_tokens] | null]
 
 The first element is the schema's major version. A later minor version appends elements or flags, which are ignored
-here. An incompatible version takes the next number: its events are left to a version that knows it.
+here. An incompatible version takes the next number: its events are left to a version that knows it. A minor version has
+appended the last two numbers of the outcome, which may be missing.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def _details(event: ActivityEvent) -> str:
 
 
 _span_fields = attrgetter("trace_id", "span_id", "sampled")
-_outcome_fields = attrgetter("error_type", "reason", "input_tokens", "output_tokens", "requests")
+_outcome_fields = attrgetter(
+    "error_type", "reason", "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens"
+)
 
 
 def _opening_fields(opening: Opening) -> list[object]:
@@ -141,16 +144,20 @@ def _event(fields: list[object]) -> ActivityEvent:
         withdraws=bool(flags & _WITHDRAWS),
         span=None if span is None else SpanRef(*_read(_SPAN, span, "span")),
         opening=None if opening is None else Opening(*_read(_OPENING, opening, "opening")),
-        outcome=None if outcome is None else Outcome(*_read(_OUTCOME, outcome, "outcome")),
+        outcome=None if outcome is None else Outcome(*_read(_OUTCOME, outcome, "outcome", _FIRST_OUTCOME)),
     )
 
 
 _Reader = Callable[[object, str], Any]
 
 
-def _read(readers: Mapping[str, _Reader], value: object, what: str) -> list[Any]:
-    """Check an array and read its values by position. Ignores what a later version has appended."""
-    if not isinstance(value, list) or len(cast("list[object]", value)) < len(readers):
+def _read(readers: Mapping[str, _Reader], value: object, what: str, least: int | None = None) -> list[Any]:
+    """Check an array and read its values by position. Ignores what a later version has appended.
+
+    Args:
+        least: How many values the first version had. All of `readers` if None.
+    """
+    if not isinstance(value, list) or len(cast("list[object]", value)) < (least or len(readers)):
         raise MalformedEventError(f"a malformed {what}")
     return [read(one, name) for (name, read), one in zip(readers.items(), cast("list[object]", value), strict=False)]
 
@@ -228,5 +235,8 @@ _OPENING: Final[dict[str, _Reader]] = {
 _OUTCOME: Final[dict[str, _Reader]] = {
     "error type": _optional(_text),
     "reason": _optional(_text),
-    **dict.fromkeys(("input tokens", "output tokens", "requests"), _optional(_integer)),
+    **dict.fromkeys(
+        ("input tokens", "output tokens", "requests", "cached input tokens", "reasoning tokens"), _optional(_integer)
+    ),
 }
+_FIRST_OUTCOME: Final = 5

@@ -72,13 +72,20 @@ class SpanRef:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Why and how an attempt ended. Tokens and model requests are totals of the run."""
+    """Why and how an attempt ended. Tokens and model requests are totals of the run.
+
+    Attributes:
+        cached_input_tokens: Those of the input tokens that the provider had in its cache.
+        reasoning_tokens: Those of the output tokens that were spent on reasoning.
+    """
 
     error_type: str | None = None
     reason: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     requests: int | None = None
+    cached_input_tokens: int | None = None
+    reasoning_tokens: int | None = None
 
 
 # Made for each log, on the caller's path. A frozen dataclass takes five times as long to make.

@@ -21,7 +21,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
 _RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
 _REASON_LIMIT: Final = 64
-_UNKNOWN: Final[tuple[Any, ...]] = (None,) * 12
+_UNKNOWN: Final[tuple[Any, ...]] = (None,) * 15
 """What `ActivityState` has after its attempt, before the first event."""
 
 STUB_TYPE: Final = ""
@@ -100,6 +100,7 @@ class ActivityState:
     last_seq: int
     attempt: int
     started_at: datetime | None
+    ended_at: datetime | None
     metadata: Mapping[str, Any] | None
     trace_context: Mapping[str, str] | None
     trace_id: str | None
@@ -111,6 +112,8 @@ class ActivityState:
     input_tokens: int | None
     output_tokens: int | None
     requests: int | None
+    cached_input_tokens: int | None
+    reasoning_tokens: int | None
     lease: Lease = field(default="keep", kw_only=True)
 
     @classmethod
@@ -187,9 +190,10 @@ class ActivityState:
             self.trace_context = context_after_span(self.trace_context, self.trace_id, self.span_id, self.sampled)
         self.attempt = attempt
         self.status = QUEUED
-        self.started_at = self.trace_id = self.span_id = self.sampled = self.worker_id = None
+        self.started_at = self.ended_at = self.trace_id = self.span_id = self.sampled = self.worker_id = None
         self.latest_percentage = self.error_type = self.reason = None
         self.input_tokens = self.output_tokens = self.requests = None
+        self.cached_input_tokens = self.reasoning_tokens = None
         self.lease = "clear"
         return True
 
@@ -205,6 +209,7 @@ class ActivityState:
             self.trace_id, self.span_id, self.sampled = event.span.trace_id, event.span.span_id, event.span.sampled
         if self.status in TERMINAL:
             self.lease = "clear"
+            self.ended_at = moment(event.occurred_at_ns)
             if event.outcome is not None:
                 self.error_type = event.outcome.error_type and event.outcome.error_type[:NAME_LIMIT]
                 self.reason = event.outcome.reason and event.outcome.reason[:_REASON_LIMIT]
@@ -225,6 +230,10 @@ class ActivityState:
             self.output_tokens = outcome.output_tokens
         if outcome.requests is not None:
             self.requests = outcome.requests
+        if outcome.cached_input_tokens is not None:
+            self.cached_input_tokens = outcome.cached_input_tokens
+        if outcome.reasoning_tokens is not None:
+            self.reasoning_tokens = outcome.reasoning_tokens
 
 
 def must_exist(event: ActivityEvent) -> bool:

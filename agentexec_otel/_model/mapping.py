@@ -128,6 +128,8 @@ _OUTCOME: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "input_tokens": (semconv.INPUT_TOKENS, _count),
     "output_tokens": (semconv.OUTPUT_TOKENS, _count),
     "requests": (semconv.REQUESTS, _count),
+    "cached_input_tokens": (semconv.CACHED_INPUT_TOKENS, _count),
+    "reasoning_tokens": (semconv.REASONING_TOKENS, _count),
 }
 
 

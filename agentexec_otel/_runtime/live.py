@@ -28,6 +28,8 @@ class Usage(NamedTuple):
     input_tokens: int | None = None
     output_tokens: int | None = None
     requests: int | None = None
+    cached_input_tokens: int | None = None
+    reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,15 +41,15 @@ _IN_OUR_TABLES: Final = {"mapper": Activity}
 _SUMMARY: Final = tuple(
     ACTIVITY.c[name]
     for name in (
-        "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "started_at", "attempt",
-        "trace_id", "span_id", "error_type", "reason", "metadata",
+        "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "started_at", "ended_at",
+        "attempt", "trace_id", "span_id", "worker_id", "error_type", "reason", "metadata",
+        "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens",
     )
 )  # fmt: skip
 _LOG_COLUMNS: Final = tuple(
     LOG.c[name] for name in ("id", "message", "status", "percentage", "created_at", "seq", "attempt", "late")
 )
-_TOTALS: Final = tuple(ACTIVITY.c[name] for name in ("input_tokens", "output_tokens", "requests"))
-_DETAIL: Final = select(ACTIVITY.c.id, *_SUMMARY, *_TOTALS).where(ACTIVITY.c.agent_id == bindparam("of_agent"))
+_DETAIL: Final = select(ACTIVITY.c.id, *_SUMMARY).where(ACTIVITY.c.agent_id == bindparam("of_agent"))
 _ALL_LOGS: Final = select(*_LOG_COLUMNS).where(LOG.c.activity_id == bindparam("of_activity")).order_by(LOG.c.seq)
 _LOGS: Final = _ALL_LOGS.where(LOG.c.late.is_(False))
 _TAIL: Final = (

@@ -129,13 +129,20 @@ class ActivityRun:
         return runtime.record(live, Status.RUNNING, message, percentage, reported=True)
 
     def record_usage(
-        self, input_tokens: int | None = None, output_tokens: int | None = None, requests: int | None = None
+        self,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        requests: int | None = None,
+        cached_input_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
     ) -> None:
         """This block's totals so far of tokens and model requests; stored with the activity's end, also if it fails.
 
-        Blocks within one another add up. What is no count is ignored.
+        Blocks within one another add up. What is no count is ignored. Cached tokens are part of the input tokens, and
+        reasoning tokens part of the output tokens.
         """
-        self._entered().count_usage(self, Usage(_count(input_tokens), _count(output_tokens), _count(requests)))
+        counts = (input_tokens, output_tokens, requests, cached_input_tokens, reasoning_tokens)
+        self._entered().count_usage(self, Usage(*map(_count, counts)))
 
     def leave_open(self) -> None:
         """Do not end the activity if the block is left without an exception: the work continues elsewhere, or later."""

@@ -7,6 +7,7 @@ meaning. The other columns are internal, and nullable or defaulted.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 from zlib import crc32
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Numeric,
     String,
     Text,
     TypeDecorator,
@@ -90,7 +92,7 @@ class StatusText(TypeDecorator[Status]):
         return None if value is None else Status(value)
 
 
-def _name(wanted: str) -> str:
+def constraint_name(wanted: str) -> str:
     """Name of a constraint or index. If it is too long for PostgreSQL (63), it ends in a stable hash."""
     if len(wanted) <= _LONGEST_NAME:
         return wanted
@@ -103,12 +105,12 @@ def _now() -> datetime:
 
 def _one_of_statuses(table: str) -> CheckConstraint:
     return CheckConstraint(
-        "status IN ('QUEUED', 'RUNNING', 'COMPLETE', 'ERROR', 'CANCELED')", name=_name(f"ck_{table}_status")
+        "status IN ('QUEUED', 'RUNNING', 'COMPLETE', 'ERROR', 'CANCELED')", name=constraint_name(f"ck_{table}_status")
     )
 
 
 def _percentage_range(table: str, column: str) -> CheckConstraint:
-    return CheckConstraint(f"{column} BETWEEN 0 AND 100", name=_name(f"ck_{table}_{column}"))
+    return CheckConstraint(f"{column} BETWEEN 0 AND 100", name=constraint_name(f"ck_{table}_{column}"))
 
 
 class Base(DeclarativeBase):
@@ -122,10 +124,10 @@ class Activity(Base):
 
     __tablename__ = f"{_PREFIX}activity"
     __table_args__ = (
-        Index(_name(f"ix_{_PREFIX}activity_agent_id"), "agent_id", unique=True),
-        Index(_name(f"ix_{_PREFIX}activity_created_at"), "created_at", "id"),
+        Index(constraint_name(f"ix_{_PREFIX}activity_agent_id"), "agent_id", unique=True),
+        Index(constraint_name(f"ix_{_PREFIX}activity_created_at"), "created_at", "id"),
         # Without the lease, which each log extends: PostgreSQL then updates rows in place (HOT), with a third less WAL.
-        Index(_name(f"ix_{_PREFIX}activity_status"), "status"),
+        Index(constraint_name(f"ix_{_PREFIX}activity_status"), "status"),
         _one_of_statuses(f"{_PREFIX}activity"),
         _percentage_range(f"{_PREFIX}activity", "latest_percentage"),
         _MYSQL,
@@ -142,6 +144,7 @@ class Activity(Base):
     last_seq: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     attempt: Mapped[int] = mapped_column(Integer, default=1, server_default="1")
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSON(none_as_null=True))
     trace_context: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
     trace_id: Mapped[str | None] = mapped_column(String(32))
@@ -155,6 +158,12 @@ class Activity(Base):
     input_tokens: Mapped[int | None] = mapped_column(BigInteger)
     output_tokens: Mapped[int | None] = mapped_column(BigInteger)
     requests: Mapped[int | None] = mapped_column(BigInteger)
+    model: Mapped[str | None] = mapped_column(String(NAME_LIMIT))
+    cached_input_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    reasoning_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    cost: Mapped[Decimal | None] = mapped_column(Numeric(20, 10))
+    waiting: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    span_exported_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     logs: Mapped[list[ActivityLog]] = relationship(
         back_populates="activity", cascade="all, delete-orphan", order_by="ActivityLog.seq"
@@ -166,8 +175,8 @@ class ActivityLog(Base):
 
     __tablename__ = f"{_PREFIX}activity_log"
     __table_args__ = (
-        UniqueConstraint("event_id", name=_name(f"uq_{_PREFIX}activity_log_event_id")),
-        Index(_name(f"ix_{_PREFIX}activity_log_activity_id"), "activity_id", "seq", unique=True),
+        UniqueConstraint("event_id", name=constraint_name(f"uq_{_PREFIX}activity_log_event_id")),
+        Index(constraint_name(f"ix_{_PREFIX}activity_log_activity_id"), "activity_id", "seq", unique=True),
         _one_of_statuses(f"{_PREFIX}activity_log"),
         _percentage_range(f"{_PREFIX}activity_log", "percentage"),
         _MYSQL,
@@ -175,7 +184,9 @@ class ActivityLog(Base):
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
     activity_id: Mapped[UUID] = mapped_column(
-        ForeignKey(f"{_PREFIX}activity.id", name=_name(f"fk_{_PREFIX}activity_log_activity_id"), ondelete="CASCADE")
+        ForeignKey(
+            f"{_PREFIX}activity.id", name=constraint_name(f"fk_{_PREFIX}activity_log_activity_id"), ondelete="CASCADE"
+        )
     )
     message: Mapped[str] = mapped_column(Text)
     status: Mapped[Status] = mapped_column(StatusText)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -46,11 +46,18 @@ class _Summary(BaseModel):
     status: Status
     latest_percentage: int | None
     started_at: datetime | None = None
+    ended_at: datetime | None = None
     attempt: int = 1
     trace_id: str | None = None
     span_id: str | None = None
+    worker_id: str | None = None
     error_type: str | None = None
     reason: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    requests: int | None = None
+    cached_input_tokens: int | None = None
+    reasoning_tokens: int | None = None
     metadata: dict[str, Any] | None = Field(default=None, exclude=True)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -59,14 +66,38 @@ class _Summary(BaseModel):
         """The same as `latest_percentage`."""
         return self.latest_percentage
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def queued_seconds(self) -> float | None:
+        """Seconds from the creation to the start, so far if it waits still. None for a retry, whose wait is unknown."""
+        return None if self.attempt > 1 else _seconds(self.created_at, self.started_at or self._end())
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def duration_seconds(self) -> float | None:
+        """Seconds from the start of the current attempt to its end, so far if it runs still. None before the start."""
+        return None if self.started_at is None else _seconds(self.started_at, self._end())
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def elapsed_time_seconds(self) -> int:
+        """`duration_seconds` in whole seconds. 0 before the start."""
+        return int(self.duration_seconds or 0)
+
+    def _end(self) -> datetime:
+        # A producer of schema 1 ends activities without a moment.
+        return (self.ended_at or self.updated_at) if self.status.terminal else datetime.now(UTC)
+
+
+def _seconds(since: datetime, until: datetime) -> float:
+    """At least 0: the two clocks may differ."""
+    return max(0.0, (until - since).total_seconds())
+
 
 class ActivityDetailSchema(_Summary):
     """An activity with all its logs. `metadata` is an attribute that is never serialised."""
 
     logs: list[ActivityLogSchema]
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    requests: int | None = None
 
 
 class ActivityListItemSchema(_Summary):
@@ -80,14 +111,6 @@ class ActivityListItemSchema(_Summary):
     def latest_log_message(self) -> str | None:
         """The same as `latest_log`."""
         return self.latest_log
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def elapsed_time_seconds(self) -> int:
-        """Whole seconds from the first RUNNING log to the most recent log."""
-        if self.started_at is None or self.latest_log_timestamp is None:
-            return 0
-        return int((self.latest_log_timestamp - self.started_at).total_seconds())
 
 
 class ActivityListSchema(BaseModel):

@@ -9,6 +9,7 @@ import typer
 
 from agentexec_otel import __version__
 from agentexec_otel._errors import AgentExecError, MissingExtraError
+from agentexec_otel.cli import _db
 
 app = typer.Typer(
     name="agentexec-otel",
@@ -17,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(_db.app, name="db")
 
 
 def run() -> None:

@@ -9,6 +9,20 @@ from weakref import WeakKeyDictionary
 from agentexec_otel.activity import ActivityRun
 
 
+class InputDetails(Protocol):
+    """What the input tokens consist of."""
+
+    @property
+    def cached_tokens(self) -> int: ...
+
+
+class OutputDetails(Protocol):
+    """What the output tokens consist of."""
+
+    @property
+    def reasoning_tokens(self) -> int: ...
+
+
 class Usage(Protocol):
     """A usage object of an agent framework, which updates it during the run."""
 
@@ -18,19 +32,26 @@ class Usage(Protocol):
     def output_tokens(self) -> int: ...
     @property
     def requests(self) -> int: ...
+    @property
+    def input_tokens_details(self) -> InputDetails: ...
+    @property
+    def output_tokens_details(self) -> OutputDetails: ...
 
 
 class Tokens(NamedTuple):
-    """Input tokens, output tokens and model calls."""
+    """Input tokens, output tokens, model calls, and how many of the tokens were cached or reasoning."""
 
     input: int = 0
     output: int = 0
     requests: int = 0
+    cached: int = 0
+    reasoning: int = 0
 
     @classmethod
     def of(cls, usage: Usage) -> Tokens:
         """The current counts of `usage`."""
-        return cls(usage.input_tokens, usage.output_tokens, usage.requests)
+        cached, reasoning = usage.input_tokens_details.cached_tokens, usage.output_tokens_details.reasoning_tokens
+        return cls(usage.input_tokens, usage.output_tokens, usage.requests, cached, reasoning)
 
     def plus(self, other: Tokens, times: int = 1) -> Tokens:
         """The sums; with ``times=-1`` the differences."""

@@ -1,12 +1,17 @@
 """The table: events, the answer to each, and what the activity is then."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from agentexec_otel._model.event import Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.fold import moment
 
 QUEUED, RUNNING, COMPLETE, ERROR, CANCELED = Status
+
+_NOW_NS = time.time_ns()
 
 SPAN = SpanRef("a" * 32, "b" * 16, sampled=True)
 OTHER_SPAN = SpanRef("c" * 32, "d" * 16, sampled=False)
@@ -67,6 +72,15 @@ def withdraw(step: int) -> Step:
     return Step(withdrawn=step)
 
 
+def moment_of(place: int) -> datetime:
+    """When the event of a step occurs."""
+    return moment(occurred_at_ns(place))
+
+
+def occurred_at_ns(place: int) -> int:
+    return _NOW_NS + place * 1_000
+
+
 @dataclass(frozen=True)
 class Case:
     """One line of the table.
@@ -113,6 +127,12 @@ CASES = [
          "QUEUED 1, CANCELED 1, CANCELED 1 late", at(CANCELED, reason="canceled", error_type=None)),
     case("no reason from a late end", [create(), Step(COMPLETE), end(ERROR, "timeout")],
          "QUEUED 1, COMPLETE 1, COMPLETE 1 late", at(COMPLETE, reason=None, error_type=None)),
+    case("the end has its moment", [create(), report(), end(COMPLETE), end(ERROR)],
+         "QUEUED 1, RUNNING 1, COMPLETE 1, COMPLETE 1 late", at(COMPLETE, ended_at=moment_of(2))),
+    case("a retry has not ended", [create(), end(ERROR), retry()],
+         "QUEUED 1, ERROR 1, QUEUED 2", at(QUEUED, 2, ended_at=None)),
+    case("the end of a retry", [create(), end(ERROR), retry(), end(COMPLETE, attempt=2)],
+         "QUEUED 1, ERROR 1, QUEUED 2, COMPLETE 2", at(COMPLETE, 2, ended_at=moment_of(3))),
     case("no reason from a report", [create(), report(outcome=Outcome("Error", "other"))],
          "QUEUED 1, RUNNING 1", at(RUNNING, reason=None, error_type=None)),
     # -- percentage -----------------------------------------------------------------------------------------------
@@ -127,8 +147,13 @@ CASES = [
     case("the percentage of an end", [create(), Step(COMPLETE, {"percentage": 100})],
          "QUEUED 1, COMPLETE 1", at(COMPLETE, latest_percentage=100)),
     # -- tokens ---------------------------------------------------------------------------------------------------
-    case("tokens of an end", [create(), spent(COMPLETE, 7, 9, 2)],
-         "QUEUED 1, COMPLETE 1", at(COMPLETE, input_tokens=7, output_tokens=9, requests=2)),
+    case("tokens of an end", [create(), spent(COMPLETE, 7, 9, 2, 5, 4)],
+         "QUEUED 1, COMPLETE 1",
+         at(COMPLETE, input_tokens=7, output_tokens=9, requests=2, cached_input_tokens=5, reasoning_tokens=4)),
+    case("cached and reasoning tokens are totals", [create(), spent(RUNNING, 5, 6, 1, 2, 3), spent(ERROR, 7, 8, 2, 4)],
+         "QUEUED 1, RUNNING 1, ERROR 1", at(ERROR, cached_input_tokens=4, reasoning_tokens=3)),
+    case("a retry has spent nothing", [create(), spent(ERROR, 7, 9, 2, 5, 4), retry()],
+         "QUEUED 1, ERROR 1, QUEUED 2", at(QUEUED, 2, cached_input_tokens=None, reasoning_tokens=None)),
     case("tokens of a late end count", [create(), end(CANCELED, "canceled"), spent(CANCELED, 11, 12, 1)],
          "QUEUED 1, CANCELED 1, CANCELED 1 late",
          at(CANCELED, reason="canceled", input_tokens=11, output_tokens=12, requests=1)),

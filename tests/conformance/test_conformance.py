@@ -1,6 +1,5 @@
 """Whatever decides about an activity gives the same answers: the bare fold, the testing kit, and every database."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import groupby
@@ -17,11 +16,10 @@ from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.export import Ack, ExportResult, Reject
 from agentexec_otel.testing import InMemoryActivityExporter
 from agentexec_otel_exporters.sql import SQLExporter
-from tests.conformance.cases import CASES, Case, Step
+from tests.conformance.cases import CASES, Case, Step, occurred_at_ns
 from tests.databases import Database
 
 FIELDS = tuple(one.name for one in fields(ActivityState) if one.name not in ("_ack", "agent_id", "lease"))
-NOW_NS = time.time_ns()
 
 
 class Exporter(Protocol):
@@ -43,7 +41,7 @@ def _event(step: Step, place: int, agent_id: UUID, earlier: Sequence[ActivityEve
         return earlier[step.withdrawn]._replace(withdraws=True)
     values: dict[str, Any] = {"percentage": None, **step.values}
     return ActivityEvent(
-        uuid7(), agent_id, step.status, f"step {place}", occurred_at_ns=NOW_NS + place * 1000, **values
+        uuid7(), agent_id, step.status, f"step {place}", occurred_at_ns=occurred_at_ns(place), **values
     )
 
 

@@ -16,6 +16,7 @@ REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 MODULES = (
     "agentexec_otel",
     "agentexec_otel.activity",
+    "agentexec_otel.db",
     "agentexec_otel.export",
     "agentexec_otel.reasons",
     "agentexec_otel.tasks",

@@ -11,12 +11,13 @@ from agents import Agent, FunctionTool, function_tool
 from agents.items import TResponseOutputItem
 from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message, function_call
 from agents.usage import Usage
+from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from tests.databases import Database
 
-INPUT_TOKENS, OUTPUT_TOKENS = 10, 3  # of each model call
+INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, REASONING_TOKENS = 10, 3, 4, 2  # of each model call
 
 _calls = itertools.count(1)
 
@@ -68,7 +69,14 @@ def scripted(*answers: Answer, seconds: float = 0.0) -> ScriptedModel:
         return ModelStep.respond(respond)
 
     return ScriptedModel(
-        [step(answer) for answer in answers], default_usage=Usage(1, INPUT_TOKENS, output_tokens=OUTPUT_TOKENS)
+        [step(answer) for answer in answers],
+        default_usage=Usage(
+            1,
+            INPUT_TOKENS,
+            InputTokensDetails(cached_tokens=CACHED_TOKENS, cache_write_tokens=0),
+            OUTPUT_TOKENS,
+            OutputTokensDetails(reasoning_tokens=REASONING_TOKENS),
+        ),
     )
 
 

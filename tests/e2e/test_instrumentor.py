@@ -26,7 +26,7 @@ import agentexec_otel as ax
 from tests.conftest import reset_runtime
 from tests.databases import Database
 from tests.e2e.instrumented import activities, gated_engine, lines, only, processors, runs_done
-from tests.e2e.scripted import INPUT_TOKENS, OUTPUT_TOKENS, agent, call, look_ups, say
+from tests.e2e.scripted import CACHED_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, agent, call, look_ups, say
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
@@ -61,9 +61,11 @@ async def test_a_run_is_an_activity(database: Database, spans: InMemorySpanExpor
         2 * OUTPUT_TOKENS,
         2,
     )
+    assert (activity.cached_input_tokens, activity.reasoning_tokens) == (2 * CACHED_TOKENS, 2 * REASONING_TOKENS)
     (span,) = spans.get_finished_spans()
     told_by_span = span.attributes or {}
     assert span.name == "Researcher"
+    assert told_by_span["gen_ai.usage.cache_read.input_tokens"] == 2 * CACHED_TOKENS
     assert told_by_span["gen_ai.usage.input_tokens"] == 2 * INPUT_TOKENS
     assert told_by_span["agentexec.requests"] == 2
 

@@ -53,7 +53,7 @@ def full(agent_id: UUID, message: str) -> list[ActivityEvent]:
             ),
         ),
         event(agent_id, message=message, span=SpanRef("a" * 32, "b" * 16, True), worker_id=message, percentage=3),
-        event(agent_id, Status.ERROR, message, outcome=Outcome(message, message[:64], 1 << 40, 0, 3)),
+        event(agent_id, Status.ERROR, message, outcome=Outcome(message, message[:64], 1 << 40, 0, 3, 2, 1 << 41)),
     ]
 
 

@@ -12,7 +12,7 @@ import agentexec_otel as ax
 from agentexec_otel.activity.models import Status
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
-from tests.sql.rows import event, gap_free, lines, opening, row
+from tests.sql.rows import event, gap_free, lines, opening, row, store
 
 HOUR_NS = 3_600_000_000_000
 MOMENT_NS = 1_700_000_000_123_456_789
@@ -34,7 +34,55 @@ def test_times_are_aware_utc_with_microseconds(database: Database, exporter: SQL
     assert all(one is not None and one.utcoffset() == timedelta(0) for one in [*times, item.latest_log_timestamp])
     assert found.updated_at.utcoffset() == timedelta(0)
     assert abs(datetime.now(UTC) - found.updated_at) < timedelta(minutes=1)
-    assert item.elapsed_time_seconds == 0
+
+
+def test_durations(database: Database, exporter: SQLExporter) -> None:
+    """Waiting and running take what the clocks say: up to the end, whatever is late, and for each attempt anew."""
+    agent_id, second_ns = uuid4(), 1_000_000_000
+    exporter.export([opening(agent_id, at_ns=MOMENT_NS), event(agent_id, at_ns=MOMENT_NS + second_ns)])
+    exporter.export([event(agent_id, Status.ERROR, at_ns=MOMENT_NS + 4 * second_ns)])
+    exporter.export([event(agent_id, message="late", at_ns=MOMENT_NS + 9 * second_ns)])
+    assert row(database.engine, agent_id).ended_at == MOMENT + timedelta(seconds=4)
+    assert durations(database, agent_id) == (1.0, 3.0, 3)
+    exporter.export([event(agent_id, Status.QUEUED, reopens=True, claims=True)])
+    assert row(database.engine, agent_id).ended_at is None
+    assert durations(database, agent_id) == (None, None, 0)
+
+
+def test_durations_tick(database: Database, exporter: SQLExporter) -> None:
+    """What waits or runs has waited or run until now."""
+    queued, running = uuid4(), uuid4()
+    hour_ago = time.time_ns() - HOUR_NS
+    exporter.export([opening(queued, at_ns=hour_ago), opening(running, at_ns=hour_ago - HOUR_NS)])
+    exporter.export([event(running, at_ns=hour_ago)])
+    waited, ran, elapsed = durations(database, queued)
+    assert waited is not None
+    assert (waited >= 3600, ran, elapsed) == (True, None, 0)
+    waited, ran, elapsed = durations(database, running)
+    assert ran is not None
+    assert (waited, ran >= 3600, elapsed >= 3600) == (3600.0, True, True)
+
+
+def test_activities_ended_together_have_their_end(database: Database) -> None:
+    """`cancel_pending` stores the moment of its log, also on rows that a fast clock has written."""
+    ax.configure(database.url)
+    usual, ahead = ax.activity.create("task"), uuid4()
+    store(database.url, [opening(ahead, at_ns=time.time_ns() + HOUR_NS)])
+    assert ax.activity.cancel_pending() == 2
+    for agent_id in (usual, ahead):
+        assert row(database.engine, agent_id).ended_at == lines(database.engine, agent_id)[-1].created_at
+
+
+def durations(database: Database, agent_id: UUID) -> tuple[float | None, float | None, int]:
+    with Session(database.engine) as session:
+        detail = ax.activity.detail(session, agent_id)
+        (item,) = (one for one in ax.activity.list(session).items if one.agent_id == agent_id)
+    assert detail is not None
+    assert (detail.queued_seconds is None, detail.elapsed_time_seconds) == (
+        item.queued_seconds is None,
+        item.elapsed_time_seconds,
+    )
+    return item.queued_seconds, item.duration_seconds, item.elapsed_time_seconds
 
 
 @pytest.mark.parametrize("database", ["postgres", "mariadb"], indirect=True)

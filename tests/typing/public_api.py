@@ -72,6 +72,19 @@ def other_set_ups(url: URL, async_engine: AsyncEngine) -> None:
     ax.install_signal_handlers()
 
 
+def migrations(engine: Engine) -> None:
+    """The migrations, from tables that are there."""
+    assert_type(ax.db.current(engine), str | None)
+    ax.db.stamp(engine, "0001")
+    ax.db.upgrade(engine, pre_deploy=True)
+    ax.db.upgrade(engine.url)
+    assert_type(ax.db.check(engine), list[str])
+    assert_type(ax.db.sql(engine, start="0001"), str)
+    ax.db.downgrade(engine)
+    ax.db.upgrade(engine)
+    assert_type(ax.db.include_object(None, None, "table", False, None), bool)
+
+
 def settings() -> None:
     """Settings are typed attributes."""
     assert_type(ax.CONF, ax.Settings)
@@ -157,7 +170,7 @@ def run() -> UUID:
         assert_type(block.canceled, bool)
         assert_type(block.owner, bool)
         assert_type(ax.activity.current(), ax.activity.ActivityRun | None)
-        block.record_usage(input_tokens=1, output_tokens=2)
+        block.record_usage(input_tokens=1, output_tokens=2, cached_input_tokens=1, reasoning_tokens=1)
     return block.agent_id
 
 

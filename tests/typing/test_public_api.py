@@ -24,6 +24,7 @@ SOURCE = Path(public_api.__file__).read_text()
         ("agentexec_otel", r"ax\."),
         ("agentexec_otel.activity", r"(?:ax\.activity\.|\b)"),
         ("agentexec_otel.activity.aio", r"ax\.activity\.aio\."),
+        ("agentexec_otel.db", r"ax\.db\."),
         ("agentexec_otel.export", r"\b"),
         ("agentexec_otel.reasons", r"ax\.reasons\."),
         ("agentexec_otel.tasks", r"\b"),
@@ -42,6 +43,7 @@ async def test_it_is_true_when_it_runs(tmp_path: Path) -> None:
     engine = create_engine(url)
     async_engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/x.db")
     public_api.set_up(url, engine)
+    public_api.migrations(engine)
     public_api.settings()
     agent_id = await in_thread(url, tmp_path)
     async with AsyncSession(async_engine) as session:

@@ -84,13 +84,15 @@ def test_opening_as_attributes() -> None:
 def test_outcome_as_attributes() -> None:
     """What is known of the end, under the names of the semantic conventions; what is not known is left out."""
     assert outcome_attributes(Status.COMPLETE, None, None) == {"agentexec.status": "COMPLETE"}
-    assert outcome_attributes(Status.ERROR, Outcome("ValueError", "other", 0, 7), 0) == {
+    assert outcome_attributes(Status.ERROR, Outcome("ValueError", "other", 0, 7, None, 0, 5), 0) == {
         "agentexec.status": "ERROR",
         "agentexec.percentage": 0,
         "error.type": "ValueError",
         "agentexec.reason": "other",
         "gen_ai.usage.input_tokens": 0,
         "gen_ai.usage.output_tokens": 7,
+        "gen_ai.usage.cache_read.input_tokens": 0,
+        "gen_ai.usage.reasoning.output_tokens": 5,
     }
 
 

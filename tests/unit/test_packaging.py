@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
-    *("all", "celery", "instruments", "mysql", "nats", "openai-agents"),
+    *("all", "celery", "instruments", "migrations", "mysql", "nats", "openai-agents"),
     *("otlp", "postgres", "rabbitmq", "redis", "tasks"),
 }
 
@@ -105,6 +105,7 @@ def test_entry_points(wheel: Path) -> None:
     points = ConfigParser()
     points.read_string(read(wheel, ".dist-info/entry_points.txt"))
     assert dict(points["agentexec_otel_exporter"]) == {"sql": "agentexec_otel_exporters.sql:SQLExporter"}
+    assert dict(points["agentexec_otel_migrations"]) == {"sql": "agentexec_otel_exporters.sql.migrations"}
     assert dict(points["opentelemetry_traces_exporter"]) == {
         "agentexec_sql": "agentexec_otel_exporters.sql:SQLSpanExporter"
     }
@@ -135,6 +136,16 @@ print(detail.status, *[log.percentage for log in detail.logs])
     assert "COMPLETE" in printed
 
 
+def test_create_tables_states_the_revision_without_alembic(clean_python: Path, tmp_path: Path) -> None:
+    """Tables that are created have a revision, with which Alembic can go on later."""
+    script = """
+import agentexec_otel as ax
+ax.configure("sqlite:///clean.db", create_tables=True)
+print(ax.db.current("sqlite:///clean.db"))
+"""
+    assert run(str(clean_python), "-I", "-W", "error", "-c", script, cwd=tmp_path) == "0003\n"
+
+
 @pytest.mark.parametrize(
     ("statement", "package", "extra"),
     [
@@ -143,9 +154,10 @@ print(detail.status, *[log.percentage for log in detail.logs])
         ("ax.enqueue", "taskiq", "tasks"),
         ("ax.configure('postgresql://u@127.0.0.1:1/x')", "psycopg", "postgres"),
         ("ax.configure('mysql+pymysql://u@127.0.0.1:1/x')", "PyMySQL", "mysql"),
+        ("ax.db.upgrade('sqlite:///x.db')", "alembic", "migrations"),
         ("ax.configure('sqlite:///x.db', otlp_endpoint='http://127.0.0.1:1')", "opentelemetry-exporter-otlp", "otlp"),
     ],
-    ids=["openai-agents", "pool", "enqueue", "postgres", "mysql", "otlp"],
+    ids=["openai-agents", "pool", "enqueue", "postgres", "mysql", "migrations", "otlp"],
 )
 def test_missing_extra_is_one_sentence(
     clean_python: Path, tmp_path: Path, statement: str, package: str, extra: str

@@ -90,8 +90,8 @@ _NO_TABLE: Final = (
     " or check the database's name and AGENTEXEC_TABLE_PREFIX"
 )
 _NO_COLUMN: Final = (
-    f"the tables {_TABLES} lack columns of this version: migrate them, or, if another program has made them, set"
-    " AGENTEXEC_TABLE_PREFIX to another prefix"
+    f"the tables {_TABLES} lack columns of this version: run agentexec-otel db upgrade, or"
+    " ax.db.upgrade(engine); or, if another program has made them, set AGENTEXEC_TABLE_PREFIX to another prefix"
 )
 _WORDS: Final[dict[type[ExportError] | None, str]] = {
     TransientExportError: "the database is away or busy",

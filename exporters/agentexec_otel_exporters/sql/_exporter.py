@@ -12,10 +12,11 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from agentexec_otel._model.event import ActivityEvent, SpanRef, late_cancellation
-from agentexec_otel.activity.models import Activity, Base
+from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import EndedActivity, Ending, ExportError, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._errors import is_denied, is_unique_violation, translated
 from agentexec_otel_exporters.sql.connect import Connector
+from agentexec_otel_exporters.sql.migrations.version import create_missing
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
 from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
 from agentexec_otel_exporters.sql.write.load import find_activities, load_activities
@@ -52,7 +53,11 @@ class SQLExporter:
         return self._connector.engine
 
     def create_tables(self) -> None:
-        """Create the tables that are missing. Raises `ExportError` if the database refuses or does not answer."""
+        """Create the tables that are missing, and state their revision.
+
+        Raises:
+            ExportError: The database refuses or does not answer.
+        """
         try:
             with translated():
                 self._create_missing()
@@ -64,7 +69,7 @@ class SQLExporter:
         for tries_left in range(4, -1, -1):
             try:
                 with self._connector.writing() as connection:
-                    Base.metadata.create_all(connection)
+                    create_missing(connection)
             except DBAPIError as exc:
                 # Another process may create them at the same time. The next try finds them.
                 if not tries_left or not (isinstance(exc, IntegrityError) or "already exists" in str(exc.orig)):

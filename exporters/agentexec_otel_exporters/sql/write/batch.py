@@ -45,8 +45,9 @@ class Row(ActivityState):
     def shape(self) -> tuple[object, ...]:
         """Everything that a progress report leaves unchanged."""
         return (
-            self.agent_type, self.status, self.attempt, self.started_at, self.trace_context, self.span_id,
-            self.worker_id, self.error_type, self.reason, self.input_tokens, self.output_tokens, self.requests,
+            self.agent_type, self.status, self.attempt, self.started_at, self.ended_at, self.trace_context,
+            self.span_id, self.worker_id, self.error_type, self.reason, self.input_tokens, self.output_tokens,
+            self.requests, self.cached_input_tokens, self.reasoning_tokens,
         )  # fmt: skip
 
 

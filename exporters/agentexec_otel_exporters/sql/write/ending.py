@@ -48,6 +48,7 @@ _MOMENT: Final = bindparam("new_updated_at", type_=UtcDateTime)
 _ENDED: Final[dict[str, Any]] = {
     **{name: bindparam(f"new_{name}") for name in ("status", "reason", "error_type")},
     "last_seq": ACTIVITY.c.last_seq + 1,
+    "ended_at": bindparam("new_ended_at", type_=UtcDateTime),
     "lease_expires_at": null(),
 }
 _IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
@@ -79,6 +80,7 @@ def _end(connection: Connection, candidates: Select[*_Candidate], ending: Ending
         "new_reason": ending.outcome.reason,
         "new_error_type": ending.outcome.error_type,
         "new_updated_at": now,
+        "new_ended_at": now,
     }
     logs = {"new_message": ending.message, "new_event_id": base}
     if connection.dialect.name == "postgresql":

@@ -64,7 +64,10 @@ def _stored_activity(row: Row, history: tuple[ActivityEvent, ...]) -> StoredActi
     if row.trace_id is not None and row.span_id is not None:
         span = SpanRef(row.trace_id, row.span_id, bool(row.sampled))
     if row.status.terminal:
-        outcome = Outcome(row.error_type, row.reason, row.input_tokens, row.output_tokens, row.requests)
+        outcome = Outcome(
+            row.error_type, row.reason, row.input_tokens, row.output_tokens, row.requests, row.cached_input_tokens,
+            row.reasoning_tokens,
+        )  # fmt: skip
     opening = Opening(row.agent_type, row.metadata, row.trace_context)
     created_at_ns, counted = nanoseconds(row.created_at), row.requests is not None
     return StoredActivity(

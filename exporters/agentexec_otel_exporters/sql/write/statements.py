@@ -74,8 +74,8 @@ ROW_COLUMNS: Final = tuple(
     ACTIVITY.c[name]
     for name in (
         "agent_id", "agent_type", "created_at", "status", "latest_percentage", "last_seq", "attempt", "started_at",
-        "metadata", "trace_context", "trace_id", "span_id", "sampled", "worker_id", "error_type", "reason",
-        "input_tokens", "output_tokens", "requests", "id", "updated_at",
+        "ended_at", "metadata", "trace_context", "trace_id", "span_id", "sampled", "worker_id", "error_type", "reason",
+        "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens", "id", "updated_at",
     )
 )  # fmt: skip
 """The fields of `Row`, in its order."""
@@ -83,8 +83,9 @@ ROW_COLUMNS: Final = tuple(
 _STUB: Final = ("id", "agent_id", "agent_type", "created_at", "updated_at", "status", "last_seq", "attempt")
 _PROGRESS: Final = ("id", "updated_at", "latest_percentage", "last_seq")
 _SUMMARY: Final = (
-    *_PROGRESS, "status", "attempt", "started_at", "trace_context", "trace_id", "span_id", "sampled", "worker_id",
-    "error_type", "reason", "input_tokens", "output_tokens", "requests",
+    *_PROGRESS, "status", "attempt", "started_at", "ended_at", "trace_context", "trace_id", "span_id", "sampled",
+    "worker_id", "error_type", "reason", "input_tokens", "output_tokens", "requests",
+    "cached_input_tokens", "reasoning_tokens",
 )  # fmt: skip
 _UPDATED: Final = {
     "progress": _PROGRESS,
