@@ -35,6 +35,8 @@ class ActivityFilters(TypedDict, total=False):
         created_before: Created earlier.
         updated_after: With a log then or later.
         updated_before: Without a log since then.
+        ended_after: Its current attempt ended then or later.
+        ended_before: Its current attempt ended earlier.
         text: Part of the message of the latest log, in any case.
     """
 
@@ -45,6 +47,8 @@ class ActivityFilters(TypedDict, total=False):
     created_before: datetime | None
     updated_after: datetime | None
     updated_before: datetime | None
+    ended_after: datetime | None
+    ended_before: datetime | None
     reason: str | Iterable[str] | None
     error_type: str | Iterable[str] | None
     text: str | None
@@ -170,6 +174,8 @@ _CRITERIA: Final[Mapping[str, Callable[[str, Any], list[_Criterion]]]] = {
     "created_before": partial(_until, "created_at"),
     "updated_after": partial(_since, "updated_at"),
     "updated_before": partial(_until, "updated_at"),
+    "ended_after": partial(_since, "ended_at"),
+    "ended_before": partial(_until, "ended_at"),
     "reason": _has_name,
     "error_type": _has_name,
     "text": _has_text,

@@ -95,7 +95,7 @@ def test_filters(database: Database) -> None:
 
 
 def test_times(database: Database, three: datetime) -> None:
-    """`…_after` includes its moment and `…_before` does not, for creation and for the last change."""
+    """`…_after` includes its moment and `…_before` does not, for creation, the last change and the end."""
     assert names(database, created_after=three) == ["failed"]
     assert names(database, created_before=three) == ["running", "waiting"]
     hour = timedelta(hours=1)
@@ -105,6 +105,11 @@ def test_times(database: Database, three: datetime) -> None:
     assert names(database, updated_before=updated["running"]) == ["waiting"]
     assert names(database, updated_after=updated["running"]) == ["failed", "running"]
     assert names(database, updated_after=updated["running"].replace(tzinfo=None)) == ["failed", "running"]
+    with Session(database.engine) as session:
+        (ended_at,) = (item.ended_at for item in ax.activity.list(session).items if item.ended_at is not None)
+    assert names(database, ended_after=ended_at) == ["failed"]
+    assert names(database, ended_before=ended_at) == []
+    assert names(database, ended_before=ended_at + timedelta(microseconds=1)) == ["failed"]
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
