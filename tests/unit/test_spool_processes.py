@@ -109,7 +109,8 @@ def test_what_append_accepted_survives_kill_9(directory: Path, tmp_path: Path, s
     assert recovered == sorted(set(recovered))
     assert set(kept) - set(acked.lines()) <= set(recovered)
     assert len(set(recovered) - set(kept)) <= 1
-    assert list(spool.path.glob("*.corrupt")) == []
+    # The kernel may stop a write that crosses a page when its process is killed: that record was never accepted.
+    assert len(list(spool.path.glob("*.corrupt"))) <= 1
     assert drain(spool) == []
 
 

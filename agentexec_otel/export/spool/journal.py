@@ -205,7 +205,13 @@ class Journal:
             if fd is not None:
                 self._new_name = True
                 self._write = _syscalls.write
-                return self._begin(number, stem, fd, len(self._header))
+                try:
+                    return self._begin(number, stem, fd, len(self._header))
+                except BaseException:  # A signal handler's: the file has no owner yet.
+                    self._directory.remove(stem + LIVE)
+                    os.close(fd)
+                    let_go(stem)
+                    raise
         raise SpoolUnavailableError(f"no file can be kept in the spool directory {self._directory.path}")
 
     def _begin(self, number: int, stem: str, fd: int, start: int, limit: int = 0) -> _Segment:
