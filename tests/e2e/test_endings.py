@@ -54,6 +54,8 @@ from tests.e2e.runs import (
     wrapped_up,
 )
 
+pytestmark = pytest.mark.one_python
+
 Level = Literal["steps", "detail"]
 
 

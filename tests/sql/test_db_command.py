@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from sqlalchemy import create_engine
 
 import agentexec_otel as ax
 from tests.sql.foreign import activities, agentexec
+
+pytestmark = pytest.mark.one_python
 
 COMMAND = Path(sys.executable).with_name("agentexec-otel")
 

@@ -28,6 +28,8 @@ from tests.databases import KINDS, Database, Servers, open_database
 from tests.sql.foreign import MAKERS, Told, activities, agentexec, first_version, page, write_as_schema_1
 from tests.sql.rows import opening
 
+pytestmark = pytest.mark.one_python
+
 
 @pytest.fixture(params=KINDS)
 def bare(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Database]:
