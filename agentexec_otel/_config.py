@@ -105,6 +105,14 @@ class Settings(BaseSettings):
         10.0, description="How often this process ends lost activities. 0 leaves that to other processes."
     )
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "table_prefix" and value != self.table_prefix:
+            raise ConfigurationError(
+                "ax.CONF.table_prefix cannot be changed: the tables were defined with"
+                f" {self.table_prefix!r} when agentexec_otel was imported; set AGENTEXEC_TABLE_PREFIX before that"
+            )
+        super().__setattr__(name, value)
+
 
 def _read() -> Settings:
     try:
