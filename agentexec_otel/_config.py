@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from agentexec_otel._environment import unknown_variables
 from agentexec_otel._errors import ConfigurationError
 
 EventMode = Literal["span_event", "log", "both"]
@@ -105,6 +108,14 @@ class Settings(BaseSettings):
         10.0, description="How often this process ends lost activities. 0 leaves that to other processes."
     )
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "table_prefix" and value != self.table_prefix:
+            raise ConfigurationError(
+                "ax.CONF.table_prefix cannot be changed: the tables were defined with"
+                f" {self.table_prefix!r} when agentexec_otel was imported; set AGENTEXEC_TABLE_PREFIX before that"
+            )
+        super().__setattr__(name, value)
+
 
 def _read() -> Settings:
     try:
@@ -116,9 +127,18 @@ def _read() -> Settings:
         raise ConfigurationError(f"{name}={str(problem['input'])[:80]!r} cannot be used: {hint}") from None
 
 
+def _warn_of_unknown_variables() -> None:
+    logger = logging.getLogger("agentexec_otel")
+    for name, nearest in unknown_variables(os.environ, Settings.model_fields).items():
+        hint = f": did you mean {nearest}?" if nearest else ""
+        logger.warning("%s is no setting of agentexec-otel and has no effect%s", name, hint)
+
+
 _HINTS: Final = {
     "AGENTEXEC_TABLE_PREFIX": "use a-z, 0-9 and _, at most 40 characters, and no digit at the start",
 }
 
 CONF = _read()
 """The settings of this process. Assign to a field to change it. The table prefix is set by the environment only."""
+
+_warn_of_unknown_variables()

@@ -73,7 +73,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, metavar="PAGE", help="write the results into this page")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where the SQLite files go, on the disk to measure")
     parser.add_argument("--strict", action="store_true", help="fail where a target is missed")
-    parser.set_defaults(scale=Scale.FULL, agentexec=os.environ.get("AGENTEXEC_BASELINE_PYTHON"))
+    parser.set_defaults(scale=Scale.FULL, agentexec=os.environ.get("AGENTEXEC_TEST_BASELINE_PYTHON"))
     return parser.parse_args(arguments)
 
 

@@ -243,7 +243,7 @@ def ask_agentexec(python: str, *arguments: object) -> dict[str, Any]:
     if done.returncode:
         why = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
         raise SystemExit(
-            f"agentexec cannot be measured with AGENTEXEC_BASELINE_PYTHON={python}: {why}. "
+            f"agentexec cannot be measured with AGENTEXEC_TEST_BASELINE_PYTHON={python}: {why}. "
             f"Install what it needs: {python} -m pip install agentexec aiosqlite 'psycopg[binary]'"
         )
     answer: dict[str, Any] = json.loads(done.stdout)

@@ -110,3 +110,10 @@ def test_bad_prefix_is_refused_in_one_sentence() -> None:
         assert message.startswith(f"AGENTEXEC_TABLE_PREFIX={prefix!r}")
         assert "a-z" in message
         assert "\n" not in message
+
+
+def test_prefix_cannot_be_changed_after_the_import() -> None:
+    """Assigning another prefix raises one sentence that names the variable, and changes nothing."""
+    with pytest.raises(ax.ConfigurationError, match=r"table_prefix cannot be changed: .*AGENTEXEC_TABLE_PREFIX before"):
+        ax.CONF.table_prefix = "other_"
+    assert ax.CONF.table_prefix == "agentexec_"

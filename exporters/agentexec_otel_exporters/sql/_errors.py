@@ -14,7 +14,7 @@ from agentexec_otel._errors import (
     PoisonExportError,
     TransientExportError,
 )
-from agentexec_otel.activity.models import Activity, ActivityLog
+from agentexec_otel.activity._schema_faults import error_code, schema_fault
 
 # Prefixes of SQLSTATEs (PostgreSQL) and of SQLite's result names, and error numbers of MySQL and MariaDB.
 _PREFIXES: Final[dict[type[ExportError], tuple[str, ...]]] = {
@@ -66,7 +66,7 @@ def classify(exc: BaseException) -> Exception:
         return PoisonExportError(f"a value cannot be stored ({type(exc).__name__})")
     if isinstance(exc, OSError | sa_exc.TimeoutError | sa_exc.DisconnectionError):
         return TransientExportError(f"the database is not reachable ({type(exc).__name__})")
-    code, kind = _code(orig), _kind(orig)
+    code, kind = error_code(orig), _kind(orig)
     if getattr(exc, "connection_invalidated", False) and kind is not MisconfiguredExportError:
         kind = TransientExportError
     if kind is None and code is None and isinstance(exc, sa_exc.OperationalError | sa_exc.InterfaceError):
@@ -77,22 +77,13 @@ def classify(exc: BaseException) -> Exception:
     if kind is None and isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError):
         kind = PoisonExportError
     name = type(orig if orig is not None else exc).__name__
-    words = _known(code or "", str(orig)) or _WORDS.get(kind, "the database answered with an error")
+    words = _known(orig) or _WORDS.get(kind, "the database answered with an error")
     text = f"{words} ({name}{f', {code}' if code else ''})"
     return (kind or ExportError)(text)
 
 
 _UNOPENED: Final = "the database file cannot be opened: check that its folder exists and may be written to"
 _READ_ONLY: Final = "the database file cannot be written to: check its rights, and those of its folder"
-_TABLES: Final = f"{Activity.__tablename__} and {ActivityLog.__tablename__}"
-_NO_TABLE: Final = (
-    f"the tables {_TABLES} are not there: create them with create_tables=True or ax.Base.metadata.create_all(engine),"
-    " or check the database's name and AGENTEXEC_TABLE_PREFIX"
-)
-_NO_COLUMN: Final = (
-    f"the tables {_TABLES} lack columns of this version: run agentexec-otel db upgrade, or"
-    " ax.db.upgrade(engine); or, if another program has made them, set AGENTEXEC_TABLE_PREFIX to another prefix"
-)
 _WORDS: Final[dict[type[ExportError] | None, str]] = {
     TransientExportError: "the database is away or busy",
     MisconfiguredExportError: "the database refuses us: check its name, that the tables are as"
@@ -101,50 +92,32 @@ _WORDS: Final[dict[type[ExportError] | None, str]] = {
 }
 
 
-def _known(code: str, text: str) -> str | None:
-    """Return what to do, if the code says exactly what is wrong; SQLite has one code for many, so its text counts."""
+def _known(orig: Any) -> str | None:
+    """Return what to do, if the driver's error says exactly what is wrong."""
+    code = error_code(orig) or ""
     if code.startswith("SQLITE_CANTOPEN"):
         return _UNOPENED
     if code.startswith("SQLITE_READONLY"):
         return _READ_ONLY
-    if code in ("42P01", "1146") or (code == "SQLITE_ERROR" and text.startswith("no such table")):
-        return _NO_TABLE
-    if code in ("42703", "1054") or (code == "SQLITE_ERROR" and _lacks_column(text)):
-        return _NO_COLUMN
-    return None
-
-
-def _lacks_column(text: str) -> bool:
-    return text.startswith("no such column") or "has no column" in text
+    return schema_fault(orig)
 
 
 def is_unique_violation(exc: sa_exc.IntegrityError) -> bool:
     """Whether the event or the activity is stored already."""
     orig: Any = exc.orig
-    return _code(orig) in ("23505", "1062", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
+    return error_code(orig) in ("23505", "1062", "SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
 
 
 def is_denied(exc: sa_exc.DBAPIError) -> bool:
     """Whether the user lacks a right on a table."""
-    return _code(exc.orig) in ("42501", "1142")
-
-
-def _code(orig: Any) -> str | None:
-    if name := getattr(orig, "sqlite_errorname", None):
-        return str(name)
-    # The number first: PyMySQL 1.2 has an SQLSTATE as well, but most of MySQL's errors share HY000.
-    args = getattr(orig, "args", ())
-    if args and isinstance(args[0], int):
-        return str(args[0])
-    sqlstate = getattr(orig, "sqlstate", None)
-    return str(sqlstate) if sqlstate else None
+    return error_code(exc.orig) in ("42501", "1142")
 
 
 def _kind(orig: Any) -> type[ExportError] | None:
-    code = _code(orig)
+    code = error_code(orig)
     if code is None:
         return None
-    if code.startswith("SQLITE_") and (str(orig).startswith("no such table") or _lacks_column(str(orig))):
+    if schema_fault(orig) is not None:
         return MisconfiguredExportError
     if code.isdigit() and len(code) != 5:
         return next((kind for kind, numbers in _NUMBERS.items() if int(code) in numbers), None)
