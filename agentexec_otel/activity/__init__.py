@@ -1,12 +1,14 @@
 """Activities: write their life cycle, query what was written.
 
 `create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending`, `retry_many` and `run` write; `get`,
-`detail`, `list`, `logs` and `count_active` read in a session of the caller; `current` is the activity that runs here.
+`detail`, `list`, `logs` and `count_active` read in a session of the caller; `follow` iterates over logs as they come;
+`current` is the activity that runs here.
 `aio` has the same for asyncio.
 """
 
 from agentexec_otel.activity import aio
 from agentexec_otel.activity._criteria import ActivityFilters
+from agentexec_otel.activity._follow import follow
 from agentexec_otel.activity._lifecycle import (
     cancel,
     cancel_pending,
@@ -50,6 +52,7 @@ __all__ = [
     "current",
     "detail",
     "error",
+    "follow",
     "get",
     "list",
     "logs",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias, Unpack, overload
+from typing import Any, Final, NamedTuple, TypeAlias, Unpack, overload
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Result, RowMapping, Select, Uuid, bindparam, func, select
@@ -33,6 +33,7 @@ from agentexec_otel.activity.schemas import (
 _Select: TypeAlias = "Select[*tuple[Any, ...]]"
 
 _MOST_PER_PAGE = 1_000
+_MOST_PER_READ: Final = 1_000
 _MOST_ROWS = (1 << 63) - 1  # the largest offset that a database accepts
 _LAST_SEQ = (1 << 31) - 1
 
@@ -58,6 +59,15 @@ _TAIL: Final = (
     select(*_LOG_COLUMNS)
     .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
     .where(ACTIVITY.c.agent_id == bindparam("of_agent"), LOG.c.seq > bindparam("after_seq"))
+    .order_by(LOG.c.seq)
+)
+_FOLLOWED: Final = (
+    select(ACTIVITY.c.status.label("activity_status"), ACTIVITY.c.last_seq, *_LOG_COLUMNS)
+    .select_from(ACTIVITY)
+    .outerjoin(
+        LOG, (LOG.c.activity_id == ACTIVITY.c.id) & LOG.c.seq.between(bindparam("first_seq"), bindparam("final_seq"))
+    )
+    .where(ACTIVITY.c.agent_id == bindparam("of_agent"))
     .order_by(LOG.c.seq)
 )
 _ITEM: Final = (
@@ -199,19 +209,50 @@ def logs(
         ValueError: A malformed ``agent_id`` or filter, a negative limit, or another type than an integer.
         ActivityNotFoundError: With a filter: there is no such activity, or its metadata does not match.
     """
-    most, cursor = plain_int(limit), plain_int(after_seq)
+    most, cursor = plain_int(limit), checked_seq(after_seq)
     if limit is not None and (most is None or most < 0):
         raise ValueError(f"limit is {describe(limit)}: ask for 0 logs or more, or leave it out for all")
-    if cursor is None:
-        raise ValueError(f"after_seq is {describe(after_seq)}: pass the last seq that you have seen, or 0 for all")
     parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
     statement = _TAIL.where(*criteria) if criteria else _TAIL
     if most is not None:
         statement = statement.limit(min(most, _LAST_SEQ))
-    found = _logs(session, statement, of_agent=parsed, after_seq=max(0, min(cursor, _LAST_SEQ)))
+    found = _logs(session, statement, of_agent=parsed, after_seq=cursor)
     if criteria and not found and _execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
         raise ActivityNotFoundError(parsed)
     return found
+
+
+class Tail(NamedTuple):
+    """The logs of an activity after a cursor, and the cursor behind them."""
+
+    logs: builtins.list[ActivityLogSchema]
+    seq: int
+    is_last: bool  # the activity has ended, and it has no logs behind these
+
+
+def tail(session: Session, agent_id: UUID, after_seq: int, criteria: Sequence[ColumnElement[bool]]) -> Tail:
+    """Return the next logs, at most 1,000, with late ones. One statement: status and logs are of one moment.
+
+    Raises:
+        ActivityNotFoundError: There is no such activity, or it does not meet the criteria.
+    """
+    final = min(after_seq + _MOST_PER_READ, _LAST_SEQ)
+    # Bounded by `seq` instead of LIMIT, for which PostgreSQL would sort all the logs behind the cursor.
+    parameters = {"of_agent": agent_id, "first_seq": min(after_seq + 1, _LAST_SEQ), "final_seq": final}
+    rows = _execute(session, _FOLLOWED.where(*criteria) if criteria else _FOLLOWED, **parameters).mappings().all()
+    if not rows:
+        raise ActivityNotFoundError(agent_id)
+    status, last_seq = rows[0]["activity_status"], rows[0]["last_seq"]
+    logs = [ActivityLogSchema(**{c.name: row[c.name] for c in _LOG_COLUMNS}) for row in rows if row["seq"] is not None]
+    return Tail(logs, max(after_seq, min(final, last_seq)), status not in ACTIVE and last_seq <= final)
+
+
+def checked_seq(after_seq: object) -> int:
+    """The cursor within the range of `seq`. Raises ValueError if it is no integer."""
+    cursor = plain_int(after_seq)
+    if cursor is None:
+        raise ValueError(f"after_seq is {describe(after_seq)}: pass the last seq that you have seen, or 0 for all")
+    return max(0, min(cursor, _LAST_SEQ))
 
 
 def count_active(session: Session) -> int:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Connection, event
-from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session, sessionmaker
 
 from agentexec_otel._model.text import type_name
 from agentexec_otel.activity.models import Activity
 
 if TYPE_CHECKING:
     # Its module cannot be imported without greenlet, which synchronous applications need not have.
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 _Pending = list[tuple[SessionTransaction | None, Callable[[], object]]]
 _KEY = "agentexec_otel.after_commit"
@@ -29,6 +30,32 @@ def synchronous(session: Session | AsyncSession | scoped_session[Session]) -> Se
             " ax.activity.aio"
         )
     return cast(Session, session)
+
+
+def session_factory(source: Engine | sessionmaker[Session]) -> Callable[[], Session]:
+    """Return what opens sessions of our own. Raises TypeError unless it is an engine or a sessionmaker."""
+    if _is(source, Engine):
+        return partial(Session, cast(Engine, source))
+    if not _is(source, sessionmaker):
+        raise TypeError(
+            f"source must be an Engine or a sessionmaker, got {type_name(source)}: with an AsyncEngine or an"
+            " async_sessionmaker use ax.activity.aio"
+        )
+    return cast("sessionmaker[Session]", source)
+
+
+def async_session_factory(source: AsyncEngine | async_sessionmaker[AsyncSession]) -> Callable[[], AsyncSession]:
+    """Return what opens sessions of our own. Raises TypeError unless it is for asyncio."""
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+    if _is(source, AsyncEngine):
+        return partial(AsyncSession, cast(AsyncEngine, source))
+    if not _is(source, async_sessionmaker):
+        raise TypeError(
+            f"source must be an AsyncEngine or an async_sessionmaker here, got {type_name(source)}: an Engine is for"
+            " ax.activity itself"
+        )
+    return cast("async_sessionmaker[AsyncSession]", source)
 
 
 def _is(value: object, kind: type) -> bool:

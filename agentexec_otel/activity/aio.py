@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._model.text import type_name
 from agentexec_otel.activity import _lifecycle, _query
+from agentexec_otel.activity._follow import follow_async
 from agentexec_otel.activity._session_writes import store_pending
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "create",
     "detail",
     "error",
+    "follow",
     "get",
     "list",
     "logs",
@@ -97,3 +99,5 @@ get = _query_twin(_query.get)
 list = _query_twin(_query.list)
 logs = _query_twin(_query.logs)
 count_active = _query_twin(_query.count_active)
+
+follow = follow_async

@@ -2,15 +2,16 @@
 
 # pyright: reportUnnecessaryIsInstance=false
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing, closing
 from datetime import datetime, timedelta
 from typing import Any, Literal, assert_type
 from uuid import UUID
 
 from pydantic import BaseModel
 from sqlalchemy import URL, Engine, MetaData
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 from taskiq import InMemoryBroker
 
 import agentexec_otel as ax
@@ -172,6 +173,23 @@ def run() -> UUID:
         assert_type(ax.activity.current(), ax.activity.ActivityRun | None)
         block.record_usage(input_tokens=1, output_tokens=2, cached_input_tokens=1, reasoning_tokens=1)
     return block.agent_id
+
+
+def following(engine: Engine, sessions: sessionmaker[Session], agent_id: UUID) -> None:
+    """Logs as they come, from an engine or a sessionmaker."""
+    with closing(ax.activity.follow(engine, agent_id, after_seq=1, metadata_filter=None, timeout=5)) as logs:
+        assert_type(next(logs), ActivityLogSchema)
+    assert_type(ax.activity.follow(sessions, str(agent_id)), Generator[ActivityLogSchema])
+
+
+async def following_asynchronously(
+    engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], agent_id: UUID
+) -> None:
+    """The same for asyncio."""
+    async with aclosing(ax.activity.aio.follow(engine, agent_id, after_seq=1, timeout=5)) as logs:
+        async for log in logs:
+            assert_type(log, ActivityLogSchema)
+    assert_type(ax.activity.aio.follow(sessions, str(agent_id)), AsyncGenerator[ActivityLogSchema])
 
 
 async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
