@@ -129,10 +129,16 @@ def database(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -
 
 @pytest.fixture
 def empty_database(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[Database]:
-    """A fresh database without tables: SQLite, or the kinds that indirect parametrisation names."""
+    """A fresh database without tables: SQLite, or the kinds that indirect parametrisation names.
+
+    What a test makes under their names is gone behind it: the next one may take them for its own.
+    """
+    import agentexec_otel as ax
+
     with open_database(getattr(request, "param", "sqlite"), servers, tmp_path) as opened:
         yield opened
         reset_runtime()
+        ax.Base.metadata.drop_all(opened.engine)
 
 
 @pytest.fixture

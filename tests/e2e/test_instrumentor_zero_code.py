@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
@@ -194,7 +193,7 @@ def until_it_says(line: str, url: str, app: Future[subprocess.CompletedProcess[s
     """The activity, once it has this line, while the application runs."""
     while not app.done():
         time.sleep(0.05)
-        with suppress(OperationalError, ValueError):  # there are no tables or no activity yet
+        with suppress(ax.ConfigurationError, ValueError):  # there are no tables or no activity yet
             activity = stored(url)
             if line in [log.message for log in activity.logs]:
                 return activity
