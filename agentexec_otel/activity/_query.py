@@ -102,9 +102,7 @@ def detail(
     Raises:
         ValueError: A malformed ``agent_id`` or filter.
     """
-    parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
-    statement = _DETAIL.where(*criteria) if criteria else _DETAIL
-    row = _execute(session, statement, of_agent=parsed).mappings().one_or_none()
+    row = _row(session, _DETAIL, agent_id, metadata_filter)
     if row is None:
         return None
     return ActivityDetailSchema(
@@ -120,9 +118,16 @@ def get(
     Raises:
         ValueError: A malformed ``agent_id`` or filter.
     """
-    parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
-    row = _execute(session, _GET.where(*criteria) if criteria else _GET, of_agent=parsed).mappings().one_or_none()
+    row = _row(session, _GET, agent_id, metadata_filter)
     return None if row is None else ActivityListItemSchema(**_fields(row))
+
+
+def _row(
+    session: Session, statement: _Select, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None
+) -> RowMapping | None:
+    parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
+    found = _execute(session, statement.where(*criteria) if criteria else statement, of_agent=parsed)
+    return found.mappings().one_or_none()
 
 
 @overload

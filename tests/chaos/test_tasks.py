@@ -1,4 +1,4 @@
-"""Tasks on real brokers, with messages that nobody can run and workers that are killed."""
+"""Tasks on real brokers, with messages that no worker can run and workers that are killed."""
 
 import asyncio
 import json
@@ -50,7 +50,7 @@ def poison(system: System, broker: str) -> tuple[list[UUID], list[UUID]]:
 @on_postgres
 @pytest.mark.parametrize("broker", URLS)
 def test_messages_that_no_task_can_run(start: Start, database: Database, broker: str) -> None:
-    """Each is refused once: acknowledged, one log without its content, one dead letter; the worker goes on."""
+    """Each is refused once: acknowledged, one log without its content, one dead letter; the worker continues."""
     system = start(broker, TASKS_CONCURRENCY="4")
     system.workers(1)
     assert system.client("print((await (await ax.enqueue('job', Job(number=1))).result(60)).number)") == ["1"]
