@@ -386,9 +386,7 @@ class Runtime:
         """
         event = self.retrying(agent_id, message)
         result = self._primary.store(event, CONF.create_timeout)
-        if isinstance(result, Ack):
-            self._to_others(event)
-            self._following.emit_record(event)
+        self.retried([event], [result])
         return result
 
     def retrying(self, agent_id: UUID, message: object) -> ActivityEvent:
@@ -530,13 +528,10 @@ class Runtime:
         for event, result in zip(events, results, strict=True):
             if isinstance(result, Ack):
                 opened[event.agent_id] = result.attempt
-                self._reopened(event, result)
+                self._to_others(event)
+                self._following.emit_record(event)
+                self._live.join(event.agent_id, result.attempt)
         return opened
-
-    def _reopened(self, event: ActivityEvent, ack: Ack) -> None:
-        self._to_others(event)
-        self._following.emit_record(event)
-        self._live.join(event.agent_id, ack.attempt)
 
     def exists(self, criteria: Sequence[Any]) -> bool:
         """Whether an activity meets the criteria, also after the events that wait. Raises as `end_together`."""
