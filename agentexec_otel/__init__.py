@@ -38,7 +38,7 @@ from agentexec_otel.instrumentation import instrument, uninstrument
 
 if TYPE_CHECKING:
     from agentexec_otel.instrumentation.openai_agents import AgentExecInstrumentor, OpenAIRunner
-    from agentexec_otel.tasks import Pool, Task, enqueue
+    from agentexec_otel.tasks import Pool, Task, enqueue, gather, get_result
 
 __version__ = "0.1.0"
 
@@ -66,6 +66,8 @@ __all__ = [
     "db",
     "enqueue",
     "flush",
+    "gather",
+    "get_result",
     "health",
     "install_signal_handlers",
     "instrument",
@@ -82,6 +84,8 @@ _LAZY = {
     "Pool": ("agentexec_otel.tasks", "taskiq", "tasks"),
     "Task": ("agentexec_otel.tasks", "taskiq", "tasks"),
     "enqueue": ("agentexec_otel.tasks", "taskiq", "tasks"),
+    "gather": ("agentexec_otel.tasks", "taskiq", "tasks"),
+    "get_result": ("agentexec_otel.tasks", "taskiq", "tasks"),
 }
 _PACKAGES = {"agents": "openai-agents", "taskiq": "taskiq"}
 

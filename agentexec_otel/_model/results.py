@@ -94,6 +94,7 @@ class StoredActivity:
     Attributes:
         counted: A run of the attempt has ended and reported its token usage.
         outcome: Why the attempt ended, if it has.
+        failure: Message of the log with which it ended as ERROR, if the history was asked for.
     """
 
     agent_id: UUID
@@ -105,3 +106,4 @@ class StoredActivity:
     history: tuple[ActivityEvent, ...] = ()
     counted: bool = False
     outcome: Outcome | None = None
+    failure: str | None = None
