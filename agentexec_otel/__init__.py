@@ -87,10 +87,15 @@ _LAZY = {
     "gather": ("agentexec_otel.tasks", "taskiq", "tasks"),
     "get_result": ("agentexec_otel.tasks", "taskiq", "tasks"),
 }
+_OF_AGENTEXEC = frozenset(("BaseAgentRunner", "Pipeline", "Priority", "Tracker"))
 _PACKAGES = {"agents": "openai-agents", "taskiq": "taskiq"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _OF_AGENTEXEC:
+        raise AttributeError(
+            f"agentexec-otel has no {name}: docs/how-to/coming-from-agentexec.md says what to use instead"
+        )
     if name not in _LAZY:
         raise AttributeError(f"module 'agentexec_otel' has no attribute {name!r}")
     module, needs, extra = _LAZY[name]

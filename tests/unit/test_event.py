@@ -27,7 +27,7 @@ SPAN = SpanRef("a" * 32, "b" * 16, sampled=True)
 
 
 def test_status_is_its_upper_case_name() -> None:
-    """A status is, prints, formats and serialises as the upper-case string. It is found by that, or by agentexec's lower-case one."""
+    """A status is, prints, formats and serialises as the upper-case string, and is found by it or in lower case."""
     for status in Status:
         assert status == status.name == status.value == str(status) == f"{status}" == format(status, "")
         assert json.loads(json.dumps({"status": status})) == {"status": status.name}

@@ -56,7 +56,7 @@ def _failures(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, str]:
     """The message of the log that has ended each row's attempt as ERROR."""
     if not ids:
         return {}
-    return {activity_id: message for activity_id, message in connection.execute(_FAILURES, {"ids": ids}).all()}
+    return {row.activity_id: row.message for row in connection.execute(_FAILURES, {"ids": ids})}
 
 
 def _histories(connection: Connection, rows: Mapping[UUID, Row]) -> dict[UUID, tuple[ActivityEvent, ...]]:
