@@ -39,6 +39,7 @@ def test_create_and_append(database: Database) -> None:
             session=session, agent_id=agent_id, message="Half way", status=Status.RUNNING, percentage=50
         )
         found = Activity.get_by_agent_id(session, str(agent_id))
+        assert found is not None
         assert found is created
         assert (found.status, [log.message for log in found.logs]) == (Status.RUNNING, ["Go", "Half way"])
         with pytest.raises(ValueError, match="exists"):

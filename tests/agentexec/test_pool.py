@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -137,9 +138,10 @@ async def test_add_task(database: Database) -> None:
     """As the decorator; types may be given instead of annotations; a name is taken once."""
     pool = ax.Pool(database_url=database.url)
 
-    async def untyped(agent_id, context):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    async def untyped(agent_id: Any, context: Any) -> Any:
         return {"text": context.company}
 
+    untyped.__annotations__.clear()
     pool.add_task("untyped", untyped, context_type=Order, result_type=Report)
     with pytest.raises(TypeError, match="the context of the task 'other' has no type"):
         pool.add_task("other", untyped)

@@ -177,9 +177,10 @@ def model(session: Session) -> None:
 
 async def model_asynchronously(session: AsyncSession) -> None:
     """The same in an AsyncSession."""
-    created = assert_type(await Activity.create(session, uuid4(), "task", "In line."), Activity)
-    assert_type(await Activity.append_log(session, created.agent_id, "", Status.RUNNING, 5), bool)
-    assert_type(await Activity.get_by_agent_id(session, created.agent_id), Activity | None)
+    agent_id = uuid4()
+    assert_type(await Activity.create(session, agent_id, "task", "In line."), Activity)
+    assert_type(await Activity.append_log(session, agent_id, "", Status.RUNNING, 5), bool)
+    assert_type(await Activity.get_by_agent_id(session, agent_id), Activity | None)
     assert_type(await Activity.get_list(session), list[RowMapping])
     assert_type(await Activity.get_pending_ids(session), list[UUID])
     assert_type(await Activity.get_active_count(session), int)
@@ -317,12 +318,12 @@ class Topic(BaseModel):
 async def tasks() -> None:
     """A pool, a task of it, and what becomes of one that is sent."""
     pool = ax.Pool(concurrency=10)
-    pool.add_task("report", lambda agent_id, context: context, context_type=Topic, timeout=60)
 
     @pool.task("research", timeout=60)
     async def research(agent_id: UUID, context: Topic) -> str:
         return context.company
 
+    pool.add_task("report", research, context_type=Topic, result_type=str, timeout=60)
     assert_type(await research(UUID(int=1), Topic(company="Acme")), str)
     async with pool:
         task = await ax.enqueue("research", Topic(company="Acme"), metadata={"tenant": "one"})
