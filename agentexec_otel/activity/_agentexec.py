@@ -58,7 +58,6 @@ class AgentexecMethods:
         metadata: Mapping[str, Any] | None = None,
     ) -> Activity | Coroutine[Any, Any, Activity]:
         """Create an activity as `ax.activity.create` does, and return its row."""
-
         from agentexec_otel.activity._query import row_with_logs
 
         def work(own: Session) -> Activity:

@@ -122,7 +122,7 @@ class Pool:
         return register
 
     def add_task(
-        self, name: str, function: TaskFunction, *, context_type: Any = None, result_type: Any = None, **labels: Any
+        self, name: str, func: TaskFunction, *, context_type: Any = None, result_type: Any = None, **labels: Any
     ) -> None:
         """As `task`, without a decorator.
 
@@ -134,9 +134,9 @@ class Pool:
         """
         _check_name(name)
         _agentexec.check_labels(labels)
-        definition = Definition.of(name, function, context_type, result_type)
+        definition = Definition.of(name, func, context_type, result_type)
         taken = self._tasks.get(name)
-        if taken is not None and not _is_reloaded(taken[0].function, function):
+        if taken is not None and not _is_reloaded(taken[0].function, func):
             raise ValueError(f"this pool has a task {name!r} already: give the second one another name")
         # No other worker may run a task that has started, so its message is not needed any more.
         settings = {"ack_type": "when_received", **labels}
