@@ -217,7 +217,8 @@ class ActivityState:
                 self.error_type = event.outcome.error_type and event.outcome.error_type[:NAME_LIMIT]
                 self.reason = event.outcome.reason and event.outcome.reason[:_REASON_LIMIT]
         elif event.worker_id is not None:
-            self._follow_worker(event.worker_id[:NAME_LIMIT], event.waiting, replay)
+            waiting = event.waiting if self.status is RUNNING else None
+            self._follow_worker(event.worker_id[:NAME_LIMIT], waiting, replay)
 
     def _follow_worker(self, worker_id: str, waiting: Mapping[str, Any] | None, replay: bool) -> None:
         # The last worker to report runs the activity, but an old event of a dead worker does not take it over.

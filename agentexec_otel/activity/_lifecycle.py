@@ -323,7 +323,7 @@ def reap(session: AnySession | None = None) -> int:
     """End every activity whose worker is lost as ERROR with the reason ``lost``: RUNNING, and its lease has expired.
 
     Every process that stores activities does this every ``AGENTEXEC_SWEEP_INTERVAL`` seconds; call it if no such
-    process is left. QUEUED activities have no worker and are never reaped.
+    process is left. QUEUED activities have no worker, and runs that wait have no lease: they are never reaped.
 
     Args:
         session: As for `create`. None uses a transaction of its own.
