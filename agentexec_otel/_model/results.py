@@ -94,6 +94,7 @@ class StoredActivity:
     Attributes:
         counted: A run of the attempt has ended and reported its token usage.
         outcome: Why the attempt ended, if it has.
+        is_waiting: The run waits, such as for an approval.
         failure: Message of the log with which it ended as ERROR, if the history was asked for.
     """
 
@@ -106,4 +107,5 @@ class StoredActivity:
     history: tuple[ActivityEvent, ...] = ()
     counted: bool = False
     outcome: Outcome | None = None
+    is_waiting: bool = False
     failure: str | None = None
