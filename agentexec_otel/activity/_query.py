@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Result, RowMapping, Select, Uuid, bindparam, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from agentexec_otel._errors import ActivityNotFoundError, ConfigurationError
 from agentexec_otel._model.event import ACTIVE
@@ -126,7 +127,7 @@ def _row(
     session: Session, statement: _Select, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None
 ) -> RowMapping | None:
     parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
-    found = _execute(session, statement.where(*criteria) if criteria else statement, of_agent=parsed)
+    found = execute(session, statement.where(*criteria) if criteria else statement, of_agent=parsed)
     return found.mappings().one_or_none()
 
 
@@ -189,7 +190,7 @@ def list(
     if cursor is not None:
         return ActivityCursorPageSchema(items=items, total=total, page_size=page_size, next_cursor=following)
     if total is None:
-        total = int(_execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
+        total = int(execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
     return ActivityListSchema(items=items, total=total, page=page, page_size=page_size, next_cursor=following)
 
 
@@ -222,7 +223,7 @@ def logs(
     if most is not None:
         statement = statement.limit(min(most, _LAST_SEQ))
     found = _logs(session, statement, of_agent=parsed, after_seq=cursor)
-    if criteria and not found and _execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
+    if criteria and not found and execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
         raise ActivityNotFoundError(parsed)
     return found
 
@@ -244,7 +245,7 @@ def tail(session: Session, agent_id: UUID, after_seq: int, criteria: Sequence[Co
     final = min(after_seq + _MOST_PER_READ, _LAST_SEQ)
     # Bounded by `seq` instead of LIMIT, for which PostgreSQL would sort all the logs behind the cursor.
     parameters = {"of_agent": agent_id, "first_seq": min(after_seq + 1, _LAST_SEQ), "final_seq": final}
-    rows = _execute(session, _FOLLOWED.where(*criteria) if criteria else _FOLLOWED, **parameters).mappings().all()
+    rows = execute(session, _FOLLOWED.where(*criteria) if criteria else _FOLLOWED, **parameters).mappings().all()
     if not rows:
         raise ActivityNotFoundError(agent_id)
     status, last_seq = rows[0]["activity_status"], rows[0]["last_seq"]
@@ -262,7 +263,7 @@ def checked_seq(after_seq: object) -> int:
 
 def count_active(session: Session) -> int:
     """Count the activities that are QUEUED or RUNNING."""
-    return int(_execute(session, _COUNT_ACTIVE).scalar_one())
+    return int(execute(session, _COUNT_ACTIVE).scalar_one())
 
 
 def _checked_page(page: object, page_size: object, cursor: str | None) -> tuple[int, int]:
@@ -291,7 +292,7 @@ def _read_page(
         parameters["row_offset"] = min((page - 1) * page_size, _MOST_ROWS)
     else:
         parameters |= {"after_time": after.created_at, "after_id": after.id}
-    return _execute(session, statement, **parameters).mappings().all()
+    return execute(session, statement, **parameters).mappings().all()
 
 
 def _next_cursor(rows: Sequence[RowMapping], order: Order, page_size: int) -> str | None:
@@ -323,7 +324,14 @@ _ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest")
 _PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS for after in (False, True)}
 
 
-def _execute(session: Session, statement: _Select, **parameters: object) -> Result[*tuple[Any, ...]]:
+def execute(
+    session: Session, statement: TypedReturnsRows[*tuple[Any, ...]], **parameters: object
+) -> Result[*tuple[Any, ...]]:
+    """Execute in the caller's session.
+
+    Raises:
+        ConfigurationError: The tables are missing or outdated.
+    """
     try:
         return synchronous(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
     except DBAPIError as exc:
@@ -337,4 +345,4 @@ def _fields(row: RowMapping) -> dict[str, Any]:
 
 
 def _logs(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:
-    return [ActivityLogSchema(**log) for log in _execute(session, statement, **parameters).mappings()]
+    return [ActivityLogSchema(**log) for log in execute(session, statement, **parameters).mappings()]
