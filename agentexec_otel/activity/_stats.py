@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, Unpack
+from typing import Any, Final, NamedTuple, TypeAlias, Unpack
 
 from sqlalchemy import (
-    BINARY,
     CTE,
     BigInteger,
     ColumnElement,
@@ -18,7 +17,6 @@ from sqlalchemy import (
     Select,
     String,
     Subquery,
-    UnaryExpression,
     and_,
     case,
     cast,
@@ -34,7 +32,6 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.sql.operators import custom_op
 
 from agentexec_otel._model.event import ACTIVE, TERMINAL, Status
 from agentexec_otel._model.text import describe, is_a
@@ -51,7 +48,6 @@ from agentexec_otel.activity.schemas import (
 
 _Criteria: TypeAlias = Sequence[ColumnElement[bool]]
 _Select: TypeAlias = "Select[*tuple[Any, ...]]"
-_T = TypeVar("_T")
 
 _MOST_TYPES: Final = 100
 _MOST_BUCKETS: Final = 1_000
@@ -79,17 +75,17 @@ def stats(
     """
     criteria, width = criteria_of(filters), None if bucket is None else _checked_width(bucket)
     dialect = synchronous(session).get_bind(Activity).dialect.name
-    counts = execute(session, _counts(dialect, criteria, with_times=width is not None)).mappings().all()
+    counts = execute(session, _select_counts(criteria, with_times=width is not None)).mappings().all()
     buckets = None if width is None else _buckets_of(counts, width)
-    measures = execute(session, _measures(dialect, criteria)).mappings()
+    measures = execute(session, _select_measures(dialect, criteria)).mappings()
     percentiles = {row["measure"]: _percentiles_of(row, row["measure"]) for row in measures}
-    types = execute(session, _types(dialect, criteria)).mappings()
+    types = execute(session, _select_types(dialect, criteria)).mappings()
     return ActivityStatsSchema(
         total=sum(row["count"] for row in counts),
-        by_status={status: sum(row["count"] for row in counts if row["status"] is status) for status in Status},
-        by_type=[_type_of(row) for row in types],
-        by_reason=_by_reason(counts),
-        series=[] if buckets is None else list(_series(session, dialect, criteria, buckets)),
+        by_status={status: sum(row["count"] for row in counts if row["status"] == status) for status in Status},
+        by_type=sorted(map(_type_of, types), key=lambda entry: (-entry.total, entry.agent_type)),
+        by_reason=_count_reasons(counts),
+        series=[] if buckets is None else list(_read_series(session, dialect, criteria, buckets)),
         **percentiles,
     )
 
@@ -120,26 +116,27 @@ def _sqlite_microseconds(time: str) -> str:
     return f"({seconds} * 1000000 + CAST(substr(substr({time}, 21) || '000000', 1, 6) AS INTEGER))"
 
 
-def _microseconds(since: ColumnElement[Any], until: ColumnElement[Any]) -> ColumnElement[Any]:
+def _elapsed(since: ColumnElement[Any], until: ColumnElement[Any]) -> ColumnElement[Any]:
     """At least 0: the two clocks may differ. NULL if one of the times is."""
     return case((until > since, _Microseconds(since, until)), (until <= since, _ZERO))
 
 
-def _exact(dialect: str, column: ColumnElement[str]) -> ColumnElement[Any]:
-    """Text to group by and to sort by as bytes. MySQL and MariaDB, for which ``'a '`` equals ``'A'``, return bytes."""
-    if dialect in _MYSQL:
-        return cast(func.convert(column.op("USING")(literal_column("utf8mb4"))), BINARY)
-    return column.collate("C") if dialect == "postgresql" else _without_index(dialect, column)
+class _ExactText(FunctionElement[str]):
+    """Text to group by and to sort by as bytes. For MySQL and MariaDB, ``'a '`` equals ``'A'``."""
+
+    inherit_cache = True
+    type = String()
 
 
-def _without_index(dialect: str, column: ColumnElement[_T]) -> ColumnElement[_T]:
-    """A column to group by. SQLite would read a whole index in its order, instead of a range of another index."""
-    plus: custom_op[_T] = custom_op("+")
-    return UnaryExpression(column, operator=plus, type_=column.type) if dialect == "sqlite" else column
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+@compiles(_ExactText)
+def _compile_exact(element: _ExactText, compiler: SQLCompiler, **kwargs: Any) -> str:
+    text, dialect = compiler.process(element.clauses, **kwargs), compiler.dialect
+    if dialect.name == "postgresql":
+        return f'{text} COLLATE "C"'
+    if dialect.name not in _MYSQL:
+        return f"+{text}"  # SQLite reads a whole index in the order of the groups, instead of a range of another one
+    collation = "utf8mb4_nopad_bin" if getattr(dialect, "is_mariadb", False) else "utf8mb4_0900_bin"
+    return f"CONVERT({text} USING utf8mb4) COLLATE {collation}"
 
 
 _HAS_ENDED: Final = ACTIVITY.c.status.in_(sorted(TERMINAL))
@@ -148,11 +145,11 @@ _END: Final = func.coalesce(ACTIVITY.c.ended_at, ACTIVITY.c.updated_at)
 _ENDED_AT: Final = case((_HAS_ENDED, _END))
 _DURATION: Final = "duration_seconds"
 _MEASURES: Final[dict[str, ColumnElement[Any]]] = {
-    _DURATION: case((_HAS_ENDED, _microseconds(ACTIVITY.c.started_at, _END))),
+    _DURATION: case((_HAS_ENDED, _elapsed(ACTIVITY.c.started_at, _END))),
     "queued_seconds": case(
         (
             ACTIVITY.c.attempt == 1,
-            _microseconds(ACTIVITY.c.created_at, func.coalesce(ACTIVITY.c.started_at, _ENDED_AT)),
+            _elapsed(ACTIVITY.c.created_at, func.coalesce(ACTIVITY.c.started_at, _ENDED_AT)),
         )
     ),
     "input_tokens": ACTIVITY.c.input_tokens,
@@ -169,36 +166,35 @@ _TIMES: Final[dict[str, ColumnElement[Any]]] = {
 # -- counts -------------------------------------------------------------------------------------------------------
 
 
-def _counts(dialect: str, criteria: _Criteria, *, with_times: bool) -> _Select:
+def _select_counts(criteria: _Criteria, *, with_times: bool) -> _Select:
     """Number of activities by status and reason, and when they started and ended."""
-    status, reason = _without_index(dialect, ACTIVITY.c.status), _exact(dialect, ACTIVITY.c.reason)
-    keys = (status.label("status"), reason.label("reason"))
+    keys = (_ExactText(ACTIVITY.c.status).label("status"), _ExactText(ACTIVITY.c.reason).label("reason"))
     times = [time.label(name) for name, time in _TIMES.items()] if with_times else []
     return select(*keys, func.count().label("count"), *times).where(*criteria).group_by(*keys)
 
 
-def _by_reason(counts: Sequence[RowMapping]) -> dict[str, int]:
+def _count_reasons(counts: Sequence[RowMapping]) -> dict[str, int]:
     """Number of activities by reason, the most frequent ones first."""
     found: Counter[str] = Counter()
     for row in counts:
         if row["reason"] is not None:
-            found[_text(row["reason"])] += row["count"]
+            found[row["reason"]] += row["count"]
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 # -- percentiles --------------------------------------------------------------------------------------------------
 
 
-def _measures(dialect: str, criteria: _Criteria) -> CompoundSelect[*tuple[Any, ...]]:
+def _select_measures(dialect: str, criteria: _Criteria) -> CompoundSelect[*tuple[Any, ...]]:
     """A row for each measure."""
     found = select(*(value.label(name) for name, value in _MEASURES.items())).where(*criteria).cte("found")
     names = {name: literal_column(f"'{name}'", String).label("measure") for name in _MEASURES}
-    return union_all(*(_percentiles(dialect, found, name, [], label) for name, label in names.items()))
+    return union_all(*(_select_percentiles(dialect, found, name, [label]) for name, label in names.items()))
 
 
-def _types(dialect: str, criteria: _Criteria) -> _Select:
+def _select_types(dialect: str, criteria: _Criteria) -> _Select:
     """A row for each type, the most frequent ones first, with the percentiles of its durations."""
-    agent_type, duration = _exact(dialect, ACTIVITY.c.agent_type), _MEASURES[_DURATION]
+    agent_type, duration = _ExactText(ACTIVITY.c.agent_type), _MEASURES[_DURATION]
     columns = (agent_type.label("agent_type"), ACTIVITY.c.status, duration.label(_DURATION))
     found = select(*columns).where(*criteria).cte("found")
     counts = (
@@ -206,12 +202,13 @@ def _types(dialect: str, criteria: _Criteria) -> _Select:
         func.count(case((found.c.status.in_(ACTIVE), 1))).label("active"),
         func.count(case((found.c.status == Status.ERROR, 1))).label("failed"),
     )
-    types = _percentiles(dialect, found, _DURATION, ["agent_type"], *counts)
-    return types.order_by(desc("total"), "agent_type").limit(_MOST_TYPES)
+    return _select_percentiles(dialect, found, _DURATION, counts, by=["agent_type"])
 
 
-def _percentiles(dialect: str, found: CTE, measure: str, by: Sequence[str], *more: ColumnElement[Any]) -> _Select:
-    """Count, sum, maximum and percentiles of a column, grouped by others, and more columns."""
+def _select_percentiles(
+    dialect: str, found: CTE, measure: str, more: Sequence[ColumnElement[Any]], by: Sequence[str] = ()
+) -> _Select:
+    """Count, sum, maximum and percentiles of a column, and `more` columns. By group: of the largest groups."""
     value, keys = found.c[measure], [found.c[name] for name in by]
     totals = select(
         *keys,
@@ -220,15 +217,17 @@ def _percentiles(dialect: str, found: CTE, measure: str, by: Sequence[str], *mor
         func.sum(cast(value, Double)).label("sum"),  # SQLite raises an error if a sum of integers overflows
         func.max(value).label("max"),
     ).group_by(*keys)
-    if dialect == "postgresql":  # 3 times as fast as ranks, at 1,000,000 activities: benchmarks/queries.py
+    if by:
+        totals = totals.order_by(desc("total"), *keys).limit(_MOST_TYPES)
+    if dialect == "postgresql":  # a third of the time that ranks take, at 1,000,000 activities
         points = {point: func.percentile_disc(point / 100).within_group(value) for point in _POINTS}
         return totals.add_columns(*(at.label(f"p{point}") for point, at in points.items()))
     rank = func.row_number().over(partition_by=keys or None, order_by=value)
     ranks = select(*keys, value.label("value"), rank.label("rank")).where(value.is_not(None))
-    return _joined(totals.subquery(), ranks.subquery(), by)
+    return _join_ranks(totals.subquery(), ranks.subquery(), by)
 
 
-def _joined(totals: Subquery, ranks: Subquery, by: Sequence[str]) -> _Select:
+def _join_ranks(totals: Subquery, ranks: Subquery, by: Sequence[str]) -> _Select:
     """Totals and percentiles. A percentile is the first value whose rank is high enough."""
     same = and_(true(), *(totals.c[name] == ranks.c[name] for name in by))
     points = {point: case((ranks.c.rank * 100 >= totals.c.count * point, ranks.c.value)) for point in _POINTS}
@@ -256,7 +255,7 @@ def _percentiles_of(row: RowMapping, measure: str) -> PercentilesSchema:
 def _type_of(row: RowMapping) -> ActivityTypeStatsSchema:
     counts = {name: row[name] for name in ("total", "active", "failed")}
     duration = _percentiles_of(row, _DURATION)
-    return ActivityTypeStatsSchema(agent_type=_text(row["agent_type"]), **counts, duration_seconds=duration)
+    return ActivityTypeStatsSchema(agent_type=row["agent_type"], **counts, duration_seconds=duration)
 
 
 # -- series -------------------------------------------------------------------------------------------------------
@@ -303,10 +302,10 @@ def _buckets_of(counts: Sequence[RowMapping], width: timedelta) -> _Buckets | No
     return _Buckets(_EPOCH + before * width, width, number, first, last)
 
 
-def _series(
+def _read_series(
     session: Session, dialect: str, criteria: _Criteria, buckets: _Buckets
 ) -> Iterator[ActivityStatsBucketSchema]:
-    rows = execute(session, _events(dialect, criteria, buckets)).mappings()
+    rows = execute(session, _select_events(dialect, criteria, buckets)).mappings()
     events = {row["number"]: (row["total"], int(row["ended"]), int(row["failed"])) for row in rows}
     for number in range(buckets.number):
         total, ended, failed = events.get(number, (0, 0, 0))
@@ -314,7 +313,7 @@ def _series(
         yield ActivityStatsBucketSchema(start=start, started=total - ended, ended=ended, failed=failed)
 
 
-def _events(dialect: str, criteria: _Criteria, buckets: _Buckets) -> _Select:
+def _select_events(dialect: str, criteria: _Criteria, buckets: _Buckets) -> _Select:
     """Number of starts, ends and failures in each bucket, numbered from 0."""
 
     def at(time: ColumnElement[Any], ended: ColumnElement[int], failed: ColumnElement[int]) -> _Select:
