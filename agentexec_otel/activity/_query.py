@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, Unpack, overload
+from typing import Any, Final, NamedTuple, Unpack, overload
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Result, RowMapping, Select, Uuid, bindparam, func, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import ColumnElement, RowMapping, Uuid, bindparam, func, select
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.selectable import TypedReturnsRows
 
-from agentexec_otel._errors import ActivityNotFoundError, ConfigurationError
+from agentexec_otel._errors import ActivityNotFoundError
 from agentexec_otel._model.event import ACTIVE
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import describe, plain_int
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, of_latest_log
 from agentexec_otel.activity._cursor import Cursor, Order, checked_order
+from agentexec_otel.activity._execute import AnySelect as _Select
+from agentexec_otel.activity._execute import execute as _execute
 from agentexec_otel.activity._filters import metadata_criteria
-from agentexec_otel.activity._schema_faults import schema_fault
-from agentexec_otel.activity._sessions import synchronous
-from agentexec_otel.activity.models import Activity, UtcDateTime
+from agentexec_otel.activity.models import UtcDateTime
 from agentexec_otel.activity.schemas import (
     ActivityCursorPageSchema,
     ActivityDetailSchema,
@@ -30,9 +28,6 @@ from agentexec_otel.activity.schemas import (
     ActivityLogSchema,
 )
 
-# A Select of many columns, whose exact type is not needed.
-_Select: TypeAlias = "Select[*tuple[Any, ...]]"
-
 _MOST_PER_PAGE = 1_000
 _MOST_PER_READ: Final = 1_000
 _MOST_ROWS = (1 << 63) - 1  # the largest offset that a database accepts
@@ -40,8 +35,6 @@ _LAST_SEQ = (1 << 31) - 1
 
 # Statements on the plain tables, made once. Building one and finding it in SQLAlchemy's cache takes longer than most of
 # these queries.
-_IN_OUR_TABLES: Final = {"mapper": Activity}
-
 _SUMMARY: Final = tuple(
     ACTIVITY.c[name]
     for name in (
@@ -127,7 +120,7 @@ def _row(
     session: Session, statement: _Select, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None
 ) -> RowMapping | None:
     parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
-    found = execute(session, statement.where(*criteria) if criteria else statement, of_agent=parsed)
+    found = _execute(session, statement.where(*criteria) if criteria else statement, of_agent=parsed)
     return found.mappings().one_or_none()
 
 
@@ -190,7 +183,7 @@ def list(
     if cursor is not None:
         return ActivityCursorPageSchema(items=items, total=total, page_size=page_size, next_cursor=following)
     if total is None:
-        total = int(execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
+        total = int(_execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
     return ActivityListSchema(items=items, total=total, page=page, page_size=page_size, next_cursor=following)
 
 
@@ -223,7 +216,7 @@ def logs(
     if most is not None:
         statement = statement.limit(min(most, _LAST_SEQ))
     found = _logs(session, statement, of_agent=parsed, after_seq=cursor)
-    if criteria and not found and execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
+    if criteria and not found and _execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
         raise ActivityNotFoundError(parsed)
     return found
 
@@ -245,7 +238,7 @@ def tail(session: Session, agent_id: UUID, after_seq: int, criteria: Sequence[Co
     final = min(after_seq + _MOST_PER_READ, _LAST_SEQ)
     # Bounded by `seq` instead of LIMIT, for which PostgreSQL would sort all the logs behind the cursor.
     parameters = {"of_agent": agent_id, "first_seq": min(after_seq + 1, _LAST_SEQ), "final_seq": final}
-    rows = execute(session, _FOLLOWED.where(*criteria) if criteria else _FOLLOWED, **parameters).mappings().all()
+    rows = _execute(session, _FOLLOWED.where(*criteria) if criteria else _FOLLOWED, **parameters).mappings().all()
     if not rows:
         raise ActivityNotFoundError(agent_id)
     status, last_seq = rows[0]["activity_status"], rows[0]["last_seq"]
@@ -263,7 +256,7 @@ def checked_seq(after_seq: object) -> int:
 
 def count_active(session: Session) -> int:
     """Count the activities that are QUEUED or RUNNING."""
-    return int(execute(session, _COUNT_ACTIVE).scalar_one())
+    return int(_execute(session, _COUNT_ACTIVE).scalar_one())
 
 
 def _checked_page(page: object, page_size: object, cursor: str | None) -> tuple[int, int]:
@@ -292,7 +285,7 @@ def _read_page(
         parameters["row_offset"] = min((page - 1) * page_size, _MOST_ROWS)
     else:
         parameters |= {"after_time": after.created_at, "after_id": after.id}
-    return execute(session, statement, **parameters).mappings().all()
+    return _execute(session, statement, **parameters).mappings().all()
 
 
 def _next_cursor(rows: Sequence[RowMapping], order: Order, page_size: int) -> str | None:
@@ -324,25 +317,9 @@ _ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest")
 _PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS for after in (False, True)}
 
 
-def execute(
-    session: Session, statement: TypedReturnsRows[*tuple[Any, ...]], **parameters: object
-) -> Result[*tuple[Any, ...]]:
-    """Execute in the caller's session.
-
-    Raises:
-        ConfigurationError: The tables are missing or outdated.
-    """
-    try:
-        return synchronous(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
-    except DBAPIError as exc:
-        if (fault := schema_fault(exc.orig)) is None:
-            raise
-        raise ConfigurationError(fault) from exc
-
-
 def _fields(row: RowMapping) -> dict[str, Any]:
     return {str(name): value for name, value in row.items() if name != "id"}
 
 
 def _logs(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:
-    return [ActivityLogSchema(**log) for log in execute(session, statement, **parameters).mappings()]
+    return [ActivityLogSchema(**log) for log in _execute(session, statement, **parameters).mappings()]

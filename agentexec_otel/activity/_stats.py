@@ -11,10 +11,8 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     ColumnElement,
-    CompoundSelect,
     Double,
     RowMapping,
-    Select,
     String,
     Subquery,
     and_,
@@ -36,7 +34,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from agentexec_otel._model.event import ACTIVE, TERMINAL, Status
 from agentexec_otel._model.text import describe, is_a
 from agentexec_otel.activity._criteria import ACTIVITY, ActivityFilters, criteria_of
-from agentexec_otel.activity._query import execute
+from agentexec_otel.activity._execute import AnySelect, execute
 from agentexec_otel.activity._sessions import synchronous
 from agentexec_otel.activity.models import Activity, UtcDateTime
 from agentexec_otel.activity.schemas import (
@@ -47,7 +45,6 @@ from agentexec_otel.activity.schemas import (
 )
 
 _Criteria: TypeAlias = Sequence[ColumnElement[bool]]
-_Select: TypeAlias = "Select[*tuple[Any, ...]]"
 
 _MOST_TYPES: Final = 100
 _MOST_BUCKETS: Final = 1_000
@@ -166,7 +163,7 @@ _TIMES: Final[dict[str, ColumnElement[Any]]] = {
 # -- counts -------------------------------------------------------------------------------------------------------
 
 
-def _select_counts(criteria: _Criteria, *, with_times: bool) -> _Select:
+def _select_counts(criteria: _Criteria, *, with_times: bool) -> AnySelect:
     """Number of activities by status and reason, and when they started and ended."""
     keys = (_ExactText(ACTIVITY.c.status).label("status"), _ExactText(ACTIVITY.c.reason).label("reason"))
     times = [time.label(name) for name, time in _TIMES.items()] if with_times else []
@@ -185,14 +182,15 @@ def _count_reasons(counts: Sequence[RowMapping]) -> dict[str, int]:
 # -- percentiles --------------------------------------------------------------------------------------------------
 
 
-def _select_measures(dialect: str, criteria: _Criteria) -> CompoundSelect[*tuple[Any, ...]]:
+def _select_measures(dialect: str, criteria: _Criteria) -> AnySelect:
     """A row for each measure."""
     found = select(*(value.label(name) for name, value in _MEASURES.items())).where(*criteria).cte("found")
     names = {name: literal_column(f"'{name}'", String).label("measure") for name in _MEASURES}
-    return union_all(*(_select_percentiles(dialect, found, name, [label]) for name, label in names.items()))
+    measures = (_select_percentiles(dialect, found, name, [label]) for name, label in names.items())
+    return select(union_all(*measures).subquery())
 
 
-def _select_types(dialect: str, criteria: _Criteria) -> _Select:
+def _select_types(dialect: str, criteria: _Criteria) -> AnySelect:
     """A row for each type, the most frequent ones first, with the percentiles of its durations."""
     agent_type, duration = _ExactText(ACTIVITY.c.agent_type), _MEASURES[_DURATION]
     columns = (agent_type.label("agent_type"), ACTIVITY.c.status, duration.label(_DURATION))
@@ -207,7 +205,7 @@ def _select_types(dialect: str, criteria: _Criteria) -> _Select:
 
 def _select_percentiles(
     dialect: str, found: CTE, measure: str, more: Sequence[ColumnElement[Any]], by: Sequence[str] = ()
-) -> _Select:
+) -> AnySelect:
     """Count, sum, maximum and percentiles of a column, and `more` columns. By group: of the largest groups."""
     value, keys = found.c[measure], [found.c[name] for name in by]
     totals = select(
@@ -227,7 +225,7 @@ def _select_percentiles(
     return _join_ranks(totals.subquery(), ranks.subquery(), by)
 
 
-def _join_ranks(totals: Subquery, ranks: Subquery, by: Sequence[str]) -> _Select:
+def _join_ranks(totals: Subquery, ranks: Subquery, by: Sequence[str]) -> AnySelect:
     """Totals and percentiles. A percentile is the first value whose rank is high enough."""
     same = and_(true(), *(totals.c[name] == ranks.c[name] for name in by))
     points = {point: case((ranks.c.rank * 100 >= totals.c.count * point, ranks.c.value)) for point in _POINTS}
@@ -313,10 +311,10 @@ def _read_series(
         yield ActivityStatsBucketSchema(start=start, started=total - ended, ended=ended, failed=failed)
 
 
-def _select_events(dialect: str, criteria: _Criteria, buckets: _Buckets) -> _Select:
+def _select_events(dialect: str, criteria: _Criteria, buckets: _Buckets) -> AnySelect:
     """Number of starts, ends and failures in each bucket, numbered from 0."""
 
-    def at(time: ColumnElement[Any], ended: ColumnElement[int], failed: ColumnElement[int]) -> _Select:
+    def at(time: ColumnElement[Any], ended: ColumnElement[int], failed: ColumnElement[int]) -> AnySelect:
         columns = (time.label("moment"), ended.label("ended"), failed.label("failed"))
         return select(*columns).where(*criteria, time.between(buckets.first, buckets.last))
 
