@@ -1,8 +1,8 @@
 """Activities: write their life cycle, query what was written.
 
 `create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending`, `retry_many` and `run` write; `get`,
-`detail`, `list`, `logs` and `count_active` read in a session of the caller; `follow` iterates over logs as they come;
-`current` is the activity that runs here.
+`detail`, `list`, `logs`, `feed` and `count_active` read in a session of the caller; `follow` and `follow_feed` iterate
+over logs as they come; `current` is the activity that runs here.
 `aio` has the same for asyncio.
 """
 
@@ -10,6 +10,7 @@ from agentexec_otel.activity import aio
 from agentexec_otel.activity._criteria import ActivityFilters
 from agentexec_otel.activity._feed import ActivityFeedFilters, feed
 from agentexec_otel.activity._follow import follow
+from agentexec_otel.activity._follow_feed import follow_feed
 from agentexec_otel.activity._lifecycle import (
     cancel,
     cancel_pending,
@@ -60,6 +61,7 @@ __all__ = [
     "error",
     "feed",
     "follow",
+    "follow_feed",
     "get",
     "list",
     "logs",

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from agentexec_otel._model.text import type_name
 from agentexec_otel.activity import _feed, _lifecycle, _query
 from agentexec_otel.activity._follow import follow_async
+from agentexec_otel.activity._follow_feed import follow_feed_async
 from agentexec_otel.activity._session_writes import store_pending
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "error",
     "feed",
     "follow",
+    "follow_feed",
     "get",
     "list",
     "logs",
@@ -103,3 +105,4 @@ feed = _query_twin(_feed.feed)
 count_active = _query_twin(_query.count_active)
 
 follow = follow_async
+follow_feed = follow_feed_async
