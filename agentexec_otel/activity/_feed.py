@@ -21,8 +21,8 @@ from agentexec_otel.activity.schemas import ActivityFeedLogSchema, ActivityFeedS
 NOW: Final = "now"
 _MOST_PER_PAGE: Final = 10_000
 _WINDOW: Final = 5_000
-_MOST_WINDOWS: Final = 20
-"""With filters, a call looks at up to 100,000 logs to fill its page."""
+_MOST_WINDOWS: Final = 10
+"""With filters, a call looks at up to 50,000 logs to fill its page."""
 _NEWEST: Final = 100
 """Where the feed starts now, it looks for gaps among so many logs."""
 
