@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeAlias, TypedDict, cast
+from uuid import UUID
 
-from sqlalchemy import Boolean, ColumnElement, ScalarSelect, String, Table, false, literal, select
+from sqlalchemy import Boolean, ColumnElement, ScalarSelect, String, Table, and_, false, literal, not_, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from agentexec_otel._model.event import Status, parse_status
+from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe, is_a, plain_str, read_foreign
 from agentexec_otel.activity._filters import metadata_criteria
 from agentexec_otel.activity.models import Activity, ActivityLog
@@ -28,6 +30,7 @@ class ActivityFilters(TypedDict, total=False):
     """The filters as keyword arguments. An activity has to meet all of them.
 
     Attributes:
+        agent_id: One activity, or several.
         status: One status, or several.
         agent_type: One task name, or several; so with `reason`, `error_type`, `trace_id` and `worker_id`.
         metadata_filter: Keys and the values that they must equal.
@@ -38,8 +41,10 @@ class ActivityFilters(TypedDict, total=False):
         ended_after: Its current attempt ended then or later.
         ended_before: Its current attempt ended earlier.
         text: Part of the message of the latest log, in any case.
+        waiting: Whether it is RUNNING and waits, such as for an approval.
     """
 
+    agent_id: UUID | str | Iterable[UUID | str] | None
     status: Status | str | Iterable[Status | str] | None
     agent_type: str | Iterable[str] | None
     metadata_filter: Mapping[str, Any] | None
@@ -53,6 +58,7 @@ class ActivityFilters(TypedDict, total=False):
     error_type: str | Iterable[str] | None
     text: str | None
     trace_id: str | Iterable[str] | None
+    waiting: bool | None
     worker_id: str | Iterable[str] | None
 
 
@@ -127,6 +133,10 @@ def _several(argument: str, value: Any) -> list[Any]:
     return read_foreign(argument, lambda: list(value))
 
 
+def _has_id(argument: str, value: Any) -> list[_Criterion]:
+    return [ACTIVITY.c.agent_id.in_([parse_agent_id(one) for one in _several(argument, value)])]
+
+
 def _has_status(argument: str, value: Any) -> list[_Criterion]:
     return [ACTIVITY.c.status.in_([parse_status(one) for one in _several(argument, value)])]
 
@@ -151,6 +161,13 @@ def _has_text(argument: str, value: Any) -> list[_Criterion]:
     return [of_latest_log("message").icontains(clean_message(value), autoescape=True)]
 
 
+def _waits(argument: str, value: Any) -> list[_Criterion]:
+    if value is not True and value is not False:
+        raise ValueError(f"{argument} is {describe(value)}: pass True or False, or leave it out for both")
+    waits = and_(ACTIVITY.c.status == Status.RUNNING, ACTIVITY.c.waiting.is_not(None))
+    return [waits if value else not_(waits)]
+
+
 def _since(column: str, argument: str, value: Any) -> list[_Criterion]:
     return [ACTIVITY.c[column] >= _moment(argument, value)]
 
@@ -167,6 +184,7 @@ def _moment(argument: str, value: Any) -> datetime:
 
 
 _CRITERIA: Final[Mapping[str, Callable[[str, Any], list[_Criterion]]]] = {
+    "agent_id": _has_id,
     "status": _has_status,
     "agent_type": _has_name,
     "metadata_filter": _has_metadata,
@@ -180,5 +198,6 @@ _CRITERIA: Final[Mapping[str, Callable[[str, Any], list[_Criterion]]]] = {
     "error_type": _has_name,
     "text": _has_text,
     "trace_id": _has_name,
+    "waiting": _waits,
     "worker_id": _has_name,
 }
