@@ -165,15 +165,13 @@ def test_an_abandoned_iterator_costs_nothing(database: Database, engine: Engine)
     (agent_id,) = queued(database, 1)
     before = set(threading.enumerate())
     abandoned = [ax.activity.follow(engine, agent_id) for _ in range(3)]
-    for following in abandoned:
-        next(following)
+    assert [next(following).seq for following in abandoned] == [1, 1, 1]
     with statements(engine) as sent:
         time.sleep(0.2)
     assert sent == []
     assert set(threading.enumerate()) <= before
     polls = weakref.ref(shared_polls(engine))
     assert polls() is not None
-    del following
     abandoned.clear()
     gc.collect()
     assert polls() is None
@@ -183,7 +181,7 @@ def test_an_abandoned_iterator_costs_nothing(database: Database, engine: Engine)
 def test_other_sources_are_asked_by_themselves(database: Database, engine: Engine) -> None:
     """A sessionmaker may set up its sessions in its own way, so it shares polls with nothing but itself."""
     makers = [sessionmaker(engine), sessionmaker(engine)]
-    found = [shared_polls(source) for source in (engine, *makers)]
+    found = [shared_polls(engine), *map(shared_polls, makers)]
     assert len({id(polls) for polls in found}) == 3
     assert shared_polls(makers[0]) is found[1]
 
