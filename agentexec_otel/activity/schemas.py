@@ -24,6 +24,8 @@ from agentexec_otel._model.event import Status
 __all__ = [
     "ActivityCursorPageSchema",
     "ActivityDetailSchema",
+    "ActivityFeedLogSchema",
+    "ActivityFeedSchema",
     "ActivityListItemSchema",
     "ActivityListSchema",
     "ActivityLogSchema",
@@ -231,3 +233,19 @@ class ActivityStatsSchema(BaseModel):
     input_tokens: PercentilesSchema
     output_tokens: PercentilesSchema
     series: list[ActivityStatsBucketSchema]
+
+
+class ActivityFeedLogSchema(ActivityLogSchema):
+    """A log in the feed. `cursor` is the place behind it."""
+
+    agent_id: UUID
+    agent_type: str
+    cursor: str
+
+
+class ActivityFeedSchema(BaseModel):
+    """One page of the feed. If `has_more`, the next page can be read at once; otherwise, poll for it."""
+
+    logs: list[ActivityFeedLogSchema]
+    next_cursor: str
+    has_more: bool = False

@@ -19,6 +19,8 @@ from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel.activity.schemas import (
     ActivityCursorPageSchema,
     ActivityDetailSchema,
+    ActivityFeedLogSchema,
+    ActivityFeedSchema,
     ActivityListItemSchema,
     ActivityListSchema,
     ActivityLogSchema,
@@ -165,6 +167,10 @@ def read(session: Session, agent_id: UUID) -> None:
     assert_type(found_stats.series, list[ActivityStatsBucketSchema])
     assert_type(ax.activity.logs(session, agent_id, after_seq=1, limit=5), list[ActivityLogSchema])
     assert_type(ax.activity.logs(session, agent_id, metadata_filter=None), list[ActivityLogSchema])
+    feed = assert_type(ax.activity.feed(session, "", limit=5), ActivityFeedSchema)
+    assert_type((feed.logs, feed.next_cursor, feed.has_more), tuple[list[ActivityFeedLogSchema], str, bool])
+    of_feed: ax.activity.ActivityFeedFilters = {"agent_type": ["task"], "metadata_filter": {"tenant": "acme"}}
+    assert_type(ax.activity.feed(session, feed.next_cursor, **of_feed), ActivityFeedSchema)
     rows = session.query(Activity).filter(Activity.logs.any(status=Status.QUEUED)).all()
     assert_type(rows, list[Activity])
     for row in rows:
@@ -217,6 +223,9 @@ def following(engine: Engine, sessions: sessionmaker[Session], agent_id: UUID) -
     with closing(ax.activity.follow(engine, agent_id, after_seq=1, metadata_filter=None, timeout=5)) as logs:
         assert_type(next(logs), ActivityLogSchema)
     assert_type(ax.activity.follow(sessions, str(agent_id)), Generator[ActivityLogSchema])
+    with closing(ax.activity.follow_feed(engine, timeout=5, agent_type="task")) as feed:
+        assert_type(next(feed), ActivityFeedLogSchema)
+    assert_type(ax.activity.follow_feed(sessions, "now"), Generator[ActivityFeedLogSchema])
 
 
 async def following_asynchronously(
@@ -227,6 +236,9 @@ async def following_asynchronously(
         async for log in logs:
             assert_type(log, ActivityLogSchema)
     assert_type(ax.activity.aio.follow(sessions, str(agent_id)), AsyncGenerator[ActivityLogSchema])
+    async with aclosing(ax.activity.aio.follow_feed(engine, timeout=5)) as feed:
+        assert_type(await anext(feed), ActivityFeedLogSchema)
+    assert_type(ax.activity.aio.follow_feed(sessions, "now"), AsyncGenerator[ActivityFeedLogSchema])
 
 
 async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
@@ -244,6 +256,7 @@ async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
     assert_type(await ax.activity.aio.get(session, agent_id), ActivityListItemSchema | None)
     assert_type(await ax.activity.aio.list(session, page_size=5), ActivityListSchema)
     assert_type(await ax.activity.aio.list(session, cursor=""), ActivityCursorPageSchema)
+    assert_type(await ax.activity.aio.feed(session, limit=5), ActivityFeedSchema)
     assert_type(await ax.activity.aio.logs(session, agent_id), list[ActivityLogSchema])
     assert_type(await ax.activity.aio.count_active(session), int)
     assert_type(await ax.activity.aio.stats(session, agent_type="task"), ActivityStatsSchema)

@@ -220,9 +220,10 @@ def test_a_view_is_changed_by_itself_alone() -> None:
     assert breaches == set()
 
 
-def test_query_side_never_imports_the_delivery_side() -> None:
+@pytest.mark.parametrize("module", ["_query", "_follow", "_follow_feed"])
+def test_query_side_never_imports_the_delivery_side(module: str) -> None:
     """Reading needs no exporter, queue or runtime, directly or through a module of ours."""
-    reached = reachable(f"{CORE}.activity._query")
+    reached = reachable(f"{CORE}.activity.{module}")
     assert f"{CORE}.activity.models" in reached, "the walk is blind"
     named = {name for module in reached for name in imports_of(module)}
     assert not [name for name in named if under(name, DELIVERY)]
