@@ -2,7 +2,7 @@
 
 `create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending`, `retry_many` and `run` write; `get`,
 `detail`, `list`, `logs` and `count_active` read in a session of the caller; `follow` iterates over logs as they come;
-`current` is the activity that runs here.
+`current` is the activity that runs here. `archive` moves what has ended to files, and `restore` reads them back.
 `aio` has the same for asyncio.
 """
 
@@ -21,6 +21,8 @@ from agentexec_otel.activity._lifecycle import (
     update,
 )
 from agentexec_otel.activity._query import count_active, detail, get, list, logs
+from agentexec_otel.activity._retention.archive import archive
+from agentexec_otel.activity._retention.restore import restore
 from agentexec_otel.activity._run import ActivityRun, current, run
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.activity.schemas import (
@@ -44,6 +46,7 @@ __all__ = [
     "ActivityRun",
     "Status",
     "aio",
+    "archive",
     "cancel",
     "cancel_pending",
     "complete",
@@ -57,6 +60,7 @@ __all__ = [
     "list",
     "logs",
     "reap",
+    "restore",
     "retry",
     "retry_many",
     "run",

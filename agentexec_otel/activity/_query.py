@@ -8,17 +8,16 @@ from typing import Any, Final, NamedTuple, TypeAlias, Unpack, overload
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Result, RowMapping, Select, Uuid, bindparam, func, select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from agentexec_otel._errors import ActivityNotFoundError, ConfigurationError
+from agentexec_otel._errors import ActivityNotFoundError
 from agentexec_otel._model.event import ACTIVE
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import describe, plain_int
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, of_latest_log
 from agentexec_otel.activity._cursor import Cursor, Order, checked_order
 from agentexec_otel.activity._filters import metadata_criteria
-from agentexec_otel.activity._schema_faults import schema_fault
+from agentexec_otel.activity._schema_faults import schema_faults_named
 from agentexec_otel.activity._sessions import synchronous
 from agentexec_otel.activity.models import Activity, UtcDateTime
 from agentexec_otel.activity.schemas import (
@@ -324,12 +323,8 @@ _PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS fo
 
 
 def _execute(session: Session, statement: _Select, **parameters: object) -> Result[*tuple[Any, ...]]:
-    try:
+    with schema_faults_named():
         return synchronous(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
-    except DBAPIError as exc:
-        if (fault := schema_fault(exc.orig)) is None:
-            raise
-        raise ConfigurationError(fault) from exc
 
 
 def _fields(row: RowMapping) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from sqlalchemy.orm import Session
 from agentexec_otel._model.text import type_name
 from agentexec_otel.activity import _lifecycle, _query
 from agentexec_otel.activity._follow import follow_async
+from agentexec_otel.activity._retention.archive import archive_async
+from agentexec_otel.activity._retention.restore import restore_async
 from agentexec_otel.activity._session_writes import store_pending
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 __all__ = [
+    "archive",
     "cancel",
     "cancel_pending",
     "complete",
@@ -34,6 +37,7 @@ __all__ = [
     "list",
     "logs",
     "reap",
+    "restore",
     "retry",
     "retry_many",
     "update",
@@ -101,3 +105,6 @@ logs = _query_twin(_query.logs)
 count_active = _query_twin(_query.count_active)
 
 follow = follow_async
+
+archive = archive_async
+restore = restore_async
