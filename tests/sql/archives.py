@@ -7,15 +7,16 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, Table, insert, select
 
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
 
-ACTIVITY, LOG = Activity.__table__, ActivityLog.__table__
+ACTIVITY = cast(Table, Activity.__table__)
+LOG = cast(Table, ActivityLog.__table__)
 OLD = timedelta(days=30)
 LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 ENDED = (Status.COMPLETE, Status.ERROR, Status.CANCELED)
@@ -44,6 +45,13 @@ EVERYTHING: dict[str, Any] = {
     "span_exported_at": LONG_AGO,
 }
 """A value for each column that may be empty."""
+
+
+class Seen(list[tuple[int, int]]):
+    """What a `progress` was called with."""
+
+    def __call__(self, done: int, total: int) -> None:
+        self.append((done, total))
 
 
 @dataclass

@@ -112,15 +112,15 @@ class ParquetSource:
 
     def __init__(self, path: Path) -> None:
         self._parquet = _Parquet()
-        self._parts = _parts(path)
         self._fd: int | None = None
-        if not self._parts:
-            raise ValueError(f"{path} has no parts of an archive of activities: name the directory that has")
         try:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):  # a copy of the parts alone
                 self._fd = os.open(path / _LOCK, os.O_RDONLY)
                 lock(self._fd, path, shared=True)
-            self.total = sum(self._parquet.count(part) for part in self._parts)
+            self._parts = _parts(path)
+            if not self._parts:
+                raise ValueError(f"{path} has no parts of an archive of activities: name the directory that has")
+            self.total = sum(map(self._parquet.count, self._parts))
         except BaseException:
             self.close()
             raise
