@@ -208,13 +208,18 @@ def test_changed_after_it_was_written(database: Database, engine: Engine, tmp_pa
     with interrupted(engine, "commit", 4):
         ax.activity.archive(engine, OLD, to=to)
     assert archived(to) == ids
+    if to.is_file():
+        (tmp_path / f".{name}.tmp").write_bytes(b"of a call that was killed while it replaced the file")
+        to = tmp_path / "link.jsonl"
+        to.symlink_to(name)
     with database.engine.begin() as connection:
         gone = select(Activity.id).where(Activity.agent_id == ids[2])  # as another archiver may delete it
         connection.execute(delete(ActivityLog).where(ActivityLog.activity_id.in_(gone)))
         connection.execute(delete(Activity).where(Activity.agent_id == ids[2]))
         connection.execute(update(Activity).where(Activity.agent_id == ids[3]).values(status=Status.QUEUED))
     assert ax.activity.archive(engine, OLD, to=to) == 2
-    assert archived(to) == [ids[0], ids[2], ids[1], ids[4]]
+    assert archived(tmp_path / name) == [ids[0], ids[2], ids[1], ids[4]]
+    assert not list(tmp_path.glob(".*"))
     assert contents(database.engine).keys() == {ids[3]}
 
 

@@ -41,6 +41,7 @@ class JsonLinesArchive:
         self._path = path
         self._fd = open_locked(path, path)
         try:
+            self._copy().unlink(missing_ok=True)
             self._size = self._without_torn_line()
         except BaseException:
             self.close()
@@ -104,19 +105,22 @@ class JsonLinesArchive:
             except (AttributeError, KeyError, TypeError, ValueError):
                 raise _damaged(self._path, begin) from None
 
+    def _copy(self) -> Path:
+        path = self._path.resolve()  # it may be a link
+        return path.with_name(f".{path.name}.tmp")
+
     def _replace(self, begin: int, kept: bytes) -> None:
         """Put a copy of the file in its place that has `kept` from `begin` on."""
-        copy = self._path.with_name(f".{self._path.name}.tmp")
+        copy = self._copy()
         fd = open_locked(copy, self._path)
         try:
-            os.ftruncate(fd, 0)
             for at in range(0, begin, _CHUNK):
                 os.lseek(self._fd, at, os.SEEK_SET)
                 write_all(fd, os.read(self._fd, min(_CHUNK, begin - at)))
             write_all(fd, kept)
             os.fsync(fd)
-            copy.replace(self._path)
-            sync_directory(self._path.parent)
+            copy.replace(self._path.resolve())
+            sync_directory(copy.parent)
         except BaseException:
             os.close(fd)
             raise
