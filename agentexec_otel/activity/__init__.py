@@ -2,7 +2,8 @@
 
 `create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending`, `retry_many` and `run` write; `get`,
 `detail`, `list`, `logs`, `feed`, `count_active` and `stats` read in a session of the caller; `follow` and
-`follow_feed` iterate over logs as they come; `current` is the activity that runs here.
+`follow_feed` iterate over logs as they come; `current` is the activity that runs here. `archive` moves what has ended to
+files, and `restore` reads them back.
 `aio` has the same for asyncio.
 """
 
@@ -23,6 +24,8 @@ from agentexec_otel.activity._lifecycle import (
     update,
 )
 from agentexec_otel.activity._query import count_active, detail, get, list, logs
+from agentexec_otel.activity._retention.archive import archive
+from agentexec_otel.activity._retention.restore import restore
 from agentexec_otel.activity._run import ActivityRun, current, run
 from agentexec_otel.activity._stats import stats
 from agentexec_otel.activity.models import Activity, ActivityLog
@@ -60,6 +63,7 @@ __all__ = [
     "PercentilesSchema",
     "Status",
     "aio",
+    "archive",
     "cancel",
     "cancel_pending",
     "complete",
@@ -75,6 +79,7 @@ __all__ = [
     "list",
     "logs",
     "reap",
+    "restore",
     "retry",
     "retry_many",
     "run",

@@ -17,12 +17,15 @@ from agentexec_otel._model.text import type_name
 from agentexec_otel.activity import _feed, _lifecycle, _query, _stats
 from agentexec_otel.activity._follow import follow_async
 from agentexec_otel.activity._follow_feed import follow_feed_async
+from agentexec_otel.activity._retention.archive import archive_async
+from agentexec_otel.activity._retention.restore import restore_async
 from agentexec_otel.activity._session_writes import store_pending
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 __all__ = [
+    "archive",
     "cancel",
     "cancel_pending",
     "complete",
@@ -37,6 +40,7 @@ __all__ = [
     "list",
     "logs",
     "reap",
+    "restore",
     "retry",
     "retry_many",
     "stats",
@@ -108,3 +112,6 @@ stats = _query_twin(_stats.stats)
 
 follow = follow_async
 follow_feed = follow_feed_async
+
+archive = archive_async
+restore = restore_async

@@ -4,7 +4,8 @@
 
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal, assert_type
 from uuid import UUID, uuid4
 
@@ -239,6 +240,26 @@ async def following_asynchronously(
     async with aclosing(ax.activity.aio.follow_feed(engine, timeout=5)) as feed:
         assert_type(await anext(feed), ActivityFeedLogSchema)
     assert_type(ax.activity.aio.follow_feed(sessions, "now"), AsyncGenerator[ActivityFeedLogSchema])
+
+
+def retention(engine: Engine, folder: Path) -> None:
+    """To a file and back, with a progress bar."""
+
+    def progress(done: int, total: int) -> None:
+        assert done <= total
+
+    older_than, to = timedelta(0), folder / "archive.jsonl"
+    archived = ax.activity.archive(engine, older_than, to=to, batch_size=5, progress=progress, status=Status.COMPLETE)
+    assert_type(archived, int)
+    with Session(engine) as session:
+        assert_type(ax.activity.archive(session, datetime(2020, 1, 1, tzinfo=UTC)), int)
+        assert_type(ax.activity.restore(session, str(to), batch_size=5, progress=progress), int)
+
+
+async def retention_asynchronously(engine: AsyncEngine, folder: Path) -> None:
+    """The same for asyncio."""
+    assert_type(await ax.activity.aio.archive(engine, timedelta(0), to=folder / "aio.jsonl", agent_type="task"), int)
+    assert_type(await ax.activity.aio.restore(engine, folder / "aio.jsonl"), int)
 
 
 async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
