@@ -2,8 +2,8 @@
 
 `create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending`, `retry_many` and `run` write; `get`,
 `detail`, `list`, `logs`, `feed`, `count_active` and `stats` read in a session of the caller; `follow` and
-`follow_feed` iterate over logs as they come; `current` is the activity that runs here. `archive` moves what has ended to
-files, and `restore` reads them back.
+`follow_feed` iterate over logs as they come; `current` is the activity that runs here. `archive` moves what has ended
+to files, and `restore` reads them back.
 `aio` has the same for asyncio.
 """
 
