@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from agentexec_otel._errors import MissingExtraError
+from agentexec_otel import MissingExtraError
 
 __all__ = ["main"]
 
@@ -14,8 +14,8 @@ def main() -> None:
     try:
         from agentexec_otel.cli._app import run
     except ModuleNotFoundError as exc:
-        if exc.name not in ("typer", "click"):
+        if exc.name not in ("typer", "click", "rich"):
             raise
-        print(f"agentexec-otel: {MissingExtraError('the command', 'typer', 'tasks')}", file=sys.stderr)  # noqa: T201
+        print(f"agentexec-otel: {MissingExtraError('the command', 'typer', 'cli')}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
     run()

@@ -7,50 +7,44 @@ from typing import Annotated
 import typer
 
 from agentexec_otel import db
-from agentexec_otel._config import CONF
-from agentexec_otel._errors import ConfigurationError
+from agentexec_otel.cli._options import Database, database_url
 
 app = typer.Typer(help="Create, upgrade and check the tables.", no_args_is_help=True)
-
-_Database = Annotated[
-    str | None,
-    typer.Option("--database", "-d", help="SQLAlchemy URL.  [default: $AGENTEXEC_DATABASE_URL]", show_default=False),
-]
 
 
 @app.command()
 def upgrade(
-    database: _Database = None,
+    database: Database = None,
     pre_deploy: Annotated[
         bool, typer.Option("--pre-deploy", help="Only what programs of the version before can work with.")
     ] = False,
 ) -> None:
     """Create the tables, or bring them to the schema of this version."""
-    url = _url(database)
+    url = database_url(database)
     before = db.current(url)
     db.upgrade(url, pre_deploy=pre_deploy)
     typer.echo(f"{before or 'none'} → {db.current(url)}")
 
 
 @app.command()
-def downgrade(database: _Database = None) -> None:
+def downgrade(database: Database = None) -> None:
     """Go back to schema 1: drop what schema 2 has added."""
-    url = _url(database)
+    url = database_url(database)
     before = db.current(url)
     db.downgrade(url)
     typer.echo(f"{before} → {db.current(url)}")
 
 
 @app.command()
-def current(database: _Database = None) -> None:
+def current(database: Database = None) -> None:
     """Print the revision of the tables, or "none"."""
-    typer.echo(db.current(_url(database)) or "none")
+    typer.echo(db.current(database_url(database)) or "none")
 
 
 @app.command()
-def check(database: _Database = None) -> None:
+def check(database: Database = None) -> None:
     """Print in what the tables differ from this version. The exit code is 1 if they do."""
-    problems = db.check(_url(database))
+    problems = db.check(database_url(database))
     for problem in problems:
         typer.echo(problem)
     if problems:
@@ -60,23 +54,16 @@ def check(database: _Database = None) -> None:
 
 @app.command()
 def sql(
-    database: _Database = None,
+    database: Database = None,
     start: Annotated[str | None, typer.Option("--from", help="Revision of the tables that are there.")] = None,
 ) -> None:
     """Print the SQL of an upgrade, without connecting."""
-    typer.echo(db.sql(_url(database), start=start), nl=False)
+    typer.echo(db.sql(database_url(database), start=start), nl=False)
 
 
 @app.command()
 def stamp(
-    revision: Annotated[str, typer.Argument(help="The revision that the tables have.")], database: _Database = None
+    revision: Annotated[str, typer.Argument(help="The revision that the tables have.")], database: Database = None
 ) -> None:
     """State the revision of the tables, and change nothing else."""
-    db.stamp(_url(database), revision)
-
-
-def _url(database: str | None) -> str:
-    found = database or CONF.database_url
-    if found is None:
-        raise ConfigurationError("no database is named: give --database, or set AGENTEXEC_DATABASE_URL")
-    return found
+    db.stamp(database_url(database), revision)

@@ -1,0 +1,105 @@
+"""Options that commands share: the database, times, and output as JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+import agentexec_otel as ax
+
+Database = Annotated[
+    str | None,
+    typer.Option("--database", "-d", help="SQLAlchemy URL.  [default: $AGENTEXEC_DATABASE_URL]", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_DURATION: Final = re.compile(r"(?:\d{1,9}[smhdw])+")
+
+
+def database_url(given: str | None) -> str:
+    """The URL of the option or of the environment. Raises ConfigurationError if neither names one."""
+    found = given or ax.CONF.database_url
+    if found is None:
+        raise ax.ConfigurationError("no database is named: give --database, or set AGENTEXEC_DATABASE_URL")
+    return found
+
+
+@contextmanager
+def reading(given: str | None) -> Generator[Engine]:
+    """An engine for queries.
+
+    Creates nothing: a SQLite file that does not exist raises ConfigurationError.
+    """
+    engine = ax.db.engine(database_url(given))
+    try:
+        _check_file(engine)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def session(given: str | None) -> Generator[Session]:
+    """A session for one query, as `reading`."""
+    with reading(given) as engine, Session(engine) as opened:
+        yield opened
+
+
+@contextmanager
+def acting(given: str | None) -> Generator[Engine]:
+    """This process is set up to change activities in the block; the engine is for queries, as in `reading`.
+
+    It creates no tables, and does not end the activities of lost workers beside what the command is for.
+    """
+    with reading(given) as engine:
+        ax.CONF.sweep_interval = 0
+        ax.configure(database_url(given), create_tables=False)
+        try:
+            yield engine
+        finally:
+            ax.shutdown()
+
+
+def _check_file(engine: Engine) -> None:
+    file = engine.url.database
+    if engine.dialect.name != "sqlite" or not file or file.startswith("file:") or Path(file).exists():
+        return
+    raise ax.ConfigurationError(f"there is no file {file}: check the URL, or create it with agentexec-otel db upgrade")
+
+
+# -- times ---------------------------------------------------------------------------------------------------------
+
+
+def duration(text: str) -> timedelta:
+    """A duration such as ``90s``, ``10m``, ``1h30m``, ``7d`` or ``2w``."""
+    if not _DURATION.fullmatch(text):
+        raise typer.BadParameter(f"{text!r:.40} is no duration: write 90s, 10m, 1h30m, 7d or 2w")
+    try:
+        return sum(
+            (timedelta(**{_UNITS[unit]: int(number)}) for number, unit in re.findall(r"(\d+)(\w)", text)), timedelta()
+        )
+    except OverflowError:
+        raise typer.BadParameter(f"{text!r:.40} is too long") from None
+
+
+def moment(text: str) -> datetime:
+    """A moment: a duration before now, or an ISO date or time, which is UTC unless it names a zone."""
+    if _DURATION.fullmatch(text):
+        try:
+            return datetime.now(UTC) - duration(text)
+        except OverflowError:
+            raise typer.BadParameter(f"{text!r:.40} is too long ago") from None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r:.40} is no time: write 10m or 7d (ago), or 2026-01-31T12:00") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)

@@ -1,0 +1,205 @@
+"""What commands print: text that cannot steer the terminal, JSON, tables, questions and progress."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, Literal
+
+import typer
+from pydantic import BaseModel
+from rich.cells import cell_len, chop_cells
+from rich.console import Console
+from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
+
+import agentexec_otel as ax
+
+STATUS_STYLES: Final[Mapping[str, str]] = {
+    "QUEUED": "dim",
+    "RUNNING": "cyan",
+    "COMPLETE": "green",
+    "ERROR": "red",
+    "CANCELED": "yellow",
+}
+MESSAGE_LIMIT: Final = 8_192
+"""Characters of a message that are printed. Messages of other programs may be longer than ours."""
+
+# Controls but for \n and \t, directional marks and overrides, line separators, surrogates, and invisible tags.
+_UNSAFE: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+# -- text ------------------------------------------------------------------------------------------------------------
+
+
+def safe(text: str, limit: int = MESSAGE_LIMIT) -> str:
+    r"""The text without anything that a terminal obeys: ``\x1b`` and the like become visible. Cut at `limit`."""
+    shown = _UNSAFE.sub(lambda found: _escaped(ord(found[0])), text[:limit])
+    return shown if len(text) <= limit else f"{shown}…[+{len(text) - limit:,} characters]"
+
+
+def one_line(text: str, limit: int = MESSAGE_LIMIT) -> str:
+    """As `safe`, with each run of white space as one space."""
+    return safe(" ".join(text[: limit + 1].split()) if len(text) <= limit else text, limit).replace("\n", " ")
+
+
+def shortened(text: str, width: int) -> str:
+    """The text in at most that many cells: cut between two words if that keeps half of it, and marked with ``…``."""
+    if cell_len(text) <= width:
+        return text
+    if width < 2:
+        return "…"[:width]
+    kept = next(iter(chop_cells(text, width - 1)), "")
+    words = kept.rpartition(" ")[0] if text[len(kept) : len(kept) + 1] != " " else kept
+    return f"{(words if cell_len(words) * 2 >= width else kept).rstrip()}…"
+
+
+def _escaped(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+# -- where it goes -----------------------------------------------------------------------------------------------
+
+
+@cache
+def console(*, err: bool = False) -> Console:
+    """Standard output, or the error output. Text is never markup; colors are for terminals only, without NO_COLOR."""
+    return Console(stderr=err, highlight=False, markup=False, emoji=False)
+
+
+def print_text(*parts: str | Text | tuple[str, str]) -> None:
+    """Print parts of text, some with a style. A terminal gets it wrapped between words, a pipe as it is."""
+    _print(console(), Text.assemble(*parts))
+
+
+def note(text: str) -> None:
+    """Print a line for the reader on the error output, so that it is not part of the result."""
+    _print(console(err=True), Text(safe(text)))
+
+
+def _print(target: Console, text: Text) -> None:
+    target.print(text, soft_wrap=not target.is_terminal)
+
+
+def print_json(value: BaseModel | Mapping[str, Any] | Sequence[Any], *, indent: int | None = 2) -> None:
+    """Print a schema or a plain value as JSON. What a terminal would obey is escaped, without loss."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    text = json.dumps(plain, indent=indent, ensure_ascii=False)
+    sys.stdout.write(_UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1].replace("\x7f", "\\u007f"), text) + "\n")
+    sys.stdout.flush()
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        least: Cells to which it shrinks if the terminal is too narrow. None: it does not shrink.
+    """
+
+    title: str
+    justify: Literal["left", "right"] = "left"
+    least: int | None = None
+
+
+Cell = str | tuple[str, str]
+"""Text, or text and its style."""
+
+
+def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int | None = None) -> list[Text]:
+    """The lines of a table. Cells are cut to the width of the terminal; in a pipe nothing is cut.
+
+    Args:
+        width: Default: that of the terminal.
+    """
+    if width is None:
+        width = console().width if console().is_terminal else None
+    texts = [[one_line(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in rows]
+    widths = _widths(columns, texts, width)
+    styles = [["" if isinstance(cell, str) else cell[1] for cell in row] for row in rows]
+    head = _table_line(columns, [column.title for column in columns], ["bold"] * len(columns), widths)
+    return [head, *(_table_line(columns, *row, widths) for row in zip(texts, styles, strict=True))]
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
+    """Print a table, as `table_lines` makes it."""
+    for line in table_lines(columns, rows):
+        console().print(line, soft_wrap=True)
+
+
+def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], width: int | None) -> list[int]:
+    widths = [
+        max(cell_len(text) for text in (column.title, *(row[at] for row in texts))) for at, column in enumerate(columns)
+    ]
+    if width is None:
+        return widths
+    # The widest of those that may shrink gives first.
+    for _ in range(max(0, sum(widths) + 2 * (len(columns) - 1) - width)):
+        able = [at for at, column in enumerate(columns) if column.least is not None and widths[at] > column.least]
+        if not able:
+            break
+        widths[max(able, key=lambda at: widths[at])] -= 1
+    return widths
+
+
+def _table_line(columns: Sequence[Column], texts: Sequence[str], styles: Sequence[str], widths: Sequence[int]) -> Text:
+    line = Text()
+    for at, (column, text, style, width) in enumerate(zip(columns, texts, styles, widths, strict=True)):
+        shown = shortened(text, width)
+        gap = " " * (width - cell_len(shown))
+        line.append("  " if at else "")
+        if column.justify == "right":
+            line.append(gap)
+        line.append(shown, style)
+        if column.justify == "left" and at < len(columns) - 1:
+            line.append(gap)
+    line.rstrip()
+    return line
+
+
+# -- questions, progress, errors -------------------------------------------------------------------------------------
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask, unless `yes`. Leaves the command with exit code 1 if the answer is no, or if there is no terminal to ask."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ax.ConfigurationError(f"{question} There is no terminal to ask: give --yes")
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def progress(what: str, total: int | None = None) -> Generator[Callable[[int], None]]:
+    """A bar on the error output while the block works, if that is a terminal; a spinner if the total is not known.
+
+    Yields:
+        A function that takes how much is done so far.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    measured = (BarColumn(bar_width=30), MofNCompleteColumn()) if total is not None else (SpinnerColumn(),)
+    columns = (TextColumn("{task.description}", markup=False), *measured, TimeElapsedColumn())
+    shown = console(err=True)
+    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda done: bars.update(task, completed=done)
+
+
+def database_fault(exc: SQLAlchemyError) -> str:
+    """The server's words about an error, in one line."""
+    orig = getattr(exc, "orig", None)
+    words = [part for part in getattr(orig, "args", ()) if isinstance(part, str)]
+    first = (words[-1] if words else str(orig or exc)).strip().partition("\n")[0]
+    return one_line(f"the database cannot be used: {first}", 400)
