@@ -17,8 +17,9 @@ import agentexec_otel as ax
 
 Database = Annotated[
     str | None,
-    typer.Option("--database", "-d", help="SQLAlchemy URL.  [default: $AGENTEXEC_DATABASE_URL]", show_default=False),
+    typer.Option("--database", "-d", help="SQLAlchemy URL. Default: $AGENTEXEC_DATABASE_URL."),
 ]
+AgentId = Annotated[str, typer.Argument(help="agent_id of the activity, or its first characters.", metavar="ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

@@ -15,20 +15,15 @@ import typer
 from pydantic import BaseModel
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 import agentexec_otel as ax
 
-STATUS_STYLES: Final[Mapping[str, str]] = {
-    "QUEUED": "dim",
-    "RUNNING": "cyan",
-    "COMPLETE": "green",
-    "ERROR": "red",
-    "CANCELED": "yellow",
-}
 MESSAGE_LIMIT: Final = 8_192
 """Characters of a message that are printed. Messages of other programs may be longer than ours."""
+_LABEL_CELLS: Final = 10
 
 # Controls but for \n and \t, directional marks and overrides, line separators, surrogates, and invisible tags.
 _UNSAFE: Final = re.compile(
@@ -79,6 +74,18 @@ def print_text(*parts: str | Text | tuple[str, str]) -> None:
     _print(console(), Text.assemble(*parts))
 
 
+def print_field(label: str, value: str, style: str = "") -> None:
+    """Print a label and its value. On a terminal, a long value is wrapped in a column of its own."""
+    if not console().is_terminal:
+        print_text(f"{label:<{_LABEL_CELLS}}{one_line(value)}")
+        return
+    row = Table.grid()
+    row.add_column(width=_LABEL_CELLS)
+    row.add_column(overflow="fold")
+    row.add_row(Text(label, "dim"), Text(one_line(value), style))
+    console().print(row)
+
+
 def note(text: str) -> None:
     """Print a line for the reader on the error output, so that it is not part of the result."""
     _print(console(err=True), Text(safe(text)))
@@ -104,12 +111,12 @@ class Column:
     """A column of a table.
 
     Attributes:
-        least: Cells to which it shrinks if the terminal is too narrow. None: it does not shrink.
+        weight: Its share of the cells, if the terminal is too narrow. 0: it is never cut.
     """
 
     title: str
     justify: Literal["left", "right"] = "left"
-    least: int | None = None
+    weight: float = 0.0
 
 
 Cell = str | tuple[str, str]
@@ -143,12 +150,12 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], width: in
     ]
     if width is None:
         return widths
-    # The widest of those that may shrink gives first.
-    for _ in range(max(0, sum(widths) + 2 * (len(columns) - 1) - width)):
-        able = [at for at, column in enumerate(columns) if column.least is not None and widths[at] > column.least]
-        if not able:
+    flexible = [at for at, column in enumerate(columns) if column.weight]
+    for _ in range(sum(widths) + 2 * (len(columns) - 1) - width):
+        widest = max(flexible, key=lambda at: widths[at] / columns[at].weight, default=None)
+        if widest is None or widths[widest] == 1:
             break
-        widths[max(able, key=lambda at: widths[at])] -= 1
+        widths[widest] -= 1
     return widths
 
 
@@ -165,6 +172,15 @@ def _table_line(columns: Sequence[Column], texts: Sequence[str], styles: Sequenc
             line.append(gap)
     line.rstrip()
     return line
+
+
+@contextmanager
+def interruptible() -> Generator[None]:
+    """Ctrl-C in the block ends the command quietly, with the exit code of shells for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 # -- questions, progress, errors -------------------------------------------------------------------------------------
