@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
 from typing import Annotated, Any, Final, cast
@@ -17,7 +17,7 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel.activity import Activity, ActivityFilters, Status
+from agentexec_otel.activity import Activity, ActivityFilters, ActivityListItemSchema, Status
 from agentexec_otel.cli._options import moment
 
 _PANEL: Final = "Filters"
@@ -104,18 +104,13 @@ _LEAST_DIGITS: Final = 4
 _DIGITS: Final = re.compile(rf"[0-9a-f]{{{_LEAST_DIGITS},32}}")
 
 
-def find_ids(session: Session, texts: Iterable[str]) -> list[UUID]:
-    """The agent_ids that these ids, or their first characters, name. Each once, in the order of the texts.
+def find_id(session: Session, text: str) -> UUID:
+    """The agent_id that an id, or its first characters, names. A whole id need not exist.
 
     Raises:
-        typer.BadParameter: A text is no part of an id.
+        typer.BadParameter: The text is no part of an id.
         AgentExecError: No activity has such an id, or several have.
     """
-    return list(dict.fromkeys(find_id(session, text) for text in texts))
-
-
-def find_id(session: Session, text: str) -> UUID:
-    """The agent_id that an id, or its first characters, names. Raises as `find_ids`."""
     digits = text.strip().lower().replace("-", "")
     if not _DIGITS.fullmatch(digits):
         raise typer.BadParameter(
@@ -129,6 +124,20 @@ def find_id(session: Session, text: str) -> UUID:
     if len(found) > 1:
         raise ax.AgentExecError(f"several activities have an agent_id that starts with {text}: give more of it")
     return found[0]
+
+
+def find_item(session: Session, text: str) -> ActivityListItemSchema:
+    """The activity that an id, or its first characters, names. Raises as `find_id`."""
+    agent_id = find_id(session, text)
+    found = ax.activity.get(session, agent_id)
+    if found is None:
+        raise no_activity(agent_id)
+    return found
+
+
+def no_activity(agent_id: UUID) -> ax.AgentExecError:
+    """The error for a whole id that does not exist."""
+    return ax.AgentExecError(f"no activity has the agent_id {agent_id}")
 
 
 def _starts_with(session: Session, digits: str) -> ColumnElement[bool]:

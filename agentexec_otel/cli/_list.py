@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Final, Literal, NoReturn, TypeAlias
 
 import typer
@@ -79,7 +79,7 @@ def _show(found: _Page, *, quiet: bool, as_json: bool) -> None:
         for item in found.items:
             console().print(str(item.agent_id), soft_wrap=True)
     elif found.items:
-        print_table(_COLUMNS, [_row(item) for item in found.items])
+        print_table(*item_table(found.items))
         if found.next_cursor is not None and console().is_terminal:
             note(_rest(found))
     else:
@@ -92,6 +92,11 @@ def _rest(found: _Page) -> str:
             f"page {found.page:,} of {found.pages:,} ({found.total:,} activities); --page {found.page + 1} is the next"
         )
     return f"there are more: --cursor {found.next_cursor}"
+
+
+def item_table(items: Sequence[ActivityListItemSchema]) -> tuple[Sequence[Column], Sequence[Sequence[Cell]]]:
+    """Columns and rows of a table of activities."""
+    return _COLUMNS, [_row(item) for item in items]
 
 
 def _row(item: ActivityListItemSchema) -> list[Cell]:

@@ -42,7 +42,7 @@ def safe(text: str, limit: int = MESSAGE_LIMIT) -> str:
 
 def one_line(text: str, limit: int = MESSAGE_LIMIT) -> str:
     """As `safe`, with each run of white space as one space."""
-    return safe(" ".join(text[: limit + 1].split()) if len(text) <= limit else text, limit).replace("\n", " ")
+    return " ".join(safe(text, limit).split())
 
 
 def shortened(text: str, width: int) -> str:
@@ -123,14 +123,10 @@ Cell = str | tuple[str, str]
 """Text, or text and its style."""
 
 
-def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int | None = None) -> list[Text]:
-    """The lines of a table. Cells are cut to the width of the terminal; in a pipe nothing is cut.
-
-    Args:
-        width: Default: that of the terminal.
-    """
-    if width is None:
-        width = console().width if console().is_terminal else None
+def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, err: bool = False) -> list[Text]:
+    """The lines of a table. Cells are cut to the width of the terminal; in a pipe nothing is cut."""
+    target = console(err=err)
+    width = target.width if target.is_terminal else None
     texts = [[one_line(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in rows]
     widths = _widths(columns, texts, width)
     styles = [["" if isinstance(cell, str) else cell[1] for cell in row] for row in rows]
@@ -138,10 +134,10 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width
     return [head, *(_table_line(columns, *row, widths) for row in zip(texts, styles, strict=True))]
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, err: bool = False) -> None:
     """Print a table, as `table_lines` makes it."""
-    for line in table_lines(columns, rows):
-        console().print(line, soft_wrap=True)
+    for line in table_lines(columns, rows, err=err):
+        console(err=err).print(line, soft_wrap=True)
 
 
 def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], width: int | None) -> list[int]:
@@ -186,12 +182,14 @@ def interruptible() -> Generator[None]:
 # -- questions, progress, errors -------------------------------------------------------------------------------------
 
 
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask, unless `yes`. Leaves the command with exit code 1 if the answer is no, or if there is no terminal to ask."""
-    if yes:
-        return
+def check_can_ask() -> None:
+    """Raise ConfigurationError if there is no terminal to ask."""
     if not sys.stdin.isatty():
-        raise ax.ConfigurationError(f"{question} There is no terminal to ask: give --yes")
+        raise ax.ConfigurationError("there is no terminal to ask: give --yes")
+
+
+def confirm(question: str) -> None:
+    """Ask. Ends the command with exit code 1 if the answer is no."""
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ import typer
 
 import agentexec_otel as ax
 from agentexec_otel.activity import ActivityDetailSchema
-from agentexec_otel.cli._filters import find_id
+from agentexec_otel.cli._filters import find_id, no_activity
 from agentexec_otel.cli._format import STATUS_STYLES, age, local_time, percent, span
 from agentexec_otel.cli._logs import LogPrinter
 from agentexec_otel.cli._options import AgentId, AsJson, Database, session
@@ -41,7 +41,7 @@ def show(
     with session(database) as opened:
         found = ax.activity.detail(opened, wanted := find_id(opened, agent_id), include_late=late)
     if found is None:
-        raise ax.ActivityNotFoundError(wanted)
+        raise no_activity(wanted)
     if as_json:
         print_json(found)
         return
