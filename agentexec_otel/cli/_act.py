@@ -16,7 +16,7 @@ from agentexec_otel.activity import ActivityFilters, ActivityListItemSchema, Sta
 from agentexec_otel.cli._filters import filtered, find_item
 from agentexec_otel.cli._format import activities
 from agentexec_otel.cli._list import item_table
-from agentexec_otel.cli._options import AsJson, Database, Yes, acting, duration, reading
+from agentexec_otel.cli._options import AsJson, Database, Yes, acting, duration, reading, session
 from agentexec_otel.cli._output import check_can_ask, confirm, note, print_json, print_table, print_text, progress
 
 _Ids = Annotated[
@@ -119,7 +119,9 @@ def reap(as_json: AsJson = False, database: Database = None) -> None:
 
     Each process that stores activities does so by itself; this is for when none is left.
     """
-    with reading(database), acting(database):
+    with session(database) as opened:
+        ax.activity.count_active(opened)  # explains tables that are missing
+    with acting(database):
         count = ax.activity.reap()
     if as_json:
         print_json({"reaped": count})
