@@ -18,7 +18,7 @@ import agentexec_otel as ax
 
 Database = Annotated[
     str | None,
-    typer.Option("--database", "-d", help="SQLAlchemy URL. Default: $AGENTEXEC_DATABASE_URL."),
+    typer.Option("--database", "-d", metavar="URL", help="SQLAlchemy URL. Default: $AGENTEXEC_DATABASE_URL."),
 ]
 AgentId = Annotated[str, typer.Argument(help="agent_id of the activity, or its first characters.", metavar="ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -9,6 +9,8 @@ import agentexec_otel as ax
 from tests.cli.terminal import Terminal, run
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 
 def test_what_is_known(url: str, some: dict[str, UUID]) -> None:
     """Status, reason, times and metadata, then the logs."""
