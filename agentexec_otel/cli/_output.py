@@ -207,16 +207,10 @@ def progress(what: str) -> Generator[Callable[[int, int], None]]:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    shown = console(err=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=30))
-    with Progress(
-        *columns,
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=shown,
-        transient=True,
-        disable=not shown.is_terminal,
-    ) as bars:
+    name, bar = TextColumn("{task.description}", markup=False), BarColumn(bar_width=30)
+    columns = (SpinnerColumn(), name, bar, MofNCompleteColumn(), TimeElapsedColumn())
+    hidden = not is_terminal(err=True)
+    with Progress(*columns, console=console(err=True), transient=True, disable=hidden) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
