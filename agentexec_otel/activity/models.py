@@ -38,6 +38,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._model.event import Status
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.text import NAME_LIMIT
+from agentexec_otel.activity._agentexec import AgentexecMethods
 
 __all__ = ["Activity", "ActivityLog", "Base", "Status", "StatusText", "UtcDateTime"]
 
@@ -119,7 +120,7 @@ class Base(DeclarativeBase):
     metadata = MetaData()
 
 
-class Activity(Base):
+class Activity(AgentexecMethods, Base):
     """One tracked run, from QUEUED to a terminal status."""
 
     __tablename__ = f"{_PREFIX}activity"

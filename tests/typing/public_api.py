@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
 from datetime import datetime, timedelta
 from typing import Any, Literal, assert_type
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from pydantic import BaseModel
-from sqlalchemy import URL, Engine, MetaData
+from sqlalchemy import URL, Engine, MetaData, RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from taskiq import InMemoryBroker
@@ -174,6 +174,30 @@ def read(session: Session, agent_id: UUID) -> None:
         assert_type(row.updated_at, datetime)
 
 
+def model(session: Session) -> None:
+    """The methods of agentexec's model, in a session, and its fields in our schemas."""
+    created = assert_type(Activity.create(session, uuid4(), "task", "In line.", {"tenant": "acme"}), Activity)
+    assert_type(Activity.append_log(session=session, agent_id=created.agent_id, message="", status=Status.ERROR), bool)
+    assert_type(Activity.get_by_agent_id(session, created.agent_id, {"tenant": "acme"}), Activity | None)
+    assert_type(Activity.get_list(session, page=1, page_size=5), list[RowMapping])
+    assert_type(Activity.get_pending_ids(session), list[UUID])
+    assert_type(Activity.get_active_count(session), int)
+    log = ActivityLogSchema(id=1, message="", status=Status("running"), created_at=created.created_at)
+    item = ActivityListItemSchema(agent_id=created.agent_id, agent_type="task", status=log.status)
+    assert_type(ActivityListSchema(items=[item], total=1, page=1, page_size=1).total_pages, int)
+
+
+async def model_asynchronously(session: AsyncSession) -> None:
+    """The same in an AsyncSession."""
+    agent_id = uuid4()
+    assert_type(await Activity.create(session, agent_id, "task", "In line."), Activity)
+    assert_type(await Activity.append_log(session, agent_id, "", Status.RUNNING, 5), bool)
+    assert_type(await Activity.get_by_agent_id(session, agent_id), Activity | None)
+    assert_type(await Activity.get_list(session), list[RowMapping])
+    assert_type(await Activity.get_pending_ids(session), list[UUID])
+    assert_type(await Activity.get_active_count(session), int)
+
+
 def run() -> UUID:
     """The block, its attributes, and what is current."""
     with ax.activity.run("task", "Here we go.", metadata={"n": 1}) as block:
@@ -286,6 +310,7 @@ def errors(agent_id: UUID) -> None:
         (ax.ConfigurationError, ax.MissingExtraError),
         (ImportError, ax.MissingExtraError),
         (LookupError, ax.ActivityNotFoundError),
+        (ValueError, ax.ActivityNotFoundError),
         (ax.AgentExecError, ax.TaskFailedError),
         (ax.AgentExecError, ax.TaskNotSentError),
         (ax.AgentExecError, ax.TaskResultError),
@@ -313,6 +338,7 @@ async def tasks() -> None:
     async def research(agent_id: UUID, context: Topic) -> str:
         return context.company
 
+    pool.add_task("report", research, context_type=Topic, result_type=str, timeout=60)
     assert_type(await research(UUID(int=1), Topic(company="Acme")), str)
     async with pool:
         task = await ax.enqueue("research", Topic(company="Acme"), metadata={"tenant": "one"})
@@ -320,6 +346,9 @@ async def tasks() -> None:
         assert_type(task.agent_id, UUID)
         assert await task.result(timeout=10.0) == await task.execute() == "Acme"
         assert_type(await pool.enqueue("research", {"company": "Acme"}), ax.Task)
+        assert_type(task.task_name, str)
+        assert_type(await ax.gather(task, timeout=10), tuple[Any, ...])
+        assert await ax.get_result(task, timeout=10) == "Acme"
     broker = InMemoryBroker()
     broker.add_middlewares(ActivityMiddleware(strict=True))
 
