@@ -1,4 +1,4 @@
-"""Migrations of the tables, as `ax.db`. They never run implicitly.
+"""The database and migrations of its tables, as `ax.db`. Migrations never run implicitly.
 
 Each function takes an engine or a URL; without one it uses ``AGENTEXEC_DATABASE_URL``.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Database: TypeAlias = str | URL | Engine | AsyncEngine
 
-__all__ = ["check", "current", "downgrade", "include_object", "sql", "stamp", "upgrade"]
+__all__ = ["check", "current", "downgrade", "engine", "include_object", "sql", "stamp", "upgrade"]
 
 _GROUP = "agentexec_otel_migrations"
 
@@ -52,6 +52,18 @@ def current(database: Database | None = None) -> str | None:
 def check(database: Database | None = None) -> list[str]:
     """Return in what the tables differ from this version's models, one sentence each. Empty if they agree."""
     return _migrations().check(database)  # type: ignore[no-any-return]
+
+
+def engine(database: Database | None = None) -> Engine:
+    """Return an engine with a synchronous driver, to query with. It is the caller's to dispose of.
+
+    Takes a database as `ax.configure` does, such as ``postgresql+asyncpg://…``. An `Engine` is returned as it is.
+
+    Raises:
+        ConfigurationError: No database is named, or the URL is malformed or names one that is not supported.
+        MissingExtraError: The driver is not installed.
+    """
+    return _migrations().engine(database)  # type: ignore[no-any-return]
 
 
 def stamp(database: Database | None = None, revision: str = "0003") -> None:

@@ -87,6 +87,7 @@ def migrations(engine: Engine) -> None:
     ax.db.upgrade(engine, pre_deploy=True)
     ax.db.upgrade(engine.url)
     assert_type(ax.db.check(engine), list[str])
+    assert_type(ax.db.engine(engine.url), Engine)
     assert_type(ax.db.sql(engine, start="0001"), str)
     ax.db.downgrade(engine)
     ax.db.upgrade(engine)

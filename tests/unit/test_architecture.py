@@ -52,6 +52,14 @@ WALLS = [
     ),
     Wall("only web imports a web framework", (CORE, EXPORTERS), ("fastapi", "starlette"), (f"{CORE}.web",)),
     Wall("only cli imports a command line", (CORE, EXPORTERS), ("typer", "click", "rich"), (f"{CORE}.cli",)),
+    Wall(
+        "cli uses the public API only",
+        (f"{CORE}.cli",),
+        (
+            EXPORTERS,
+            *(f"{CORE}.{name}" for name in ("_config", "_environment", "_errors", "_model", "_runtime", "_sdk")),
+        ),
+    ),
     Wall("only tasks imports a task engine", (CORE, EXPORTERS), ("taskiq", "celery"), (f"{CORE}.tasks",)),
     Wall("only one module imports pyarrow", (CORE, EXPORTERS), ("pyarrow",), (f"{CORE}.activity._retention.parquet",)),
     Wall("the core knows no database driver", (CORE,), ("psycopg", "pymysql", "asyncpg", "aiomysql")),

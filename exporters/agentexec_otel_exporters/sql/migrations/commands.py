@@ -84,6 +84,11 @@ def check(database: str | URL | Engine | AsyncEngine | None = None) -> list[str]
         return problems + [_sentence(one) for one in compare_metadata(context, Base.metadata)]
 
 
+def engine(database: str | URL | Engine | AsyncEngine | None = None) -> Engine:
+    """See `ax.db.engine`."""
+    return database if isinstance(database, Engine) else create_engine(_url(database))
+
+
 def sql(database: str | URL | Engine | AsyncEngine | None = None, *, start: str | None = None) -> str:
     """See `ax.db.sql`."""
     if start is not None and start not in REVISIONS:
@@ -121,10 +126,14 @@ def _engine(database: str | URL | Engine | AsyncEngine | None) -> tuple[Engine, 
     """An engine without the writer's short time-outs, and whether it is ours to dispose of."""
     if isinstance(database, Engine):
         return database, False
+    return create_engine(_url(database), poolclass=NullPool), True
+
+
+def _url(database: str | URL | AsyncEngine | None) -> URL:
     target = CONF.database_url if database is None else database
     if target is None:
         raise ConfigurationError("no database is named: pass an engine or a URL, or set AGENTEXEC_DATABASE_URL")
-    return create_engine(parse_url(target if isinstance(target, str | URL) else target.url), poolclass=NullPool), True
+    return parse_url(target if isinstance(target, str | URL) else target.url)
 
 
 # -- revisions -----------------------------------------------------------------------------------------------------
