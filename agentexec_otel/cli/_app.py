@@ -10,7 +10,7 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from agentexec_otel import AgentExecError, MissingExtraError, __version__
-from agentexec_otel.cli import _db
+from agentexec_otel.cli import _db, _run
 from agentexec_otel.cli._output import database_fault, note, one_line
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(_db.app, name="db")
+app.command(context_settings={"allow_interspersed_args": False})(_run.run)
 
 
 def run() -> None:

@@ -8,17 +8,66 @@ from __future__ import annotations
 import json
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from agentexec_otel._model.codec import MalformedEventError, encode
+from agentexec_otel._model.codec import MalformedEventError, decode, encode
 from agentexec_otel._model.event import ActivityEvent
 
 _logger = logging.getLogger("agentexec_otel.export")
 
 FILE_NAME = "dead-letters.jsonl"
 LIMIT = 16 << 20
+
+
+class DeadLetter(NamedTuple):
+    """A line of the file. It has an event, or the message of a task queue, or neither if it is damaged."""
+
+    reason: str
+    event: ActivityEvent | None = None
+    message: str | None = None
+
+
+def read_dead_letters(directory: Path) -> Iterator[DeadLetter]:
+    """Yield the dead letters of this directory, the oldest first.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with suppress(FileNotFoundError), (directory / FILE_NAME).open("rb") as lines:
+        yield from map(_parse, lines)
+
+
+def _parse(line: bytes) -> DeadLetter:
+    try:
+        entry: Any = json.loads(line)
+        if "event" in entry:
+            return DeadLetter(str(entry["reason"]), event=decode(json.dumps(entry["event"]).encode()))
+        return DeadLetter(str(entry["reason"]), message=str(entry["message"]))
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return DeadLetter("the line is damaged")
+
+
+@contextmanager
+def taking_events(directory: Path) -> Generator[list[ActivityEvent]]:
+    """Yield the events of the file, which are removed from it if the block succeeds. Other lines stay.
+
+    Raises:
+        OSError: The file cannot be read or replaced.
+    """
+    path = directory / FILE_NAME
+    if not path.exists():
+        yield []
+        return
+    with _locked(path, os.O_RDONLY) as handle, open(handle, "rb", closefd=False) as stream:
+        letters = [(line, _parse(line).event) for line in stream]
+        yield [event for _, event in letters if event is not None]
+        kept = path.with_suffix(".kept")
+        kept.touch(0o600)
+        kept.write_bytes(b"".join(line for line, event in letters if event is None))
+        kept.replace(path)
 
 
 def keep_dead_letter(directory: Path | None, event: ActivityEvent, reason: str) -> None:
@@ -49,10 +98,29 @@ def _keep(directory: Path | None, entry: dict[str, Any] | None) -> str:
 def _append(path: Path, entry: dict[str, Any]) -> bool:
     with suppress(OSError):
         line = json.dumps(entry) + "\n"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        handle = os.open(path, flags, 0o600)
-        try:
+        with _locked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as handle:
             return os.fstat(handle).st_size < LIMIT and os.write(handle, line.encode()) > 0
+    return False
+
+
+@contextmanager
+def _locked(path: Path, flags: int) -> Generator[int]:
+    """Open the file and lock it against others that do so, in this process or another."""
+    from fcntl import LOCK_EX, flock
+
+    while True:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            flock(handle, LOCK_EX)
+            if _is_at(path, handle):  # It may have been replaced while this waited.
+                yield handle
+                return
         finally:
             os.close(handle)
-    return False
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False

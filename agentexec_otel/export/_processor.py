@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError, guarded
+from agentexec_otel._model.codec import encode
 from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel._model.results import Ack, ExportResult, Reject, Retry
 from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export._backlog import Backlog, Job
-from agentexec_otel.export._dead_letters import keep_dead_letter, keep_message
+from agentexec_otel.export._dead_letters import keep_dead_letter, keep_message, taking_events
 from agentexec_otel.export._delivery import Answered, ClosingError, Delivery, DeliveryCounts, Entry, Storing
 from agentexec_otel.export._protocol import ActivityExporter
 from agentexec_otel.export._replay import Replay
@@ -269,8 +270,19 @@ class ActivityProcessor:
         if self._spool is not None and self._spool.size():
             self.start()
 
-    def replay(self, timeout: float) -> int:
-        """Deliver what dead processes left in the spool, within `timeout` seconds. Returns the number of events."""
+    def replay(self, timeout: float, *, dead_letters: bool = False) -> int:
+        """Deliver what dead processes left in the spool, within `timeout` seconds. Returns the number of events.
+
+        Args:
+            dead_letters: Try the events among the dead letters once more. Those that are refused become dead letters
+                again.
+
+        Raises:
+            SpoolError, OSError: The dead letters cannot be read, or not be spooled. They stay.
+        """
+        if dead_letters and self._spool is not None:
+            with taking_events(self._spool.path) as events:
+                self._spool.leave(map(encode, events))
         before = self._counts.replayed
         deadline = time.monotonic() + timeout
         self.call_soon(self._replay.now)

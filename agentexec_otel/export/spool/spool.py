@@ -70,7 +70,7 @@ class Spool:
         self._foreign: set[str] = set()
         self._kept: set[str] = set()
         limits = max_bytes, reserve_bytes, segment_bytes
-        self._new_journal = partial(Journal, self._directory, self._identity, limits, clock)
+        self._new_journal = partial(Journal, self._directory, self._identity, limits, clock, target=identity)
         self._journal = self._new_journal()
         self._journals = {self._journal.pid: self._journal}
         _spools.add(self)
@@ -139,6 +139,20 @@ class Spool:
         with suppress(SpoolError):
             self.sync()
         self._current().close()
+
+    def leave(self, payloads: Iterable[bytes]) -> None:
+        """Keep records that `recover` yields as if a dead process had left them, on the disk at the return.
+
+        Raises:
+            SpoolError: They cannot be kept. The first ones may be.
+        """
+        journal = self._new_journal()
+        try:
+            for payload in payloads:
+                journal.append(payload, vital=True)
+            journal.sync()
+        finally:
+            journal.close()
 
     # -- orphans ------------------------------------------------------------------------------------------------
 
