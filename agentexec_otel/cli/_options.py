@@ -17,9 +17,11 @@ import agentexec_otel as ax
 
 Database = Annotated[
     str | None,
-    typer.Option("--database", "-d", help="SQLAlchemy URL.  [default: $AGENTEXEC_DATABASE_URL]", show_default=False),
+    typer.Option("--database", "-d", help="SQLAlchemy URL. Default: $AGENTEXEC_DATABASE_URL."),
 ]
+AgentId = Annotated[str, typer.Argument(help="agent_id of the activity, or its first characters.", metavar="ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _DURATION: Final = re.compile(r"(?:\d{1,9}[smhdw])+")
@@ -55,18 +57,17 @@ def session(given: str | None) -> Generator[Session]:
 
 
 @contextmanager
-def acting(given: str | None) -> Generator[Engine]:
-    """This process is set up to change activities in the block; the engine is for queries, as in `reading`.
+def acting(given: str | None) -> Generator[None]:
+    """In the block, this process is set up to change activities.
 
     It creates no tables, and does not end the activities of lost workers beside what the command is for.
     """
-    with reading(given) as engine:
-        ax.CONF.sweep_interval = 0
-        ax.configure(database_url(given), create_tables=False)
-        try:
-            yield engine
-        finally:
-            ax.shutdown()
+    ax.CONF.sweep_interval = 0
+    ax.configure(database_url(given), create_tables=False)
+    try:
+        yield
+    finally:
+        ax.shutdown()
 
 
 def _check_file(engine: Engine) -> None:

@@ -15,20 +15,15 @@ import typer
 from pydantic import BaseModel
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 import agentexec_otel as ax
 
-STATUS_STYLES: Final[Mapping[str, str]] = {
-    "QUEUED": "dim",
-    "RUNNING": "cyan",
-    "COMPLETE": "green",
-    "ERROR": "red",
-    "CANCELED": "yellow",
-}
 MESSAGE_LIMIT: Final = 8_192
 """Characters of a message that are printed. Messages of other programs may be longer than ours."""
+_LABEL_CELLS: Final = 10
 
 # Controls but for \n and \t, directional marks and overrides, line separators, surrogates, and invisible tags.
 _UNSAFE: Final = re.compile(
@@ -47,7 +42,7 @@ def safe(text: str, limit: int = MESSAGE_LIMIT) -> str:
 
 def one_line(text: str, limit: int = MESSAGE_LIMIT) -> str:
     """As `safe`, with each run of white space as one space."""
-    return safe(" ".join(text[: limit + 1].split()) if len(text) <= limit else text, limit).replace("\n", " ")
+    return " ".join(safe(text, limit).split())
 
 
 def shortened(text: str, width: int) -> str:
@@ -79,6 +74,18 @@ def print_text(*parts: str | Text | tuple[str, str]) -> None:
     _print(console(), Text.assemble(*parts))
 
 
+def print_field(label: str, value: str, style: str = "") -> None:
+    """Print a label and its value. On a terminal, a long value is wrapped in a column of its own."""
+    if not console().is_terminal:
+        print_text(f"{label:<{_LABEL_CELLS}}{one_line(value)}")
+        return
+    row = Table.grid()
+    row.add_column(width=_LABEL_CELLS)
+    row.add_column(overflow="fold")
+    row.add_row(Text(label, "dim"), Text(one_line(value), style))
+    console().print(row)
+
+
 def note(text: str) -> None:
     """Print a line for the reader on the error output, so that it is not part of the result."""
     _print(console(err=True), Text(safe(text)))
@@ -104,26 +111,22 @@ class Column:
     """A column of a table.
 
     Attributes:
-        least: Cells to which it shrinks if the terminal is too narrow. None: it does not shrink.
+        weight: Its share of the cells, if the terminal is too narrow. 0: it is never cut.
     """
 
     title: str
     justify: Literal["left", "right"] = "left"
-    least: int | None = None
+    weight: float = 0.0
 
 
 Cell = str | tuple[str, str]
 """Text, or text and its style."""
 
 
-def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int | None = None) -> list[Text]:
-    """The lines of a table. Cells are cut to the width of the terminal; in a pipe nothing is cut.
-
-    Args:
-        width: Default: that of the terminal.
-    """
-    if width is None:
-        width = console().width if console().is_terminal else None
+def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, err: bool = False) -> list[Text]:
+    """The lines of a table. Cells are cut to the width of the terminal; in a pipe nothing is cut."""
+    target = console(err=err)
+    width = target.width if target.is_terminal else None
     texts = [[one_line(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in rows]
     widths = _widths(columns, texts, width)
     styles = [["" if isinstance(cell, str) else cell[1] for cell in row] for row in rows]
@@ -131,10 +134,10 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width
     return [head, *(_table_line(columns, *row, widths) for row in zip(texts, styles, strict=True))]
 
 
-def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> None:
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, err: bool = False) -> None:
     """Print a table, as `table_lines` makes it."""
-    for line in table_lines(columns, rows):
-        console().print(line, soft_wrap=True)
+    for line in table_lines(columns, rows, err=err):
+        console(err=err).print(line, soft_wrap=True)
 
 
 def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], width: int | None) -> list[int]:
@@ -143,12 +146,12 @@ def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], width: in
     ]
     if width is None:
         return widths
-    # The widest of those that may shrink gives first.
-    for _ in range(max(0, sum(widths) + 2 * (len(columns) - 1) - width)):
-        able = [at for at, column in enumerate(columns) if column.least is not None and widths[at] > column.least]
-        if not able:
+    flexible = [at for at, column in enumerate(columns) if column.weight]
+    for _ in range(sum(widths) + 2 * (len(columns) - 1) - width):
+        widest = max(flexible, key=lambda at: widths[at] / columns[at].weight, default=None)
+        if widest is None or widths[widest] == 1:
             break
-        widths[max(able, key=lambda at: widths[at])] -= 1
+        widths[widest] -= 1
     return widths
 
 
@@ -167,15 +170,26 @@ def _table_line(columns: Sequence[Column], texts: Sequence[str], styles: Sequenc
     return line
 
 
+@contextmanager
+def interruptible() -> Generator[None]:
+    """Ctrl-C in the block ends the command quietly, with the exit code of shells for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
 # -- questions, progress, errors -------------------------------------------------------------------------------------
 
 
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask, unless `yes`. Leaves the command with exit code 1 if the answer is no, or if there is no terminal to ask."""
-    if yes:
-        return
+def check_can_ask() -> None:
+    """Raise ConfigurationError if there is no terminal to ask."""
     if not sys.stdin.isatty():
-        raise ax.ConfigurationError(f"{question} There is no terminal to ask: give --yes")
+        raise ax.ConfigurationError("there is no terminal to ask: give --yes")
+
+
+def confirm(question: str) -> None:
+    """Ask. Ends the command with exit code 1 if the answer is no."""
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)
 

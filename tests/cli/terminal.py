@@ -1,0 +1,147 @@
+"""Run the command line: in a pipe, or in a pseudo-terminal whose screen can be read."""
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import pyte
+
+COMMAND = Path(sys.executable).with_name("agentexec-otel")
+PATIENCE = 30.0
+# Makes the terminal the controlling one, so that Ctrl-C is a signal; then becomes the command.
+_TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def environment(url: str | None = None, **more: str) -> dict[str, str]:
+    """Variables of the command: without what the developer has set."""
+    dropped = ("AGENTEXEC_", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "TTY_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    if url is not None:
+        kept["AGENTEXEC_DATABASE_URL"] = url
+    return kept | more
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command in a pipe has left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+
+def run(*arguments: str, url: str | None = None, stdin: str = "", **variables: str) -> Done:
+    """Run a command in a pipe."""
+    done = subprocess.run(
+        [str(COMMAND), *arguments],
+        env=environment(url, **variables),
+        input=stdin.encode(),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Terminal:
+    """A command in a terminal of 80 columns, which shows what a person would see."""
+
+    def __init__(
+        self, *arguments: str, url: str | None = None, columns: int = 80, rows: int = 24,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=1.0)
+        self._stream = pyte.ByteStream(self.screen)
+        self.written = b""
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _TAKE_TERMINAL, str(COMMAND), *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env=environment(url, TERM="xterm-256color", **(variables or {})),
+        )
+        os.close(slave)
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    @property
+    def lines(self) -> list[str]:
+        """What has scrolled off, and what the screen shows, without trailing space."""
+        columns = self.screen.columns
+        gone = ["".join(line[at].data for at in range(columns)) for line in self.screen.history.top]
+        return [line.rstrip() for line in [*gone, *self.screen.display]]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines).strip("\n")
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._master, text.encode())
+
+    def wait_for(self, seen: str | Callable[[str], bool], seconds: float = PATIENCE) -> str:
+        """Read until the screen shows the text, or meets the condition. Returns what it shows."""
+        meets = seen if callable(seen) else lambda text: seen in text
+        deadline = time.monotonic() + seconds
+        while not meets(self.text):
+            assert time.monotonic() < deadline, f"not seen within {seconds} s:\n{self.text}"
+            if not self._read(0.05) and self.process.poll() is not None:
+                assert meets(self.text), f"it ended without:\n{self.text}"
+        return self.text
+
+    def end(self, seconds: float = PATIENCE) -> int:
+        """Read until the command ends. Returns its exit code."""
+        deadline = time.monotonic() + seconds
+        while self._read(0.05) or self.process.poll() is None:
+            assert time.monotonic() < deadline, f"it has not ended within {seconds} s:\n{self.text}"
+        return self.process.wait()
+
+    def interrupt(self) -> int:
+        """Press Ctrl-C, and return the exit code."""
+        self.type(chr(3))
+        return self.end()
+
+    def hang_up(self) -> None:
+        """Close the window."""
+        self.process.send_signal(signal.SIGHUP)
+
+    def _read(self, seconds: float) -> bool:
+        ready, _, _ = select.select([self._master], [], [], seconds)
+        if not ready:
+            return False
+        try:
+            found = os.read(self._master, 65_536)
+        except OSError:  # Linux: the other side is closed
+            return False
+        self.written += found
+        self._stream.feed(found)
+        return bool(found)
