@@ -35,6 +35,11 @@ def database_url(given: str | None) -> str:
     return found
 
 
+def shown_url(url: str) -> str:
+    """The URL without what may be secret: the password, and the query, which may have one."""
+    return ax.db.engine(url).url.set(query={}).render_as_string(hide_password=True)
+
+
 @contextmanager
 def reading(given: str | None) -> Generator[Engine]:
     """An engine for queries.

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
 import typer
-from sqlalchemy import make_url
 
 import agentexec_otel as ax
-from agentexec_otel.cli._options import Database
+from agentexec_otel.cli._options import Database, shown_url
 from agentexec_otel.cli._output import note
 
 _BOOTSTRAP: Final = Path(__file__).parent / "_bootstrap"
@@ -62,7 +61,7 @@ def _database(given: str | None) -> str:
     """The URL to record to, after one line that says how to look at it."""
     if given or ax.CONF.database_url:
         url = given or str(ax.CONF.database_url)
-        shown = make_url(url).render_as_string(hide_password=True)
+        shown = shown_url(url)
         note(f"agentexec-otel: recording to {shown}; see agentexec-otel list{f' -d {shown}' if given else ''}")
         return url
     url = f"sqlite:///{Path.cwd() / _FILE}"

@@ -113,7 +113,7 @@ def writer_engine(database: str | URL | Engine | AsyncEngine) -> tuple[Engine, b
 
 
 def _own(url: URL, pool: Pool | None = None) -> Engine:
-    arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "connect_args": _connect_arguments(url)}
+    arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "connect_args": connect_arguments(url)}
     if pool is not None:
         arguments = {"pool": pool}
     if url.get_backend_name() != "sqlite":
@@ -143,7 +143,8 @@ def _drivers(url: URL) -> str:
     return f"write {backend}+{_DRIVERS[backend]}://, and leave the rest of the URL as it is"
 
 
-def _connect_arguments(url: URL) -> dict[str, Any]:
+def connect_arguments(url: URL) -> dict[str, Any]:
+    """The writer's time-outs as arguments of the driver's `connect`, unless the URL has its own."""
     timeouts = _TIMEOUTS.get(url.get_driver_name(), {})
     return {name: value for name, value in timeouts.items() if name not in url.query}
 

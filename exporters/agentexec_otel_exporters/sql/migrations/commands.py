@@ -86,7 +86,7 @@ def check(database: str | URL | Engine | AsyncEngine | None = None) -> list[str]
 
 def engine(database: str | URL | Engine | AsyncEngine | None = None) -> Engine:
     """See `ax.db.engine`."""
-    return database if isinstance(database, Engine) else create_engine(_url(database))
+    return database if isinstance(database, Engine) else create_engine(url_of(database))
 
 
 def sql(database: str | URL | Engine | AsyncEngine | None = None, *, start: str | None = None) -> str:
@@ -126,10 +126,11 @@ def _engine(database: str | URL | Engine | AsyncEngine | None) -> tuple[Engine, 
     """An engine without the writer's short time-outs, and whether it is ours to dispose of."""
     if isinstance(database, Engine):
         return database, False
-    return create_engine(_url(database), poolclass=NullPool), True
+    return create_engine(url_of(database), poolclass=NullPool), True
 
 
-def _url(database: str | URL | AsyncEngine | None) -> URL:
+def url_of(database: str | URL | AsyncEngine | None) -> URL:
+    """The URL of the database, or of the environment, with a synchronous driver."""
     target = CONF.database_url if database is None else database
     if target is None:
         raise ConfigurationError("no database is named: pass an engine or a URL, or set AGENTEXEC_DATABASE_URL")
