@@ -57,12 +57,14 @@ class DeadLetter:
 
     Attributes:
         folder: Where it is kept; see `SpoolFolder.path`.
+        target: What has refused it; see `SpoolFolder.target`.
         reason: Why it was refused.
         agent_id: The activity of the event. None for a message, and for a line of the file that is damaged.
         occurred_at: When the event happened.
     """
 
     folder: Path
+    target: str | None
     reason: str
     message: str
     agent_id: UUID | None = None
@@ -126,27 +128,30 @@ def dead_letters() -> list[DeadLetter]:
 
 def _folder(path: Path, found: Sequence[SegmentContent]) -> SpoolFolder:
     sound = [one for one in found if not one.is_damaged]
+    letters = list(read_dead_letters(path))
+    targets = [*(one.target for one in sound), *(letter.target for letter in letters)]
     moments = [moment for one in sound if (moment := _moment(one.first)) is not None]
     return SpoolFolder(
         path=path,
-        target=next((_shown(one.target) for one in sound if one.target), None),
+        target=next((_shown(target) for target in targets if target), None),
         files=len(sound),
         events=sum(one.records for one in sound),
         bytes=sum(one.size for one in found),
         oldest=min(moments, default=None),
         orphaned=sum(one.records for one in sound if one.is_orphan),
-        dead_letters=sum(1 for _ in read_dead_letters(path)),
+        dead_letters=len(letters),
         damaged_files=len(found) - len(sound),
     )
 
 
 def _dead_letters(path: Path) -> Iterator[DeadLetter]:
-    for reason, event, message in read_dead_letters(path):
+    for reason, target, event, message in read_dead_letters(path):
+        shown = _shown(target) or None
         if event is None:
-            yield DeadLetter(path, reason, message or "")
+            yield DeadLetter(path, shown, reason, message or "")
         else:
             moment = _from_ns(event.occurred_at_ns)
-            yield DeadLetter(path, reason, event.message, event.agent_id, event.status, moment)
+            yield DeadLetter(path, shown, reason, event.message, event.agent_id, event.status, moment)
 
 
 def _moment(payload: bytes | None) -> datetime | None:

@@ -143,6 +143,7 @@ def _show(letter: ax.spool.DeadLetter) -> None:
         "status": letter.status or "",
         "happened": local_time(letter.occurred_at) if letter.occurred_at else "",
         "message": letter.message,
+        "target": letter.target or "",
         "folder": str(letter.folder),
     }
     for label, value in values.items():

@@ -1,6 +1,7 @@
 """Events that can never be stored and messages that no task can run, kept beside the spool for a person to inspect.
 
-``dead-letters.jsonl`` has one JSON object a line: ``reason``, and ``event`` as the spool encodes it, or ``message``.
+``dead-letters.jsonl`` has one JSON object a line: ``reason``, ``target``, and ``event`` as the spool encodes it, or
+``message``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from agentexec_otel._model.codec import MalformedEventError, decode, encode
 from agentexec_otel._model.event import ActivityEvent
+from agentexec_otel.export.spool import Spool
 
 _logger = logging.getLogger("agentexec_otel.export")
 
@@ -26,6 +28,7 @@ class DeadLetter(NamedTuple):
     """A line of the file. It has an event, or the message of a task queue, or neither if it is damaged."""
 
     reason: str
+    target: str = ""
     event: ActivityEvent | None = None
     message: str | None = None
 
@@ -43,10 +46,11 @@ def read_dead_letters(directory: Path) -> Iterator[DeadLetter]:
 def _parse(line: bytes) -> DeadLetter:
     try:
         entry: Any = json.loads(line)
+        reason, target = str(entry["reason"]), str(entry.get("target", ""))
         if "event" in entry:
-            return DeadLetter(str(entry["reason"]), event=decode(json.dumps(entry["event"]).encode()))
-        return DeadLetter(str(entry["reason"]), message=str(entry["message"]))
-    except (ValueError, RecursionError, TypeError, KeyError):
+            return DeadLetter(reason, target, event=decode(json.dumps(entry["event"]).encode()))
+        return DeadLetter(reason, target, message=str(entry["message"]))
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return DeadLetter("the line is damaged")
 
 
@@ -70,28 +74,29 @@ def taking_events(directory: Path) -> Generator[list[ActivityEvent]]:
         kept.replace(path)
 
 
-def keep_dead_letter(directory: Path | None, event: ActivityEvent, reason: str) -> None:
-    """Append an event to the file of this directory, and log its activity and the reason, never its content.
+def keep_dead_letter(spool: Spool | None, event: ActivityEvent, reason: str) -> None:
+    """Append an event to the file beside this spool, and log its activity and the reason, never its content.
 
     Args:
-        directory: None only logs. The file has the mode 0600 and is bounded to 16 MiB.
+        spool: None only logs. The file has the mode 0600 and is bounded to 16 MiB.
     """
-    entry: dict[str, Any] | None = None
+    where = "lost"
     with suppress(MalformedEventError):
-        entry = {"reason": reason, "event": json.loads(encode(event))}
-    where = _keep(directory, entry)
+        where = _keep(spool, reason, {"event": json.loads(encode(event))})
     _logger.error("an event of activity %s was refused and is %s: %s", event.agent_id, where, reason)
 
 
-def keep_message(directory: Path | None, message: str, reason: str) -> None:
+def keep_message(spool: Spool | None, message: str, reason: str) -> None:
     """Like `keep_dead_letter`, for a message of a task queue. Both texts are bounded and redacted by the caller."""
-    where = _keep(directory, {"reason": reason, "message": message})
+    where = _keep(spool, reason, {"message": message})
     _logger.error("a message of a task was refused and is %s: %s", where, reason)
 
 
-def _keep(directory: Path | None, entry: dict[str, Any] | None) -> str:
-    if directory is not None and entry is not None and _append(directory / FILE_NAME, entry):
-        return f"kept in {directory}/{FILE_NAME}"
+def _keep(spool: Spool | None, reason: str, content: dict[str, Any]) -> str:
+    if spool is not None:
+        path = spool.path / FILE_NAME
+        if _append(path, {"reason": reason, "target": spool.target, **content}):
+            return f"kept in {path}"
     return "lost"
 
 

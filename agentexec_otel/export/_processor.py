@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError, guarded
@@ -473,16 +472,11 @@ class ActivityProcessor:
             self._counts.rejected += 1  # The producer raises an exception.
         else:
             self._counts.dead_lettered += 1
-            keep_dead_letter(self._dead_letters, entry.event, result.reason)
-
-    @property
-    def _dead_letters(self) -> Path | None:
-        """The folder for what can never be stored."""
-        return self._spool.path if self._spool is not None else None
+            keep_dead_letter(self._spool, entry.event, result.reason)
 
     def keep_message(self, message: str, reason: str) -> None:
         """Keep a message of a task queue that no worker can run with the dead letters, and log the reason."""
-        keep_message(self._dead_letters, message, reason)
+        keep_message(self._spool, message, reason)
 
     def _drop(self, entry: Entry) -> None:
         entry.answered = True

@@ -45,6 +45,7 @@ class Spool:
 
     Attributes:
         path: The directory of the segments of this identity.
+        target: The identity.
 
     Raises:
         SpoolUnavailableError: The directory cannot be used. The message says why.
@@ -64,6 +65,7 @@ class Spool:
         if os.name != "posix":
             raise SpoolUnavailableError("the spool needs a POSIX system")
         self.durability: Durability = durability
+        self.target = identity
         self._identity = hashlib.sha256(identity.encode()).hexdigest()
         self._directory = SpoolDirectory(Path(directory).absolute(), self._identity[:16])
         self.path = self._directory.path

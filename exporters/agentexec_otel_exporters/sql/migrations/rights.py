@@ -44,7 +44,7 @@ def _trials() -> Mapping[str, Sequence[Executable]]:
     """Statements that need the right. Those that change a row find none, and the inserted rows are rolled back."""
     nothing, row = uuid4(), uuid7()
     return {
-        "SELECT": [select(Activity.status).limit(1), select(ActivityLog.seq).limit(1)],
+        "SELECT": [select(table).limit(1) for table in (Activity.__table__, ActivityLog.__table__)],
         "INSERT": [
             insert(Activity).values(id=row, agent_id=uuid4(), agent_type="agentexec-otel doctor"),
             insert(ActivityLog).values(activity_id=row, message="", status="QUEUED", seq=1),
