@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 import agentexec_otel as ax
 from agentexec_otel.activity import ActivityFilters, ActivityListItemSchema, Status
 from agentexec_otel.cli._filters import filtered, find_item
+from agentexec_otel.cli._format import activities
 from agentexec_otel.cli._list import item_table
-from agentexec_otel.cli._options import AsJson, Database, Yes, acting, duration, reading
+from agentexec_otel.cli._options import AsJson, Database, Yes, acting, duration, reading, session
 from agentexec_otel.cli._output import check_can_ask, confirm, note, print_json, print_table, print_text, progress
 
 _Ids = Annotated[
@@ -39,7 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command("reap")(reap)
 
 
-@filtered
+@filtered()
 def cancel(
     filters: ActivityFilters,
     ids: _Ids = None,
@@ -75,7 +76,7 @@ def cancel(
     _report_many("canceled", count, {"canceled": count, "refused": {}}, as_json=as_json)
 
 
-@filtered
+@filtered()
 def retry(
     filters: ActivityFilters,
     ids: _Ids = None,
@@ -118,12 +119,14 @@ def reap(as_json: AsJson = False, database: Database = None) -> None:
 
     Each process that stores activities does so by itself; this is for when none is left.
     """
-    with reading(database), acting(database):
+    with session(database) as opened:
+        ax.activity.count_active(opened)  # explains tables that are missing
+    with acting(database):
         count = ax.activity.reap()
     if as_json:
         print_json({"reaped": count})
     else:
-        note(f"{_count(count)} ended as lost" if count else "no activity is lost")
+        note(f"{activities(count)} ended as lost" if count else "no activity is lost")
 
 
 # -- which -----------------------------------------------------------------------------------------------------------
@@ -176,11 +179,7 @@ def _ask(verb: str, shown: Sequence[ActivityListItemSchema], total: int, *, yes:
     print_table(*item_table(shown[:_SHOWN]), err=True)
     if total > _SHOWN:
         note(f"… and {total - _SHOWN:,} more")
-    confirm(f"{verb} {_count(total)}?")
-
-
-def _count(total: int) -> str:
-    return "1 activity" if total == 1 else f"{total:,} activities"
+    confirm(f"{verb} {activities(total)}?")
 
 
 # -- what was done ---------------------------------------------------------------------------------------------------
@@ -228,4 +227,4 @@ def _report_many(what: str, count: int, plain: Mapping[str, Any], *, as_json: bo
     if as_json:
         print_json(plain)
     else:
-        note(f"{_count(count)} {what}" if count else "no activity matches")
+        note(f"{activities(count)} {what}" if count else "no activity matches")

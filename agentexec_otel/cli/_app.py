@@ -30,8 +30,8 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except (AgentExecError, ValueError) as exc:
+        app(prog_name="agentexec-otel")
+    except (AgentExecError, ValueError, OSError) as exc:
         fail(str(exc))
     except SQLAlchemyError as exc:
         fail(database_fault(exc))

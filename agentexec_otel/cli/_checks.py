@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 from opentelemetry import trace
 
 import agentexec_otel as ax
-from agentexec_otel.cli._options import reading, shown_url
+from agentexec_otel.cli._options import existing_url, shown_url
 from agentexec_otel.export import ExportError
 
 Level: TypeAlias = Literal["ok", "warning", "error"]
@@ -56,9 +56,7 @@ def _database(url: str | None) -> Iterator[Finding]:
         yield Finding("database", "error", text, "give --database, or set AGENTEXEC_DATABASE_URL")
         return
     try:
-        with reading(url):
-            pass
-        server = ax.db.server(url)
+        server = ax.db.server(existing_url(url))
     except ax.ConfigurationError as exc:
         text, _, fix = str(exc).partition(": ")
         yield Finding("database", "error", text, fix)

@@ -58,23 +58,28 @@ _OPTIONS: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
-def filtered(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the filter options. It gets them as its keyword argument `filters`."""
+def filtered(*only: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the filter options, all or those named. It gets them as its keyword argument `filters`."""
+    options = {name: _OPTIONS[name] for name in only or _OPTIONS}
 
-    @wraps(command)
-    def wrapper(**given: Any) -> None:
-        chosen = {name: given.pop(name) for name in _OPTIONS}
-        command(filters=filters_of(chosen), **given)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapper(**given: Any) -> None:
+            command(filters=filters_of({name: given.pop(name) for name in options}), **given)
 
-    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "filters"]
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in _OPTIONS.items()
-    ]
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own] + options
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {one.name: one.annotation for one in parameters}
-    return wrapper
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        named = [(one.name, one.default, one.annotation) for one in own if one.name != "filters"]
+        named += [(name, None, annotation) for name, annotation in options.items()]
+        wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                for name, default, annotation in named
+            ]
+        )
+        wrapper.__annotations__ = {name: annotation for name, _, annotation in named}
+        return wrapper
+
+    return decorate
 
 
 def filters_of(options: dict[str, Any]) -> ActivityFilters:
@@ -118,6 +123,7 @@ def find_id(session: Session, text: str) -> UUID:
         )
     if len(digits) == 32:
         return UUID(digits)
+    ax.activity.get(session, UUID(digits.ljust(32, "0")))  # explains tables that are missing
     found = session.scalars(select(Activity.agent_id).where(_starts_with(session, digits)).limit(2)).all()
     if not found:
         raise ax.AgentExecError(f"no activity has an agent_id that starts with {text}")
@@ -141,6 +147,6 @@ def no_activity(agent_id: UUID) -> ax.AgentExecError:
 
 
 def _starts_with(session: Session, digits: str) -> ColumnElement[bool]:
-    if session.get_bind().dialect.name == "mariadb":  # orders its UUIDs by their last part
+    if getattr(session.connection().dialect, "is_mariadb", False):  # its UUIDs are ordered by their last part
         return func.replace(sql_cast(Activity.agent_id, String(36)), "-", "").startswith(digits)
     return Activity.agent_id.between(UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f")))

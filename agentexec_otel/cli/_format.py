@@ -19,6 +19,7 @@ STATUS_STYLES: Final = {
 }
 _UNITS: Final = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 _BAR_CELLS: Final = 8
+_PORTION_CELLS: Final = 24
 
 
 def id_text(agent_id: UUID) -> str:
@@ -68,3 +69,18 @@ def age(since: datetime) -> str:
 def local_time(moment: datetime) -> str:
     """Date and time in the reader's time zone."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def activities(count: int) -> str:
+    """How many, in words."""
+    return "1 activity" if count == 1 else f"{count:,} activities"
+
+
+def number(value: float | None) -> str:
+    """A number with separators, or nothing."""
+    return "" if value is None else f"{value:,.0f}"
+
+
+def portion(count: int, whole: int) -> str:
+    """A bar without a number, as long as the count's part of the whole. Anything but 0 is seen."""
+    return "━" * -(-count * _PORTION_CELLS // whole) if count else ""

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Final, Literal, NoReturn, TypeAlias
 
 import typer
-from rich.console import Group
-from rich.live import Live
 from rich.text import Text
 from sqlalchemy.orm import Session
 
@@ -40,7 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command("list")(list_activities)
 
 
-@filtered
+@filtered()
 def list_activities(
     filters: ActivityFilters,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000, help="Number of activities.")] = 20,
@@ -112,6 +110,9 @@ def _row(item: ActivityListItemSchema) -> list[Cell]:
 
 
 def _watch(read: Callable[[int], _Page]) -> NoReturn:
+    from rich.console import Group
+    from rich.live import Live
+
     screen = console()
     with interruptible(), Live(console=screen, auto_refresh=False) as live:
         while True:

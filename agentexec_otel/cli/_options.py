@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from sqlalchemy import Engine
+from sqlalchemy import Engine, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
@@ -35,6 +36,19 @@ def database_url(given: str | None) -> str:
     return found
 
 
+def existing_url(given: str | None) -> str:
+    """As `database_url`. Raises ConfigurationError for a SQLite file that does not exist, which SQLite would create."""
+    found = database_url(given)
+    try:
+        url = make_url(found)
+    except (ArgumentError, ValueError):
+        return found  # its user has a better sentence for it
+    file = url.database
+    if url.get_backend_name() != "sqlite" or not file or file.startswith("file:") or Path(file).exists():
+        return found
+    raise ax.ConfigurationError(f"there is no file {file}: check the URL, or create it with agentexec-otel db upgrade")
+
+
 def shown_url(url: str) -> str:
     """The URL without what may be secret: the password, and the query, which may have one."""
     return ax.db.engine(url).url.set(query={}).render_as_string(hide_password=True)
@@ -42,13 +56,9 @@ def shown_url(url: str) -> str:
 
 @contextmanager
 def reading(given: str | None) -> Generator[Engine]:
-    """An engine for queries.
-
-    Creates nothing: a SQLite file that does not exist raises ConfigurationError.
-    """
-    engine = ax.db.engine(database_url(given))
+    """An engine for queries. Creates nothing: raises as `existing_url`."""
+    engine = ax.db.engine(existing_url(given))
     try:
-        _check_file(engine)
         yield engine
     finally:
         engine.dispose()
@@ -73,13 +83,6 @@ def acting(given: str | None) -> Generator[None]:
         yield
     finally:
         ax.shutdown()
-
-
-def _check_file(engine: Engine) -> None:
-    file = engine.url.database
-    if engine.dialect.name != "sqlite" or not file or file.startswith("file:") or Path(file).exists():
-        return
-    raise ax.ConfigurationError(f"there is no file {file}: check the URL, or create it with agentexec-otel db upgrade")
 
 
 # -- times ---------------------------------------------------------------------------------------------------------

@@ -195,20 +195,26 @@ def confirm(question: str) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Generator[Callable[[int], None]]:
-    """A bar on the error output while the block works, if that is a terminal; a spinner if the total is not known.
+def progress(what: str) -> Generator[Callable[[int, int], None]]:
+    """A spinner on the error output while the block works, and a bar once a total is reported. Only on a terminal.
 
     Yields:
-        A function that takes how much is done so far.
+        A function that takes how much is done so far, and the total.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    measured = (BarColumn(bar_width=30), MofNCompleteColumn()) if total is not None else (SpinnerColumn(),)
-    columns = (TextColumn("{task.description}", markup=False), *measured, TimeElapsedColumn())
     shown = console(err=True)
-    with Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as bars:
-        task = bars.add_task(what, total=total)
-        yield lambda done: bars.update(task, completed=done)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=30))
+    with Progress(
+        *columns,
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=shown,
+        transient=True,
+        disable=not shown.is_terminal,
+    ) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def database_fault(exc: SQLAlchemyError) -> str:

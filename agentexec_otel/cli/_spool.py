@@ -10,7 +10,7 @@ import typer
 
 import agentexec_otel as ax
 from agentexec_otel.cli._format import age, local_time
-from agentexec_otel.cli._options import AsJson, Database, acting, reading
+from agentexec_otel.cli._options import AsJson, Database, acting, existing_url
 from agentexec_otel.cli._output import Column, one_line, print_field, print_json, print_table, print_text
 
 _app: Final = typer.Typer(help="Show what waits in the spool of this machine, and deliver it.", no_args_is_help=True)
@@ -90,8 +90,7 @@ def replay(
     database: Database = None,
 ) -> None:
     """Deliver what ended processes have left for a database. The exit code is 1 if something is left."""
-    with reading(database) as engine:
-        ax.db.rights(engine)  # Raises, instead of waiting for a database that does not answer.
+    ax.db.rights(existing_url(database))  # Raises, instead of waiting for a database that does not answer.
     with acting(database):
         replayed = ax.recover(timeout, dead_letters=dead_letters)
         (sql, *_) = ax.health()["exporters"]

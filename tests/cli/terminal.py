@@ -1,8 +1,11 @@
 """Run the command line: in a pipe, or in a pseudo-terminal whose screen can be read."""
 
 import fcntl
+import io
+import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -11,11 +14,16 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pyte
+
+from agentexec_otel.cli import main
 
 COMMAND = Path(sys.executable).with_name("agentexec-otel")
 PATIENCE = 30.0
@@ -46,18 +54,47 @@ class Done:
     def lines(self) -> list[str]:
         return self.out.splitlines()
 
+    @property
+    def complaint(self) -> str:
+        """The error output without frames and line breaks."""
+        return " ".join(re.sub("[│╭╮╰╯─]", " ", self.err).split())
 
-def run(*arguments: str, url: str | None = None, stdin: str = "", **variables: str) -> Done:
-    """Run a command in a pipe."""
-    done = subprocess.run(
-        [str(COMMAND), *arguments],
-        env=environment(url, **variables),
-        input=stdin.encode(),
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+    @property
+    def json(self) -> Any:
+        assert self.out, self.err
+        return json.loads(self.out)
+
+
+def run(*arguments: str, url: str | None = None) -> Done:
+    """Run a command in this process, with pipes for its streams."""
+    out, err = _Stream(), _Stream()
+    database = () if url is None else ("--database", url)
+    before = sys.argv, sys.stdin
+    sys.argv, sys.stdin = ["agentexec-otel", *arguments, *database], io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv, sys.stdin = before
+    return Done(code or 0, out.read_all(), err.read_all())
+
+
+class _Stream(io.TextIOWrapper):
+    """A pipe that remembers what was written to it."""
+
+    def __init__(self) -> None:
+        self._bytes = io.BytesIO()
+        super().__init__(self._bytes, "utf-8", write_through=True)
+
+    def read_all(self) -> str:
+        return self._bytes.getvalue().decode()
+
+
+def _shows(wanted: str, text: str) -> bool:
+    return wanted in text
 
 
 class Terminal:
@@ -110,7 +147,7 @@ class Terminal:
 
     def wait_for(self, seen: str | Callable[[str], bool], seconds: float = PATIENCE) -> str:
         """Read until the screen shows the text, or meets the condition. Returns what it shows."""
-        meets = seen if callable(seen) else lambda text: seen in text
+        meets = seen if callable(seen) else partial(_shows, seen)
         deadline = time.monotonic() + seconds
         while not meets(self.text):
             assert time.monotonic() < deadline, f"not seen within {seconds} s:\n{self.text}"

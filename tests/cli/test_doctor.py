@@ -1,13 +1,14 @@
 """`agentexec-otel doctor`: each thing that can be wrong is found, with its fix, and nothing is changed."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import make_url, text
 
 import agentexec_otel as ax
 from tests.cli.terminal import Done, Terminal, run
@@ -29,7 +30,7 @@ def doctor(url: str | None = None) -> tuple[int, dict[str, list[tuple[str, str, 
 
 
 @contextmanager
-def role(database: Database, *grants: str) -> Iterator[str]:
+def role(database: Database, *grants: str) -> Generator[str]:
     """The URL for a role of PostgreSQL that has these rights, and a password."""
     name = f"agentexec_doctor_{os.getpid()}"
     with database.engine.begin() as connection:
@@ -68,8 +69,8 @@ def test_sound_installation(database: Database) -> None:
 # -- database --------------------------------------------------------------------------------------------------------
 
 
-def test_no_database(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """None is named, or one that is not supported, has no file or does not answer: the check fails, no table is made."""
+def test_no_database(tmp_path: Path) -> None:
+    """None is named, or one that is not supported, has no file or does not answer. No file is made."""
     for url, said, fix in (
         (None, "no database is named", "give --database, or set AGENTEXEC_DATABASE_URL"),
         ("oracle://db/x", "'oracle' is not supported", "use PostgreSQL, MySQL, MariaDB or SQLite"),
@@ -261,7 +262,7 @@ def test_framework_of_another_version(url: str, monkeypatch: pytest.MonkeyPatch,
     info = tmp_path / "openai_agents-0.99.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: openai-agents\nVersion: 0.99\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     code, found = doctor(url)
     ((level, told, fix),) = found["agents"]
     assert (code, level, told) == (0, "warning", "openai-agents 0.99 is not supported")

@@ -4,7 +4,7 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -70,7 +70,7 @@ def test_nothing_waits(database: Database) -> None:
 
 
 def test_what_processes_have_left(database: Database, tmp_path: Path) -> None:
-    """Events of a process that runs, and those of one that was killed, with their database and the oldest one's time."""
+    """Events of a process that runs, then of one that was killed, with their database and the time of the oldest."""
     created = opening(at_ns=1_700_000_000_000_000_000)
     child = spooling(database, *(encode(one) for one in (created, event(created.agent_id), event(created.agent_id))))
     (folder,) = ax.spool.contents()
@@ -87,7 +87,7 @@ def test_what_processes_have_left(database: Database, tmp_path: Path) -> None:
 
 
 def test_hostile_folder(database: Database) -> None:
-    """Damaged files, foreign ones, pipes and records that are no events: counted where they are ours, never an error."""
+    """Damaged files, foreign ones, pipes and records that are no events raise nothing."""
     child = spooling(database, b"no event", encode(opening()))
     child.kill()
     (folder,) = ax.spool.contents()
@@ -131,7 +131,7 @@ def test_spool_that_cannot_be_used(database: Database, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def mend(database: Database) -> Iterator[Callable[[], None]]:
+def mend(database: Database) -> Callable[[], None]:
     """The database refuses the message "venom" until this is called."""
     with database.engine.begin() as connection:
         connection.execute(
@@ -145,7 +145,7 @@ def mend(database: Database) -> Iterator[Callable[[], None]]:
         with database.engine.begin() as connection:
             connection.execute(text("DROP TRIGGER refuse"))
 
-    yield drop
+    return drop
 
 
 def refused(database: Database) -> UUID:
