@@ -67,6 +67,7 @@ def _database(given: str | None) -> str:
     url = f"sqlite:///{Path.cwd() / _FILE}"
     ax.configure(url, create_tables=True)
     ax.shutdown()
+    ax.db.rights(url)  # Raises if the file is there and has tables of another version.
     note(f"agentexec-otel: recording; see agentexec-otel list -d sqlite:///{_FILE}")
     return url
 

@@ -269,3 +269,9 @@ def test_mistakes_are_said_before_the_program_starts(tmp_path: Path) -> None:
     done = run(tmp_path, "app.py")
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert "the tables cannot be created" in done.stderr
+    (tmp_path / "agentexec.db").rmdir()
+    ax.db.upgrade(old := f"sqlite:///{tmp_path / 'agentexec.db'}")
+    ax.db.downgrade(old)
+    done = run(tmp_path, "app.py")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "run agentexec-otel db upgrade" in done.stderr
