@@ -106,11 +106,8 @@ def contents() -> list[SpoolFolder]:
     Raises:
         ConfigurationError: The spool cannot be read.
     """
-    base = directory()
-    if base is None:
-        return []
     with _as_configuration_error():
-        return [_folder(path, list(segments(path))) for path in folders(base)]
+        return [_folder(path, list(segments(path))) for path in _folders()]
 
 
 def dead_letters() -> list[DeadLetter]:
@@ -119,11 +116,13 @@ def dead_letters() -> list[DeadLetter]:
     Raises:
         ConfigurationError: The spool cannot be read.
     """
-    base = directory()
-    if base is None:
-        return []
     with _as_configuration_error():
-        return [letter for path in folders(base) for letter in _dead_letters(path)]
+        return [letter for path in _folders() for letter in _dead_letters(path)]
+
+
+def _folders() -> list[Path]:
+    base = directory()
+    return [] if base is None else folders(base)
 
 
 def _folder(path: Path, found: Sequence[SegmentContent]) -> SpoolFolder:

@@ -146,8 +146,6 @@ def _folder(folder: ax.spool.SpoolFolder) -> Iterator[Finding]:
 
 # -- exporters and tracing -------------------------------------------------------------------------------------------
 
-_NO_TRACES: Final = "none"
-
 
 def _exporters() -> Iterator[Finding]:
     found = {point.name: point for point in entry_points(group="agentexec_otel_exporter")}
@@ -177,7 +175,7 @@ def _tracing() -> Iterator[Finding]:
     known = {point.name for point in entry_points(group="opentelemetry_traces_exporter")}
     for name in filter(None, map(str.strip, os.environ.get("OTEL_TRACES_EXPORTER", "").split(","))):
         wanted = _otlp() if name == "otlp" else name
-        if wanted not in known | {_NO_TRACES}:
+        if wanted not in known | {"none"}:
             text = f"OTEL_TRACES_EXPORTER names {name}, but no package has {wanted}: nothing is exported at all"
             yield Finding("tracing", "warning", text, _FIXES.get(wanted, "correct the name, or install its package"))
     provider = trace.get_tracer_provider()

@@ -50,8 +50,12 @@ def existing_url(given: str | None) -> str:
 
 
 def shown_url(url: str) -> str:
-    """The URL without what may be secret: the password, and the query, which may have one."""
-    return ax.db.engine(url).url.set(query={}).render_as_string(hide_password=True)
+    """The URL without what may be secret: the password, and the query, which may have one.
+
+    Raises ConfigurationError if it is not the URL of a database that can be used here.
+    """
+    ax.db.engine(url)
+    return make_url(url).set(query={}).render_as_string(hide_password=True)
 
 
 @contextmanager

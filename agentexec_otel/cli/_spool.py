@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 import agentexec_otel as ax
-from agentexec_otel.cli._format import age, local_time
+from agentexec_otel.cli._format import age, id_text, local_time
 from agentexec_otel.cli._options import AsJson, Database, acting, existing_url
 from agentexec_otel.cli._output import Column, one_line, print_field, print_json, print_table, print_text
 
@@ -92,10 +92,10 @@ def replay(
     """Deliver what ended processes have left for a database. The exit code is 1 if something is left."""
     ax.db.rights(existing_url(database))  # Raises, instead of waiting for a database that does not answer.
     with acting(database):
-        replayed = ax.recover(timeout, dead_letters=dead_letters)
+        ax.recover(timeout, dead_letters=dead_letters)
         (sql, *_) = ax.health()["exporters"]
     result = {
-        "replayed": replayed,
+        "replayed": sql["replayed"],  # With what the writer has replayed before `recover`.
         "stored": sql["committed"],
         "stored_before": sql["duplicate"],
         "refused": sql["dead_lettered"],
@@ -106,7 +106,7 @@ def replay(
         print_json(result)
     else:
         print_text(
-            f"{replayed:,} events replayed: {sql['committed']:,} stored, {sql['duplicate']:,} had been stored,"
+            f"{sql['replayed']:,} events replayed: {sql['committed']:,} stored, {sql['duplicate']:,} had been stored,"
             f" {sql['dead_lettered']:,} refused"
         )
     if sql["last_error"]:
@@ -129,7 +129,7 @@ def _row(number: int, letter: ax.spool.DeadLetter) -> list[str]:
     return [
         str(number),
         age(letter.occurred_at) if letter.occurred_at else "",
-        str(letter.agent_id)[:8] if letter.agent_id else "",
+        id_text(letter.agent_id) if letter.agent_id else "",
         letter.status or "",
         letter.reason,
     ]

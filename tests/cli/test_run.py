@@ -251,6 +251,7 @@ def test_every_framework_is_instrumented() -> None:
 # -- pools and mistakes ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_python
 def test_mistakes_are_said_before_the_program_starts(tmp_path: Path) -> None:
     """A missing file, a folder that cannot be written, and options that do not fit: words, and an exit code not 0."""
     files(tmp_path, app="print('ran')", local="import agentexec_otel as ax\npool = ax.Pool('sqlite:///x.db')")

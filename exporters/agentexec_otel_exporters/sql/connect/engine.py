@@ -120,7 +120,7 @@ def _own(url: URL, pool: Pool | None = None) -> Engine:
         # Whatever the application uses: AUTOCOMMIT keeps no lock, SERIALIZABLE refuses what our locks allow, and gap
         # locks of MySQL's REPEATABLE READ make concurrent inserts of new activities deadlock.
         arguments["isolation_level"] = "READ COMMITTED"
-    engine = _create(url, arguments)
+    engine = new_engine(url, arguments)
     _quieten(engine)
     if engine.dialect.name == "sqlite":
         prepare_sqlite(engine)
@@ -129,7 +129,8 @@ def _own(url: URL, pool: Pool | None = None) -> Engine:
     return engine
 
 
-def _create(url: URL, arguments: dict[str, Any]) -> Engine:
+def new_engine(url: URL, arguments: dict[str, Any]) -> Engine:
+    """As SQLAlchemy's `create_engine`. Raises ConfigurationError if the driver is not known or not installed."""
     try:
         return create_engine(url, hide_parameters=True, **arguments)
     except NoSuchModuleError:

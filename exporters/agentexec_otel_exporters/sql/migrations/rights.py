@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
-from sqlalchemy import URL, Connection, Engine, Executable, create_engine, delete, insert, select, update
+from sqlalchemy import URL, Connection, Engine, Executable, delete, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from agentexec_otel._errors import ExportError
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel.activity._schema_faults import schema_fault
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel_exporters.sql._errors import classify
-from agentexec_otel_exporters.sql.connect.engine import connect_arguments
-from agentexec_otel_exporters.sql.migrations.commands import url_of
+from agentexec_otel_exporters.sql.migrations.commands import connecting_to
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -27,7 +24,7 @@ _NAMES: Final = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "Maria
 
 def server(database: str | URL | Engine | AsyncEngine | None = None) -> str:
     """See `ax.db.server`."""
-    with _connection(database) as connection:
+    with connecting_to(database, is_limited=True) as connection:
         dialect = connection.dialect
         name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
         version = ".".join(str(part) for part in dialect.server_version_info or () if isinstance(part, int))
@@ -36,7 +33,7 @@ def server(database: str | URL | Engine | AsyncEngine | None = None) -> str:
 
 def rights(database: str | URL | Engine | AsyncEngine | None = None) -> dict[str, ExportError | None]:
     """See `ax.db.rights`."""
-    with _connection(database) as connection:
+    with connecting_to(database, is_limited=True) as connection:
         return {name: _refusal(connection, statements) for name, statements in _trials().items()}
 
 
@@ -68,21 +65,3 @@ def _refusal(connection: Connection, statements: Sequence[Executable]) -> Export
     finally:
         connection.rollback()
     return None
-
-
-@contextmanager
-def _connection(database: str | URL | Engine | AsyncEngine | None) -> Generator[Connection]:
-    """A connection with the writer's time-outs, or of the engine that is given."""
-    engine = database if isinstance(database, Engine) else _engine(url_of(database))
-    try:
-        with engine.connect() as connection:
-            yield connection
-    except SQLAlchemyError as exc:
-        raise classify(exc, engine.url) from exc
-    finally:
-        if engine is not database:
-            engine.dispose()
-
-
-def _engine(url: URL) -> Engine:
-    return create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=connect_arguments(url))
