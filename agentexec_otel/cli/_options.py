@@ -49,6 +49,15 @@ def existing_url(given: str | None) -> str:
     raise ax.ConfigurationError(f"there is no file {file}: check the URL, or create it with agentexec-otel db upgrade")
 
 
+def shown_url(url: str) -> str:
+    """The URL without what may be secret: the password, and the query, which may have one.
+
+    Raises ConfigurationError if it is not the URL of a database that can be used here.
+    """
+    ax.db.engine(url)
+    return make_url(url).set(query={}).render_as_string(hide_password=True)
+
+
 @contextmanager
 def reading(given: str | None) -> Generator[Engine]:
     """An engine for queries. Creates nothing: raises as `existing_url`."""

@@ -70,6 +70,12 @@ def set_up(url: str, engine: Engine) -> None:
     ax.reasons.register(PermissionError, "auth")
     assert_type(ax.reasons.REASONS, tuple[ax.reasons.Reason, ...])
     assert_type(ax.recover(timeout=1.0), int)
+    assert_type(ax.recover(dead_letters=True), int)
+    assert_type(ax.Settings.unknown_variables(), dict[str, str | None])
+    assert_type(ax.spool.directory(), Path | None)
+    ax.spool.check()
+    assert_type(ax.spool.contents(), list[ax.spool.SpoolFolder])
+    assert_type(ax.spool.dead_letters(), list[ax.spool.DeadLetter])
 
 
 def other_set_ups(url: URL, async_engine: AsyncEngine) -> None:
@@ -88,6 +94,8 @@ def migrations(engine: Engine) -> None:
     ax.db.upgrade(engine.url)
     assert_type(ax.db.check(engine), list[str])
     assert_type(ax.db.engine(engine.url), Engine)
+    assert_type(ax.db.server(engine), str)
+    assert_type(ax.db.rights(engine), dict[str, ExportError | None])
     assert_type(ax.db.sql(engine, start="0001"), str)
     ax.db.downgrade(engine)
     ax.db.upgrade(engine)

@@ -27,6 +27,7 @@ SOURCE = Path(public_api.__file__).read_text()
         ("agentexec_otel.db", r"ax\.db\."),
         ("agentexec_otel.export", r"\b"),
         ("agentexec_otel.reasons", r"ax\.reasons\."),
+        ("agentexec_otel.spool", r"ax\.spool\."),
         ("agentexec_otel.tasks", r"\b"),
         ("agentexec_otel.testing", r"\b"),
     ],
