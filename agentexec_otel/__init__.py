@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from agentexec_otel import activity, db, reasons
+from agentexec_otel import activity, db, reasons, spool
 from agentexec_otel._config import CONF, Settings
 from agentexec_otel._errors import (
     ActivityCanceledError,
@@ -74,6 +74,7 @@ __all__ = [
     "reasons",
     "recover",
     "shutdown",
+    "spool",
     "uninstrument",
 ]
 

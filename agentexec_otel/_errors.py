@@ -126,7 +126,16 @@ class MissingExtraError(ConfigurationError, ImportError):
 
 
 class ExportError(AgentExecError):
-    """Raised by an `ActivityExporter` to tell the processor what kind of failure a batch met."""
+    """Raised by an `ActivityExporter` to tell the processor what kind of failure a batch met.
+
+    Args:
+        remedy: What to change, if that is known. It is appended to the text.
+    """
+
+    def __init__(self, text: str = "", *, remedy: str | None = None) -> None:
+        super().__init__(text if remedy is None else f"{text}: {remedy}")
+        self.text = text
+        self.remedy = remedy
 
 
 class TransientExportError(ExportError):

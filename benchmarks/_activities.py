@@ -47,6 +47,10 @@ class History:
             return _MIX[random.Random(number).randrange(len(_MIX))]
         return "COMPLETE" if number < self.activities - self.pending else ("QUEUED", "RUNNING")[number % 2]
 
+    def created_at(self, number: int) -> datetime:
+        """When it was created: a second after the one before."""
+        return _START + timedelta(seconds=number)
+
     def load(self, database: Database) -> None:
         """Put everything into the two tables."""
         database.load(ACTIVITY, ACTIVITY_COLUMNS, self._activity_rows(database))
@@ -56,7 +60,7 @@ class History:
     def _activity_rows(self, database: Database) -> Iterator[tuple[object, ...]]:
         metadata = json.dumps({"tenant": "acme", "priority": 3})
         for number in range(self.activities):
-            created = _START + timedelta(seconds=number)
+            created = self.created_at(number)
             status = self.status(number)
             yield (
                 database.value(_row_id(number)), database.value(self.agent_id(number)), f"task-{number % 10}",

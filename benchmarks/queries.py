@@ -18,6 +18,7 @@ from benchmarks._activities import History
 from benchmarks._context import Context, Scale
 from benchmarks._databases import ACTIVITY, LOG, Database
 from benchmarks._measure import Listing, Row, Section, Table, Target, best_of, interleaved
+from benchmarks._stats_by_hand import stats_by_hand
 
 _SIZES: Final = {
     Scale.SMOKE: (300,),
@@ -28,7 +29,7 @@ _SIZES: Final = {
 _LOGS: Final = 10
 _PAGE_SIZE: Final = 20
 _MOST: Final = 3.0
-_PROMISED: Final = ("list", "count_active")
+_PROMISED: Final = ("list", "count_active", "stats")
 _PROMISED_FROM: Final = 100_000
 _TRIES: Final = {Scale.SMOKE: 1, Scale.QUICK: 5, Scale.FULL: 10}
 
@@ -185,6 +186,7 @@ def _queries(database: Database, history: History) -> Iterator[_Query]:
         lambda session: ax.activity.logs(session, agent_id, after_seq=7),
         lambda raw: rows(raw, sql(_AFTER), raw_id, 7),
     )
+    yield from _stats_queries(database, history)
 
 
 def _cursor_queries(database: Database, history: History) -> Iterator[_Query]:
@@ -248,3 +250,20 @@ def _plan(database: Database, session: Session, query: _Query) -> str:
 def scans_the_log(plan: str) -> bool:
     """Whether a plan reads the log table from end to end, in PostgreSQL's words or in SQLite's."""
     return re.search(rf"Seq Scan on {LOG}\b|\bSCAN {LOG}\b|\bSCAN TABLE {LOG}\b|\bSCAN l\b", plan) is not None
+
+
+# -- stats --------------------------------------------------------------------------------------------------------
+
+
+def _stats_queries(database: Database, history: History) -> Iterator[_Query]:
+    """All activities, and those of the last hour."""
+
+    def by_hand(where: str) -> Callable[[Any], object]:
+        statements = stats_by_hand(database.kind, where)
+        return lambda raw: [raw.execute(statement).fetchall() for statement in statements]
+
+    hour = history.created_at(max(0, history.activities - 3_600))
+    literal = hour.isoformat(" ") if database.kind == "postgres" else hour.strftime("%Y-%m-%d %H:%M:%S.%f")
+    yield _Query("stats", ax.activity.stats, by_hand(""))
+    recent = partial(ax.activity.stats, created_after=hour)
+    yield _Query("stats, last hour", recent, by_hand(f"WHERE created_at >= '{literal}'"))

@@ -588,9 +588,9 @@ class Runtime:
         """Start the writer now: a worker with nothing to do still ends what the one before it has lost."""
         self._primary.start()
 
-    def recover(self, timeout: float) -> int:
-        """Deliver what dead processes left in the spool; how many events."""
-        return sum(processor.replay(timeout) for processor in self._processors)
+    def recover(self, timeout: float, *, dead_letters: bool = False) -> int:
+        """What `ax.recover` does."""
+        return sum(processor.replay(timeout, dead_letters=dead_letters) for processor in self._processors)
 
     def health(self) -> dict[str, Any]:
         """What `ax.health` returns."""
