@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
@@ -21,6 +22,7 @@ from agentexec_otel._runtime.setup import (
     set_up_otlp,
     sql_exporter,
 )
+from agentexec_otel._runtime.unconfigured import UnconfiguredRuntime
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export.spool import SpoolError
 
@@ -94,6 +96,16 @@ def active() -> Runtime:
     if runtime.pid != os.getpid():
         _after_fork_in_child()  # A fork by C code calls no hooks.
     return runtime
+
+
+def active_in_session() -> Runtime:
+    """The runtime of a call with a session. Without any set-up it only writes rows."""
+    return active() if _runtime is not None or CONF.database_url is not None else _unconfigured()
+
+
+@lru_cache(maxsize=1)
+def _unconfigured() -> Runtime:
+    return UnconfiguredRuntime()
 
 
 def _configured_from_environment() -> Runtime:

@@ -67,7 +67,7 @@ class Runtime:
         first = exporters[0] if exporters else None
         self._first = first
         self._store = first if isinstance(first, ActivityStore) else None
-        self._session_store = first if isinstance(first, SessionStore) else None
+        self._session_store: SessionStore | None = first if isinstance(first, SessionStore) else None
         self._redact = redact
         self._successor: Runtime | None = None  # of a caller that has this one in hand while it is replaced
         self.pid = os.getpid()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import UUID
@@ -17,7 +17,16 @@ from agentexec_otel.cli._filters import filtered, find_item
 from agentexec_otel.cli._format import activities
 from agentexec_otel.cli._list import item_table
 from agentexec_otel.cli._options import AsJson, Database, Yes, acting, duration, reading, session
-from agentexec_otel.cli._output import check_can_ask, confirm, note, print_json, print_table, print_text, progress
+from agentexec_otel.cli._output import (
+    check_can_ask,
+    confirm,
+    interruptible,
+    note,
+    print_json,
+    print_table,
+    print_text,
+    progress,
+)
 
 _Ids = Annotated[
     list[str] | None,
@@ -27,10 +36,12 @@ _OlderThan = Annotated[
     timedelta | None,
     typer.Option(
         "--older-than", parser=duration, metavar="DURATION", rich_help_panel="Filters",
-        help="Without a log for that long: 90s, 10m, 1h30m, 7d.",
+        help="Without a log for that long: 90s, 10m, 1h30m, 7d. Spares those that wait, without --waiting.",
     ),
 ]  # fmt: skip
 _SHOWN: Final = 5
+_PAGE: Final = 1_000
+_CHUNK: Final = 500
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +57,7 @@ def cancel(
     ids: _Ids = None,
     older_than: _OlderThan = None,
     everything: Annotated[bool, typer.Option("--all", help="All that are queued or running.")] = False,
-    message: Annotated[str | None, typer.Option(help="Log of the cancellation; only with ids.")] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Log of the cancellation; only with ids.")] = None,
     yes: Yes = False,
     as_json: AsJson = False,
     database: Database = None,
@@ -71,8 +82,9 @@ def cancel(
         found = _ask_of_many("Cancel", engine, filters, yes=yes)
     count = 0
     if found:
-        with acting(database), progress("Canceling"):
-            count = ax.activity.cancel_pending(**filters)
+        with acting(database), interruptible():
+            for chunk in _chunks("Canceling", filters, found):
+                count += ax.activity.cancel_pending(**chunk)
     _report_many("canceled", count, {"canceled": count, "refused": {}}, as_json=as_json)
 
 
@@ -82,7 +94,7 @@ def retry(
     ids: _Ids = None,
     older_than: _OlderThan = None,
     everything: Annotated[bool, typer.Option("--all", help="All that have failed.")] = False,
-    message: Annotated[str | None, typer.Option(help="First log of the new attempt.")] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="First log of the new attempt.")] = None,
     yes: Yes = False,
     as_json: AsJson = False,
     database: Database = None,
@@ -104,10 +116,11 @@ def retry(
             return
         filters["status"] = _those(filters, lambda status: status.terminal) if "status" in filters else [Status.ERROR]
         found = _ask_of_many("Retry", engine, filters, yes=yes)
-    opened: Mapping[UUID, int] = {}
+    opened: dict[UUID, int] = {}
     if found:
-        with acting(database), progress("Retrying"):
-            opened = ax.activity.retry_many(message=message, **filters)
+        with acting(database), interruptible():
+            for chunk in _chunks("Retrying", filters, found):
+                opened |= ax.activity.retry_many(message=message, **chunk)
     if not as_json:
         for agent_id, attempt in opened.items():
             print_text(f"{agent_id}  attempt {attempt}")
@@ -126,7 +139,7 @@ def reap(as_json: AsJson = False, database: Database = None) -> None:
     if as_json:
         print_json({"reaped": count})
     else:
-        note(f"{activities(count)} ended as lost" if count else "no activity is lost")
+        note(f"{activities(count)} ended as lost")
 
 
 # -- which -----------------------------------------------------------------------------------------------------------
@@ -138,6 +151,7 @@ def _add_age(filters: ActivityFilters, older_than: timedelta | None) -> None:
     if "updated_before" in filters:
         raise typer.BadParameter("give this or --updated-until", param_hint="--older-than")
     filters["updated_before"] = datetime.now(UTC) - older_than
+    filters.setdefault("waiting", False)  # as `ax.activity.cancel_pending` has it
 
 
 def _check_choice(filters: ActivityFilters, ids: Sequence[str] | None, *, everything: bool) -> None:
@@ -163,13 +177,28 @@ def _named(engine: Engine, ids: Sequence[str]) -> list[ActivityListItemSchema]:
 # -- the question ----------------------------------------------------------------------------------------------------
 
 
-def _ask_of_many(verb: str, engine: Engine, filters: ActivityFilters, *, yes: bool) -> int:
-    """Ask about those that meet the filters, if there are any. Returns their number."""
+def _ask_of_many(verb: str, engine: Engine, filters: ActivityFilters, *, yes: bool) -> list[UUID]:
+    """Ask about those that meet the filters, if there are any. Returns their ids."""
+    first: list[ActivityListItemSchema] = []
+    ids: list[UUID] = []
     with Session(engine) as session:
-        found = ax.activity.list(session, page_size=_SHOWN, **filters)
-    if found.total:
-        _ask(verb, found.items, found.total, yes=yes)
-    return found.total
+        cursor: str | None = ""
+        while cursor is not None:
+            page = ax.activity.list(session, page_size=_PAGE, cursor=cursor, **filters)
+            first = first or page.items[:_SHOWN]
+            ids += [item.agent_id for item in page.items]
+            cursor = page.next_cursor
+    if ids:
+        _ask(verb, first, len(ids), yes=yes)
+    return ids
+
+
+def _chunks(what: str, filters: ActivityFilters, ids: Sequence[UUID]) -> Iterator[ActivityFilters]:
+    """The filters for parts of the ids, which must still meet them. Shows a progress bar."""
+    with progress(what) as report:
+        for start in range(0, len(ids), _CHUNK):
+            report(start, len(ids))
+            yield {**filters, "agent_id": ids[start : start + _CHUNK]}
 
 
 def _ask(verb: str, shown: Sequence[ActivityListItemSchema], total: int, *, yes: bool) -> None:

@@ -53,6 +53,10 @@ _OPTIONS: Final[dict[str, Any]] = {
     "reason": _several("--reason", "-r", help="Why it ended, such as timeout or lost."),
     "error_type": _several("--error-type", help="Exception, such as TimeoutError."),
     "text": Annotated[str | None, typer.Option("--text", help="Part of its latest log.", **_TEXT)],
+    "waiting": Annotated[
+        bool | None,
+        typer.Option("--waiting/--not-waiting", help="It waits, such as for an approval.", rich_help_panel=_PANEL),
+    ],
     "trace_id": _several("--trace", help="Trace id."),
     "worker_id": _several("--worker", help="Worker id."),
 }  # fmt: skip

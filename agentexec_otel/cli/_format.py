@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from agentexec_otel.activity import Status
-from agentexec_otel.cli._output import Cell, console
+from agentexec_otel.cli._output import Cell, is_terminal
 
 STATUS_STYLES: Final = {
     Status.QUEUED: "dim",
@@ -24,7 +24,7 @@ _PORTION_CELLS: Final = 24
 
 def id_text(agent_id: UUID) -> str:
     """The first characters of an id on a terminal, which other commands take; all of it in a pipe."""
-    return str(agent_id)[:8] if console().is_terminal else str(agent_id)
+    return str(agent_id)[:8] if is_terminal() else str(agent_id)
 
 
 def status_cell(status: Status) -> Cell:
@@ -73,6 +73,8 @@ def local_time(moment: datetime) -> str:
 
 def activities(count: int) -> str:
     """How many, in words."""
+    if not count:
+        return "no activity"
     return "1 activity" if count == 1 else f"{count:,} activities"
 
 

@@ -20,7 +20,17 @@ from agentexec_otel.activity import (
 from agentexec_otel.cli._filters import filtered
 from agentexec_otel.cli._format import age, bar, id_text, percent, span, status_cell
 from agentexec_otel.cli._options import AsJson, Database, reading
-from agentexec_otel.cli._output import Cell, Column, console, interruptible, note, print_json, print_table, table_lines
+from agentexec_otel.cli._output import (
+    Cell,
+    Column,
+    console,
+    interruptible,
+    is_terminal,
+    note,
+    print_json,
+    print_table,
+    table_lines,
+)
 
 _Page: TypeAlias = ActivityListSchema | ActivityCursorPageSchema
 
@@ -28,7 +38,7 @@ _POLL_SECONDS: Final = 0.5
 _ID: Final = Column("ID")
 _TYPE: Final = Column("TYPE", weight=1)
 _STATUS: Final = Column("STATUS")
-_LOG: Final = Column("LOG", weight=1.6)
+_LOG: Final = Column("LOG", weight=1.3)
 _COLUMNS: Final = (_ID, _TYPE, _STATUS, Column("%", "right"), Column("AGE", "right"), Column("TIME", "right"), _LOG)
 _WATCHED: Final = (_ID, _TYPE, _STATUS, Column("PROGRESS"), Column("TIME", "right"), _LOG)
 
@@ -41,11 +51,16 @@ def register(app: typer.Typer) -> None:
 @filtered()
 def list_activities(
     filters: ActivityFilters,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000, help="Number of activities.")] = 20,
-    page: Annotated[int, typer.Option(min=1, help="Number of the page.")] = 1,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", min=1, max=1_000, help="Number of activities.")
+    ] = 20,
+    page: Annotated[int, typer.Option(metavar="N", min=1, help="Number of the page.")] = 1,
     cursor: Annotated[
         str | None,
-        typer.Option(help='Continue after an earlier page: its next_cursor (in --json), or "" for the first page.'),
+        typer.Option(
+            metavar="CURSOR",
+            help='Continue after an earlier page: its next_cursor (in --json), or "" for the first page.',
+        ),
     ] = None,
     oldest: Annotated[bool, typer.Option("--oldest", help="Oldest first.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it live, until Ctrl-C.")] = False,
@@ -64,7 +79,7 @@ def list_activities(
                 return ax.activity.list(session, page, most, order=order, cursor=cursor, **filters)
 
         if watch:
-            if as_json or quiet or not console().is_terminal:
+            if as_json or quiet or not is_terminal():
                 raise typer.BadParameter("it is for terminals; for a program, use tail --json", param_hint="--watch")
             _watch(lambda rows: read(min(limit, rows)))
         _show(read(limit), quiet=quiet, as_json=as_json)
@@ -78,7 +93,7 @@ def _show(found: _Page, *, quiet: bool, as_json: bool) -> None:
             console().print(str(item.agent_id), soft_wrap=True)
     elif found.items:
         print_table(*item_table(found.items))
-        if found.next_cursor is not None and console().is_terminal:
+        if found.next_cursor is not None and is_terminal():
             note(_rest(found))
     else:
         note("no activity matches")

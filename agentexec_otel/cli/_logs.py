@@ -11,9 +11,9 @@ from rich.text import Text
 
 from agentexec_otel.activity import ActivityLogSchema, Status
 from agentexec_otel.cli._format import STATUS_STYLES, percent
-from agentexec_otel.cli._output import console, one_line, safe, shortened
+from agentexec_otel.cli._output import console, is_terminal, one_line, safe, shortened
 
-_TYPE_CELLS: Final = 14
+_TYPE_CELLS: Final = 16
 
 
 class LogPrinter:
@@ -30,7 +30,7 @@ class LogPrinter:
 
     def print(self, log: ActivityLogSchema, agent_id: UUID, agent_type: str) -> None:
         """Print one log of an activity."""
-        if console().is_terminal:
+        if is_terminal():
             self._print_headings(log)
             console().print(self._row(log, agent_id, agent_type))
         else:

@@ -18,7 +18,7 @@ import agentexec_otel as ax
 
 Database = Annotated[
     str | None,
-    typer.Option("--database", "-d", help="SQLAlchemy URL. Default: $AGENTEXEC_DATABASE_URL."),
+    typer.Option("--database", "-d", metavar="URL", help="SQLAlchemy URL. Default: $AGENTEXEC_DATABASE_URL."),
 ]
 AgentId = Annotated[str, typer.Argument(help="agent_id of the activity, or its first characters.", metavar="ID")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -80,13 +80,20 @@ def acting(given: str | None) -> Generator[None]:
     """In the block, this process is set up to change activities.
 
     It creates no tables, and does not end the activities of lost workers beside what the command is for.
+
+    Raises:
+        AgentExecError: Afterwards: the database has not stored everything in time.
     """
     ax.CONF.sweep_interval = 0
     ax.configure(database_url(given), create_tables=False)
     try:
         yield
     finally:
-        ax.shutdown()
+        stored = ax.shutdown()
+    if not stored:
+        raise ax.AgentExecError(
+            "the database has not stored everything in time: the rest waits in the spool, and your processes store it"
+        )
 
 
 # -- times ---------------------------------------------------------------------------------------------------------

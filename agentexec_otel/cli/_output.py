@@ -53,7 +53,7 @@ def shortened(text: str, width: int) -> str:
         return "…"[:width]
     kept = next(iter(chop_cells(text, width - 1)), "")
     words = kept.rpartition(" ")[0] if text[len(kept) : len(kept) + 1] != " " else kept
-    return f"{(words if cell_len(words) * 2 >= width else kept).rstrip()}…"
+    return f"{(words if cell_len(words) * 2 >= width else kept).rstrip(' .')}…"
 
 
 def _escaped(code: int) -> str:
@@ -63,20 +63,29 @@ def _escaped(code: int) -> str:
 # -- where it goes -----------------------------------------------------------------------------------------------
 
 
-@cache
 def console(*, err: bool = False) -> Console:
     """Standard output, or the error output. Text is never markup; colors are for terminals only, without NO_COLOR."""
+    return _console(err)
+
+
+@cache
+def _console(err: bool) -> Console:
     return Console(stderr=err, highlight=False, markup=False, emoji=False)
+
+
+def is_terminal(*, err: bool = False) -> bool:
+    """Whether the stream is a terminal, for which text is cut or wrapped. FORCE_COLOR makes none of a pipe."""
+    return console(err=err).file.isatty()
 
 
 def print_text(*parts: str | Text | tuple[str, str]) -> None:
     """Print parts of text, some with a style. A terminal gets it wrapped between words, a pipe as it is."""
-    _print(console(), Text.assemble(*parts))
+    console().print(Text.assemble(*parts), soft_wrap=not is_terminal())
 
 
 def print_field(label: str, value: str, style: str = "") -> None:
     """Print a label and its value. On a terminal, a long value is wrapped in a column of its own."""
-    if not console().is_terminal:
+    if not is_terminal():
         print_text(f"{label:<{_LABEL_CELLS}}{one_line(value)}")
         return
     row = Table.grid()
@@ -88,11 +97,7 @@ def print_field(label: str, value: str, style: str = "") -> None:
 
 def note(text: str) -> None:
     """Print a line for the reader on the error output, so that it is not part of the result."""
-    _print(console(err=True), Text(safe(text)))
-
-
-def _print(target: Console, text: Text) -> None:
-    target.print(text, soft_wrap=not target.is_terminal)
+    console(err=True).print(Text(safe(text)), soft_wrap=not is_terminal(err=True))
 
 
 def print_json(value: BaseModel | Mapping[str, Any] | Sequence[Any], *, indent: int | None = 2) -> None:
@@ -125,8 +130,7 @@ Cell = str | tuple[str, str]
 
 def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, err: bool = False) -> list[Text]:
     """The lines of a table. Cells are cut to the width of the terminal; in a pipe nothing is cut."""
-    target = console(err=err)
-    width = target.width if target.is_terminal else None
+    width = console(err=err).width if is_terminal(err=err) else None
     texts = [[one_line(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in rows]
     widths = _widths(columns, texts, width)
     styles = [["" if isinstance(cell, str) else cell[1] for cell in row] for row in rows]
@@ -203,16 +207,10 @@ def progress(what: str) -> Generator[Callable[[int, int], None]]:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    shown = console(err=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=30))
-    with Progress(
-        *columns,
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=shown,
-        transient=True,
-        disable=not shown.is_terminal,
-    ) as bars:
+    name, bar = TextColumn("{task.description}", markup=False), BarColumn(bar_width=30)
+    columns = (SpinnerColumn(), name, bar, MofNCompleteColumn(), TimeElapsedColumn())
+    hidden = not is_terminal(err=True)
+    with Progress(*columns, console=console(err=True), transient=True, disable=hidden) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

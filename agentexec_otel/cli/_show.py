@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final
 
 import typer
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 def show(
     agent_id: AgentId,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of latest logs.")] = 20,
+    lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="Number of latest logs.")] = 20,
     late: Annotated[bool, typer.Option("--late", help="With the logs that came after the end.")] = False,
     as_json: AsJson = False,
     database: Database = None,
@@ -73,12 +73,14 @@ def _fields(found: ActivityDetailSchema) -> Iterator[tuple[str, str, str]]:
         f"ran {span(found.duration_seconds)}" if found.duration_seconds is not None else "",
     )
     values = {
+        "waits for": _waiting(found.waiting or {}),
         "reason": why.strip(),
         "created": f"{local_time(found.created_at)} ({age(found.created_at)} ago)",
         "started": local_time(found.started_at) if found.started_at else "",
         "ended": local_time(found.ended_at) if found.ended_at else "",
         "time": times,
         "tokens": _joined(*(_count(found, name, unit) for name, unit in _TOKENS.items())),
+        "model": found.model or "",
         "worker": found.worker_id or "",
         "trace": found.trace_id or "",
         "metadata": _joined(*(f"{key}={_plain(value)}" for key, value in (found.metadata or {}).items())),
@@ -89,6 +91,11 @@ def _fields(found: ActivityDetailSchema) -> Iterator[tuple[str, str, str]]:
 def _count(found: ActivityDetailSchema, name: str, unit: str) -> str:
     number: int | None = getattr(found, name)
     return "" if number is None else f"{number:,} {unit}"
+
+
+def _waiting(what: Mapping[str, Any]) -> str:
+    tools = [str(item["tool"]) for item in what.get("items") or () if "tool" in item]
+    return f"{what.get('for', '')}{' of ' if tools else ''}{', '.join(tools)}"
 
 
 def _plain(value: Any) -> str:

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -103,6 +102,7 @@ class Terminal:
     def __init__(
         self, *arguments: str, url: str | None = None, columns: int = 80, rows: int = 24,
         variables: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:  # fmt: skip
         self.screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=1.0)
         self._stream = pyte.ByteStream(self.screen)
@@ -115,6 +115,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
+            cwd=folder,
             env=environment(url, TERM="xterm-256color", **(variables or {})),
         )
         os.close(slave)
@@ -151,14 +152,14 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while not meets(self.text):
             assert time.monotonic() < deadline, f"not seen within {seconds} s:\n{self.text}"
-            if not self._read(0.05) and self.process.poll() is not None:
+            if not self.read(0.05) and self.process.poll() is not None:
                 assert meets(self.text), f"it ended without:\n{self.text}"
         return self.text
 
     def end(self, seconds: float = PATIENCE) -> int:
         """Read until the command ends. Returns its exit code."""
         deadline = time.monotonic() + seconds
-        while self._read(0.05) or self.process.poll() is None:
+        while self.read(0.05) or self.process.poll() is None:
             assert time.monotonic() < deadline, f"it has not ended within {seconds} s:\n{self.text}"
         return self.process.wait()
 
@@ -167,11 +168,8 @@ class Terminal:
         self.type(chr(3))
         return self.end()
 
-    def hang_up(self) -> None:
-        """Close the window."""
-        self.process.send_signal(signal.SIGHUP)
-
-    def _read(self, seconds: float) -> bool:
+    def read(self, seconds: float) -> bool:
+        """Read what there is, or comes in time. False if nothing does."""
         ready, _, _ = select.select([self._master], [], [], seconds)
         if not ready:
             return False

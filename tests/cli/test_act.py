@@ -12,6 +12,8 @@ from agentexec_otel.activity import Activity, Status
 from tests.cli.terminal import Terminal, run
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 
 def statuses(url: str, *agent_ids: UUID) -> list[Status]:
     engine = create_engine(url)
@@ -129,4 +131,4 @@ def test_reap(url: str, some: dict[str, UUID]) -> None:
     assert statuses(url, some["running"]) == [Status.RUNNING]
     assert run("reap", url=url).err == "1 activity ended as lost\n"
     assert statuses(url, some["running"]) == [Status.ERROR]
-    assert run("reap", url=url).err == "no activity is lost\n"
+    assert run("reap", url=url).err == "no activity ended as lost\n"

@@ -14,7 +14,18 @@ from tests.cli.terminal import COMMAND, Terminal, environment, run
 
 pytestmark = pytest.mark.one_python
 
-READERS = [["list"], ["show", "abcd"], ["cancel", "--all", "-y"], ["retry", "--all", "-y"], ["reap"], ["db", "check"]]
+READERS = [
+    ["list"],
+    ["show", "abcd"],
+    ["tail"],
+    ["tail", "abcd"],
+    ["stats"],
+    ["cancel", "--all", "-y"],
+    ["retry", "--all", "-y"],
+    ["reap"],
+    ["archive", "--older-than", "1d", "--delete", "-y"],
+    ["db", "check"],
+]
 
 
 @pytest.mark.parametrize("arguments", READERS, ids=" ".join)
@@ -74,7 +85,7 @@ def test_a_closed_pipe_is_no_traceback(url: str, some: dict[str, UUID]) -> None:
 def test_help_has_80_columns() -> None:
     """Each command explains itself within 80 columns."""
     listed = run("--help").out
-    for command in ("list", "show", "cancel", "retry", "reap", "db", "worker"):
+    for command in ("list", "show", "tail", "stats", "cancel", "retry", "reap", "archive", "restore", "db", "worker"):
         assert f" {command} " in listed
         done = run(command, "--help")
         assert done.code == 0

@@ -12,6 +12,8 @@ import agentexec_otel as ax
 from agentexec_otel.activity import Activity, ActivityLog
 from tests.cli.terminal import Terminal, run
 
+pytestmark = pytest.mark.one_python
+
 ESCAPES = "\x1b[2J\x1b[31mred\x1b]0;title\x07\x1bP1$tx\x1b\\ \x9b1A\x9d \x08\x08\x7f \x0e\r over\x0b\x0c"
 HOSTILE = {
     "escapes": ESCAPES,

@@ -9,6 +9,8 @@ import agentexec_otel as ax
 from tests.cli.conftest import LONG_TYPE
 from tests.cli.terminal import Terminal, run
 
+pytestmark = pytest.mark.one_python
+
 HEAD = ["ID", "TYPE", "STATUS", "%", "AGE", "TIME", "LOG"]
 
 

@@ -9,6 +9,8 @@ import agentexec_otel as ax
 from tests.cli.terminal import Terminal, run
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 
 def test_what_is_known(url: str, some: dict[str, UUID]) -> None:
     """Status, reason, times and metadata, then the logs."""
@@ -36,6 +38,20 @@ def test_attempts_and_late_logs(url: str, some: dict[str, UUID]) -> None:
         shown = [line for line in terminal.lines if line]
     assert shown.index("── attempt 2") == next(at for at, line in enumerate(shown) if line.endswith("Once more")) - 1
     assert shown[-1].endswith("Too late (late)")
+
+
+def test_what_it_waits_for(url: str) -> None:
+    """A run that waits says for what; `list` finds it, and `cancel --older-than` spares it unless asked."""
+    with ax.activity.run("pay_invoice") as activity:
+        activity.waiting(items=[{"tool": "send_money", "call_id": "call_1"}])
+    ax.activity.create("research")
+    ax.flush()
+    done = run("show", str(activity.agent_id), url=url)
+    assert "waits for approval of send_money" in done.lines
+    assert run("list", "-q", "--waiting", url=url).lines == [str(activity.agent_id)]
+    assert len(run("list", "-q", "--not-waiting", url=url).lines) == 1
+    assert run("cancel", "--older-than", "0s", "--yes", "--json", url=url).json["canceled"] == 1
+    assert run("cancel", "--older-than", "0s", "--waiting", "--yes", "--json", url=url).json["canceled"] == 1
 
 
 def test_latest_logs(url: str) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
-    *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats"),
-    *("openai-agents", "otlp", "postgres", "rabbitmq", "redis", "tasks"),
+    *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats", "openai-agents"),
+    *("otlp", "parquet", "postgres", "rabbitmq", "redis", "tasks"),
 }
 
 
