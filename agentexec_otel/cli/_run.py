@@ -38,7 +38,8 @@ def run(
     module: Annotated[bool, typer.Option("-m", help="PROGRAM is a module.")] = False,
     database: Database = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", "-w", min=1, help="Number of processes of a pool.  [default: 2]")
+        int | None,
+        typer.Option("--workers", "-w", min=1, help="Number of processes of a pool. Default: 2.", metavar="N"),
     ] = None,
 ) -> None:
     """Run a Python program, and record the runs of its agents.

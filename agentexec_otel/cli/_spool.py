@@ -85,7 +85,7 @@ def replay(
     dead_letters: Annotated[
         bool, typer.Option("--dead-letters", help="Deliver the dead letters of the database, too.")
     ] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds at the most.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="How long it may take.", metavar="SECONDS")] = 60.0,
     as_json: AsJson = False,
     database: Database = None,
 ) -> None:
