@@ -263,7 +263,7 @@ class Storing:
     def __init__(self, event: ActivityEvent, emit: Callable[[ActivityEvent], object]) -> None:
         self.future: Future[ExportResult] = Future()
         self.entry = Entry(event, self._finish, self._fail)
-        self._last_failure: str | None = None
+        self._last_failure: BaseException | None = None
         self._emit = emit
 
     def give_up(self, timeout: float, outage: str | None) -> ExportResult:
@@ -277,10 +277,13 @@ class Storing:
         """
         if (result := self._stop()) is not None:
             return result
-        why = self._last_failure or f"no commit within {timeout:g} s"
+        failure = self._last_failure
+        why = f"no commit within {timeout:g} s" if failure is None else describe(failure)
         if outage is not None and outage not in why:
             why = f"{why}: {outage}"
-        raise ActivityNotStoredError(f"the activity {self.entry.event.agent_id} could not be stored: {why}") from None
+        raise ActivityNotStoredError(
+            f"the activity {self.entry.event.agent_id} could not be stored: {why}"
+        ) from failure
 
     def abandon(self) -> None:
         """The producer is gone: take the event back if it is stored already."""
@@ -303,7 +306,7 @@ class Storing:
             self._emit(withdrawal(self.entry.event, result.attempt))
 
     def _fail(self, exc: BaseException) -> None:
-        self._last_failure = describe(exc)
+        self._last_failure = exc
         is_final = not self.entry.abandoned and isinstance(exc, MisconfiguredExportError)
         if is_final and self.future.set_running_or_notify_cancel():
             self.entry.abandoned = True

@@ -50,7 +50,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     for arguments, words in [
         (["current"], "give --database, or set AGENTEXEC_DATABASE_URL"),
         (["stamp", "x", "-d", url], "'x' is no revision"),
-        (["upgrade", "-d", f"sqlite:///{tmp_path}/none/app.db"], "cannot be opened"),
+        (["upgrade", "-d", f"sqlite:///{tmp_path}/none/app.db"], "unable to open database file"),
         (["current", "-d", "postgresql+psycopg://u@127.0.0.1:1/x"], "away or busy"),
     ]:
         code, printed, complaint = run(*arguments)

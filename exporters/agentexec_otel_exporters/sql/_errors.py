@@ -1,4 +1,4 @@
-"""Translates driver errors into `ExportError`s. Their texts never contain parameters or row data."""
+"""Translates driver errors into `ExportError`s."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from sqlalchemy import URL
 from sqlalchemy import exc as sa_exc
 
 from agentexec_otel._errors import (
@@ -15,6 +16,7 @@ from agentexec_otel._errors import (
     TransientExportError,
 )
 from agentexec_otel.activity._schema_faults import error_code, schema_fault
+from agentexec_otel_exporters.sql._words import code_label, place_of, remedy, server_words, sqlstate_of_refusal
 
 # Prefixes of SQLSTATEs (PostgreSQL) and of SQLite's result names, and error numbers of MySQL and MariaDB.
 _PREFIXES: Final[dict[type[ExportError], tuple[str, ...]]] = {
@@ -44,62 +46,42 @@ _NUMBERS: Final[dict[type[ExportError], tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-_REFUSED: Final = ("password authentication failed", "no pg_hba.conf entry", "does not exist", "permission denied")
-"""Texts of PostgreSQL's refusals to connect. The driver has no SQLSTATE for them."""
-
-
 @contextmanager
-def translated() -> Generator[None]:
-    """Raise an `ExportError` of the right class in place of exceptions of SQLAlchemy and the drivers."""
+def translated(url: URL) -> Generator[None]:
+    """Raise an `ExportError` of the right class in place of exceptions of SQLAlchemy and the drivers.
+
+    Args:
+        url: Where the database is, for the text.
+    """
     try:
         yield
     except (sa_exc.SQLAlchemyError, OSError, UnicodeError, OverflowError, TypeError) as exc:
-        raise classify(exc) from exc
+        raise classify(exc, url) from exc
 
 
-def classify(exc: BaseException) -> Exception:
-    """Return the `ExportError` whose class says what to do about `exc`, and whose text names its class and code."""
+def classify(exc: BaseException, url: URL) -> ExportError:
+    """Return the `ExportError` whose class says what to do about `exc`, and whose text says what is wrong and where.
+
+    The server's words are included if it refuses a connection, a table or a right. Other words may quote a value.
+    """
     orig: Any = getattr(exc, "orig", None)
     if isinstance(orig, (UnicodeError, OverflowError, TypeError, ValueError)):
         return PoisonExportError(f"a value cannot be stored ({type(orig).__name__})")
     if isinstance(exc, (UnicodeError, OverflowError, TypeError)):
         return PoisonExportError(f"a value cannot be stored ({type(exc).__name__})")
     if isinstance(exc, OSError | sa_exc.TimeoutError | sa_exc.DisconnectionError):
-        return TransientExportError(f"the database is not reachable ({type(exc).__name__})")
-    code, kind = error_code(orig), _kind(orig)
-    if getattr(exc, "connection_invalidated", False) and kind is not MisconfiguredExportError:
-        kind = TransientExportError
-    if kind is None and code is None and isinstance(exc, sa_exc.OperationalError | sa_exc.InterfaceError):
-        refused = any(phrase in str(orig) for phrase in _REFUSED)
-        kind = MisconfiguredExportError if refused else TransientExportError
-    if kind is None and isinstance(exc, sa_exc.OperationalError) and exc.statement is None:
-        kind = TransientExportError  # while connecting or committing: not the fault of an event
-    if kind is None and isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError):
-        kind = PoisonExportError
-    name = type(orig if orig is not None else exc).__name__
-    words = _known(orig) or _WORDS.get(kind, "the database answered with an error")
-    text = f"{words} ({name}{f', {code}' if code else ''})"
-    return (kind or ExportError)(text)
-
-
-_UNOPENED: Final = "the database file cannot be opened: check that its folder exists and may be written to"
-_READ_ONLY: Final = "the database file cannot be written to: check its rights, and those of its folder"
-_WORDS: Final[dict[type[ExportError] | None, str]] = {
-    TransientExportError: "the database is away or busy",
-    MisconfiguredExportError: "the database refuses us: check its name, that the tables are as"
-    " ax.Base.metadata.create_all(engine) makes them, the user's rights and the password",
-    PoisonExportError: "the database refuses a value",
-}
-
-
-def _known(orig: Any) -> str | None:
-    """Return what to do, if the driver's error says exactly what is wrong."""
-    code = error_code(orig) or ""
-    if code.startswith("SQLITE_CANTOPEN"):
-        return _UNOPENED
-    if code.startswith("SQLITE_READONLY"):
-        return _READ_ONLY
-    return schema_fault(orig)
+        return TransientExportError(f"the database is not reachable ({type(exc).__name__}){place_of(url)}")
+    # Without a statement it was connecting or committing.
+    bare = isinstance(exc, sa_exc.DBAPIError) and exc.statement is None
+    kind, code = _kind(exc, orig), error_code(orig) or (sqlstate_of_refusal(orig) if bare else None)
+    label = ", ".join((type(orig if orig is not None else exc).__name__, *((code_label(code),) if code else ())))
+    if kind is MisconfiguredExportError or (code or "").startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+        return (kind or ExportError)(f"{server_words(orig)} ({label}){place_of(url)}: {remedy(orig, code)}")
+    if kind is PoisonExportError:
+        return PoisonExportError(f"the database refuses a value ({label})")
+    said = f": {server_words(orig)}" if bare else ""
+    summary = "the database is away or busy" if kind else "the database answered with an error"
+    return (kind or ExportError)(f"{summary}{said} ({label}){place_of(url)}")
 
 
 def is_unique_violation(exc: sa_exc.IntegrityError) -> bool:
@@ -113,7 +95,22 @@ def is_denied(exc: sa_exc.DBAPIError) -> bool:
     return error_code(exc.orig) in ("42501", "1142")
 
 
-def _kind(orig: Any) -> type[ExportError] | None:
+def _kind(exc: BaseException, orig: Any) -> type[ExportError] | None:
+    code, kind = error_code(orig), _kind_of_code(orig)
+    if getattr(exc, "connection_invalidated", False) and kind is not MisconfiguredExportError:
+        return TransientExportError
+    if kind is not None:
+        return kind
+    if code is None and isinstance(exc, sa_exc.OperationalError | sa_exc.InterfaceError):
+        return TransientExportError if sqlstate_of_refusal(orig) is None else MisconfiguredExportError
+    if isinstance(exc, sa_exc.OperationalError) and exc.statement is None:
+        return TransientExportError  # while connecting or committing: not the fault of an event
+    if isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError):
+        return PoisonExportError
+    return None
+
+
+def _kind_of_code(orig: Any) -> type[ExportError] | None:
     code = error_code(orig)
     if code is None:
         return None

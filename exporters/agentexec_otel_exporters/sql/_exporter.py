@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from agentexec_otel._model.event import ActivityEvent, SpanRef, late_cancellation
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import EndedActivity, Ending, ExportError, ExportResult, StoredActivity
-from agentexec_otel_exporters.sql._errors import is_denied, is_unique_violation, translated
+from agentexec_otel_exporters.sql._errors import is_denied, is_unique_violation
 from agentexec_otel_exporters.sql.connect import Connector
 from agentexec_otel_exporters.sql.migrations.version import create_missing
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
@@ -59,7 +59,7 @@ class SQLExporter:
             ExportError: The database refuses or does not answer.
         """
         try:
-            with translated():
+            with self._connector.translated():
                 self._create_missing()
         except ExportError:
             self.shutdown(0.0)
@@ -79,7 +79,7 @@ class SQLExporter:
 
     def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
         """Store a batch in one transaction; see `ActivityExporter.export`."""
-        with translated():
+        with self._connector.translated():
             try:
                 return self._write(events, replay=replay)
             except DBAPIError as exc:
@@ -102,12 +102,12 @@ class SQLExporter:
 
     def load(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]:
         """The present state of those that exist; see `ActivityStore.load`."""
-        with translated(), self._connector.reading() as connection:
+        with self._connector.translated(), self._connector.reading() as connection:
             return load_activities(connection, agent_ids, history=history)
 
     def attach_spans(self, spans: Sequence[tuple[UUID, int, SpanRef]]) -> Set[UUID]:
         """Name spans on their rows; see `ActivityStore.attach_spans`."""
-        with translated(), self._connector.writing() as connection:
+        with self._connector.translated(), self._connector.writing() as connection:
             return attach_spans(connection, spans)
 
     def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
@@ -118,12 +118,12 @@ class SQLExporter:
         self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
     ) -> Mapping[UUID, StoredActivity]:
         """Extend the leases of what this worker runs; see `ActivityStore.extend_leases`."""
-        with translated(), self._connector.writing() as connection:
+        with self._connector.translated(), self._connector.writing() as connection:
             return extend_leases(connection, worker_id, agent_ids, owned)
 
     def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
         """Give up the leases of this worker; see `ActivityStore.release`."""
-        with translated(), self._connector.writing() as connection:
+        with self._connector.translated(), self._connector.writing() as connection:
             release(connection, worker_id, agent_ids, spans)
 
     # -- in a transaction of the caller: SQLAlchemy's exceptions pass through ------------------------------------
@@ -143,7 +143,7 @@ class SQLExporter:
         if connection is not None:
             join_transaction(connection)
             return find_activities(connection, criteria, most)
-        with translated(), self._connector.reading() as own:
+        with self._connector.translated(), self._connector.reading() as own:
             return find_activities(own, criteria, most)
 
     def end_where(
@@ -166,7 +166,7 @@ class SQLExporter:
                 join_transaction(connection)
                 chunk = end(connection)
             else:
-                with translated(), self._connector.writing() as own:
+                with self._connector.translated(), self._connector.writing() as own:
                     chunk = end(own)
             ended.extend(chunk)
             if len(chunk) < most:

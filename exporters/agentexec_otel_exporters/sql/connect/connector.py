@@ -44,6 +44,10 @@ class Connector:
             if self.engine.dialect.name == "sqlite":
                 self._file = SQLiteFile(self.engine)
 
+    def translated(self) -> AbstractContextManager[None]:
+        """Raise `ExportError`s that name this database, in place of exceptions of SQLAlchemy and the driver."""
+        return translated(self.engine.url)
+
     @contextmanager
     def reading(self) -> Generator[Connection]:
         """A connection that takes no write lock. Raises `ExportError` if none can be opened."""
@@ -75,7 +79,7 @@ class Connector:
 
     def _open(self) -> Connection:
         try:
-            with translated(), connecting():
+            with self.translated(), connecting():
                 return self.engine.connect()
         except TransientExportError as exc:
             exc.sent = False  # No event can have been stored.

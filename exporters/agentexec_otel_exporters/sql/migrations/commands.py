@@ -124,7 +124,7 @@ def _connection(database: str | URL | Engine | AsyncEngine | None) -> Generator[
         with engine.connect() as connection:
             yield connection
     except SQLAlchemyError as exc:
-        raise classify(exc) from exc
+        raise classify(exc, engine.url) from exc
     finally:
         if owned:
             engine.dispose()
