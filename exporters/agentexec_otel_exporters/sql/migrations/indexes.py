@@ -34,7 +34,7 @@ _INDEXES: Final = {
 
 
 def index_names(connection: Connection, table: str) -> dict[str, bool]:
-    """The indexes of a table, and whether each is whole: a CREATE INDEX CONCURRENTLY that is killed leaves it broken."""
+    """The indexes of a table, and whether each is whole. A killed CREATE INDEX CONCURRENTLY leaves it broken."""
     rows = connection.execute(text(_INDEXES[connection.dialect.name]), {"table": table})
     return {name: bool(valid) for name, valid in rows}
 
