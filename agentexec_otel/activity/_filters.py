@@ -32,6 +32,8 @@ from agentexec_otel.activity.models import Activity
 
 # Exact for 64-bit integers, unlike a double. MySQL needs a precision, with which PostgreSQL overflows.
 _EXACT: Final = Numeric().with_variant(DECIMAL(65, 20), "mysql", "mariadb")
+# The column of the table: an attribute of the model would send every page through the ORM.
+_METADATA: Final = Activity.__table__.c.metadata
 _LONGEST: Final = 16_384
 _SQLITE_TYPES: Final = {"string": ("text",), "integer": ("integer",), "float": ("real",), "boolean": ("true", "false")}
 _POSTGRESQL_TYPES: Final = {"string": ("string",), "number": ("number",), "boolean": ("boolean",)}
@@ -110,8 +112,8 @@ def _criterion(given_key: object, value: Any) -> ColumnElement[bool]:
         raise ValueError(f"metadata_filter has the key {shown}: use letters, digits, _ . : / - and spaces only")
     if key in CONF.indexed_metadata and (indexed := _indexed(key, value)) is not None:
         return indexed
-    json_type = _JSONType(Activity.metadata_, literal(key, String), literal(f'$."{key}"', String))
-    stored = Activity.metadata_[key]
+    json_type = _JSONType(_METADATA, literal(key, String), literal(f'$."{key}"', String))
+    stored = _METADATA[key]
     for kind, equal in _KINDS:
         if is_a(value, kind):
             return equal(json_type, stored, value)
@@ -120,16 +122,12 @@ def _criterion(given_key: object, value: Any) -> ColumnElement[bool]:
 
 def _indexed(key: str, value: Any) -> ColumnElement[bool] | None:
     """The criterion as the index of the key answers it. None for a fraction and for other types."""
-    text = indexed_text(Activity.metadata_, key)
+    text = indexed_text(_METADATA, key)
     if is_a(value, str):
         wanted = clean_message(value, _LONGEST)
         found = text == _Bytes(literal(text_of(wanted), String))
         # A second criterion has PostgreSQL guess that few rows are left, and sort them all instead of stopping early.
-        return (
-            found
-            if len(wanted) < MOST_CHARACTERS
-            else and_(found, same_text(Activity.metadata_[key].as_string(), wanted))
-        )
+        return found if len(wanted) < MOST_CHARACTERS else and_(found, same_text(_METADATA[key].as_string(), wanted))
     number = is_a(value, int) or is_a(value, float)
     whole = value if is_a(value, bool) else _as_integer(value) if number else None
     return None if whole is None else text == _Bytes(literal(text_of(whole), String))
