@@ -356,7 +356,8 @@ _ORDERED: Final[dict[Order, tuple[ColumnElement[Any], ...]]] = {
     "newest": (ACTIVITY.c.created_at.desc(), ACTIVITY.c.id.desc()),
     "oldest": (ACTIVITY.c.created_at, ACTIVITY.c.id),
 }
-_KEYS: Final = {(order, after): _keys(order, after) for order in _ORDERED for after in (False, True)}
+_ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest")
+_KEYS: Final = {(order, after): _keys(order, after) for order in _ORDERS for after in (False, True)}
 _BUILT: Final[dict[Any, tuple[_Select, builtins.list[str]]]] = {}
 _MOST_BUILT: Final = 100
 _PAGES: Final = {(order, after): _page((), order, after) for order, after in _KEYS}
