@@ -20,7 +20,7 @@ from agentexec_otel.activity._metadata_indexes import metadata_indexes
 from benchmarks._activities import History
 from benchmarks._context import Context, Scale
 from benchmarks._databases import ACTIVITY, LOG, Database
-from benchmarks._measure import Listing, Row, Section, Table, Target, best_of, interleaved
+from benchmarks._measure import Listing, Row, Section, Table, Target, best_of, interleaved, seconds
 
 _SIZES: Final = {
     Scale.SMOKE: (300,),
@@ -34,6 +34,8 @@ _MOST: Final = 3.0
 _MOST_GROWTH: Final = 1.5
 _JUDGED_FROM: Final = 10_000
 _TRIES: Final = {Scale.SMOKE: 1, Scale.QUICK: 10, Scale.FULL: 20}
+_LONGEST: Final = 1.0
+"""Seconds that the tries of one round may take, unless one try takes longer."""
 _INDEXED: Final = ("tenant", "user")
 
 _SUMMARY: Final = (
@@ -206,21 +208,22 @@ def _measured(context: Context, database: Database, history: History) -> tuple[l
 
 
 def _rows(context: Context, database: Database, query: _Query, session: Session, *, judged: bool) -> Iterator[Row]:
-    tries = context.pick(_TRIES)
 
-    def timed(work: Callable[[Session], object]) -> float:
-        def whole() -> None:
-            work(session)
-            session.rollback()
+    def whole(work: Callable[[Session], object]) -> None:
+        work(session)
+        session.rollback()
 
-        return best_of(whole, tries) * 1e3
-
-    cases = {"by hand": partial(timed, query.by_hand), "ours": partial(timed, query.ours)}
-    for warm in cases.values():  # both prepare and plan their statements once
-        warm()
+    works = {"by hand": partial(whole, query.by_hand), "ours": partial(whole, query.ours)}
+    slowest = max(seconds(work) for work in works.values())  # both prepare and plan their statements once
+    tries = max(1, min(context.pick(_TRIES), int(_LONGEST / slowest)))
+    cases = {name: partial(_milliseconds, work, tries) for name, work in works.items()}
     found = interleaved(cases, context.runs, context.track(f"{query.name}, {database.kind}", context.runs * 2))
     yield Row(f"{query.name}: SQL by hand", "ms", found["by hand"])
     yield Row(query.name, "ms", found["ours"], found["by hand"], Target(_MOST) if judged else None)
+
+
+def _milliseconds(work: Callable[[], object], tries: int) -> float:
+    return best_of(work, tries) * 1e3
 
 
 def _queries(database: Database, session: Session, history: History) -> Iterator[_Query]:
