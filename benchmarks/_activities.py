@@ -49,6 +49,10 @@ class History:
             return _MIX[random.Random(number).randrange(len(_MIX))]
         return "COMPLETE" if number < self.activities - self.pending else ("QUEUED", "RUNNING")[number % 2]
 
+    def created_at(self, number: int) -> datetime:
+        """When it was created: a second after the one before."""
+        return _START + timedelta(seconds=number)
+
     def load(self, database: Database) -> None:
         """Put everything into the two tables."""
         database.load(ACTIVITY, _HISTORY_COLUMNS, self._activity_rows(database))
@@ -57,7 +61,7 @@ class History:
 
     def _activity_rows(self, database: Database) -> Iterator[tuple[object, ...]]:
         for number in range(self.activities):
-            created = _START + timedelta(seconds=number)
+            created = self.created_at(number)
             ended = created + timedelta(seconds=self.logs)
             status = self.status(number)
             metadata = json.dumps({"tenant": f"tenant-{number % 100}", "user": number % 1000})

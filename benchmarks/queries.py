@@ -21,6 +21,7 @@ from benchmarks._activities import History
 from benchmarks._context import Context, Scale
 from benchmarks._databases import ACTIVITY, LOG, Database
 from benchmarks._measure import Listing, Row, Section, Table, Target, best_of, interleaved, seconds
+from benchmarks._stats_by_hand import stats_by_hand
 
 _SIZES: Final = {
     Scale.SMOKE: (300,),
@@ -41,7 +42,7 @@ _INDEXED: Final = ("tenant", "user")
 _SUMMARY: Final = (
     "a.agent_id, a.agent_type, a.created_at, a.updated_at, a.status, a.latest_percentage, a.started_at, a.ended_at,"
     " a.attempt, a.trace_id, a.span_id, a.worker_id, a.error_type, a.reason, a.metadata, a.input_tokens,"
-    " a.output_tokens, a.requests, a.cached_input_tokens, a.reasoning_tokens"
+    " a.output_tokens, a.requests, a.cached_input_tokens, a.reasoning_tokens, a.model, a.waiting"
 )
 _ITEM: Final = f"{_SUMMARY}, l.message AS latest_log, l.created_at AS latest_log_timestamp"
 _LINE: Final = "l.id, l.message, l.status, l.percentage, l.created_at, l.seq, l.attempt, l.late"
@@ -256,6 +257,7 @@ def _queries(database: Database, session: Session, history: History) -> Iterator
         lambda s: ax.activity.logs(s, agent_id, after_seq=7),
         lambda s: hand.rows(s, after, agent_id=raw_id),
     )
+    yield from _stats_queries(database, history)
 
 
 def _cursor_queries(database: Database, session: Session, history: History) -> Iterator[_Query]:
@@ -320,3 +322,20 @@ def _plan(database: Database, session: Session, query: _Query) -> str:
 def scans_the_log(plan: str) -> bool:
     """Whether a plan reads the log table from end to end, in PostgreSQL's words or in SQLite's."""
     return re.search(rf"Seq Scan on {LOG}\b|\bSCAN {LOG}\b|\bSCAN TABLE {LOG}\b|\bSCAN l\b", plan) is not None
+
+
+# -- stats --------------------------------------------------------------------------------------------------------
+
+
+def _stats_queries(database: Database, history: History) -> Iterator[_Query]:
+    """All activities, and those of the last hour."""
+
+    def by_hand(where: str) -> Callable[[Any], object]:
+        statements = [text(statement) for statement in stats_by_hand(database.kind, where)]
+        return lambda session: [session.execute(statement).all() for statement in statements]
+
+    hour = history.created_at(max(0, history.activities - 3_600))
+    literal = hour.isoformat(" ") if database.kind == "postgres" else hour.strftime("%Y-%m-%d %H:%M:%S.%f")
+    yield _Query("stats", ax.activity.stats, by_hand(""))
+    recent = partial(ax.activity.stats, created_after=hour)
+    yield _Query("stats, last hour", recent, by_hand(f"WHERE created_at >= '{literal}'"))

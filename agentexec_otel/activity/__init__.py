@@ -1,8 +1,8 @@
 """Activities: write their life cycle, query what was written.
 
 `create`, `update`, `complete`, `error`, `cancel`, `retry`, `cancel_pending`, `retry_many` and `run` write; `get`,
-`detail`, `list`, `logs` and `count_active` read in a session of the caller; `follow` iterates over logs as they come;
-`current` is the activity that runs here.
+`detail`, `list`, `logs`, `count_active` and `stats` read in a session of the caller; `follow` iterates over logs as
+they come; `current` is the activity that runs here.
 `aio` has the same for asyncio.
 """
 
@@ -22,6 +22,7 @@ from agentexec_otel.activity._lifecycle import (
 )
 from agentexec_otel.activity._query import count_active, detail, get, list, logs
 from agentexec_otel.activity._run import ActivityRun, current, run
+from agentexec_otel.activity._stats import stats
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.activity.schemas import (
     ActivityCursorPageSchema,
@@ -29,6 +30,10 @@ from agentexec_otel.activity.schemas import (
     ActivityListItemSchema,
     ActivityListSchema,
     ActivityLogSchema,
+    ActivityStatsBucketSchema,
+    ActivityStatsSchema,
+    ActivityTypeStatsSchema,
+    PercentilesSchema,
 )
 from agentexec_otel.activity.status import Status
 
@@ -42,6 +47,10 @@ __all__ = [
     "ActivityLog",
     "ActivityLogSchema",
     "ActivityRun",
+    "ActivityStatsBucketSchema",
+    "ActivityStatsSchema",
+    "ActivityTypeStatsSchema",
+    "PercentilesSchema",
     "Status",
     "aio",
     "cancel",
@@ -60,5 +69,6 @@ __all__ = [
     "retry",
     "retry_many",
     "run",
+    "stats",
     "update",
 ]

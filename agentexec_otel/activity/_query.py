@@ -8,21 +8,20 @@ from typing import Any, Final, NamedTuple, TypeAlias, Unpack, overload
 from uuid import UUID
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Result, Row, Select, Uuid, and_, bindparam, func, select, type_coerce
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import ColumnElement, Row, Uuid, and_, bindparam, func, select, type_coerce
 from sqlalchemy.orm import Session
 from sqlalchemy.types import NullType
 
-from agentexec_otel._errors import ActivityNotFoundError, ConfigurationError
+from agentexec_otel._errors import ActivityNotFoundError
 from agentexec_otel._model.event import ACTIVE
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import describe, plain_int
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, of_latest_log
 from agentexec_otel.activity._cursor import Cursor, Order, checked_order
+from agentexec_otel.activity._execute import AnySelect as _Select
+from agentexec_otel.activity._execute import execute as _execute
 from agentexec_otel.activity._filters import metadata_criteria
-from agentexec_otel.activity._schema_faults import schema_fault
-from agentexec_otel.activity._sessions import synchronous
-from agentexec_otel.activity.models import Activity, UtcDateTime
+from agentexec_otel.activity.models import UtcDateTime
 from agentexec_otel.activity.schemas import (
     ActivityCursorPageSchema,
     ActivityDetailSchema,
@@ -31,8 +30,6 @@ from agentexec_otel.activity.schemas import (
     ActivityLogSchema,
 )
 
-# A Select of many columns, whose exact type is not needed.
-_Select: TypeAlias = "Select[*tuple[Any, ...]]"
 _Row: TypeAlias = "Row[*tuple[Any, ...]]"
 
 _MOST_PER_PAGE = 1_000
@@ -42,8 +39,6 @@ _LAST_SEQ = (1 << 31) - 1
 
 # Statements on the plain tables, made once. Building one and finding it in SQLAlchemy's cache takes longer than most of
 # these queries.
-_IN_OUR_TABLES: Final = {"mapper": Activity}
-
 # UUIDs as the driver has them: pydantic makes one in half of SQLAlchemy's time, and of a page only one `id` is used.
 _RAW_ID: Final = type_coerce(ACTIVITY.c.id, NullType).label("row_id")
 _SUMMARY: Final = (
@@ -53,7 +48,8 @@ _SUMMARY: Final = (
         for name in (
             "agent_type", "created_at", "updated_at", "status", "latest_percentage", "started_at", "ended_at",
             "attempt", "trace_id", "span_id", "worker_id", "error_type", "reason", "metadata",
-            "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens",
+            "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens", "model",
+            "waiting",
         )
     ),
 )  # fmt: skip
@@ -360,16 +356,7 @@ _ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest")
 _KEYS: Final = {(order, after): _keys(order, after) for order in _ORDERS for after in (False, True)}
 _BUILT: Final[dict[Any, tuple[_Select, builtins.list[str]]]] = {}
 _MOST_BUILT: Final = 100
-_PAGES: Final = {(order, after): _page((), order, after) for order, after in _KEYS}
-
-
-def _execute(session: Session, statement: _Select, **parameters: object) -> Result[*tuple[Any, ...]]:
-    try:
-        return synchronous(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
-    except DBAPIError as exc:
-        if (fault := schema_fault(exc.orig)) is None:
-            raise
-        raise ConfigurationError(fault) from exc
+_PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS for after in (False, True)}
 
 
 def _fields(row: _Row) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from sqlalchemy.orm import Session
 
 from agentexec_otel._model.text import type_name
-from agentexec_otel.activity import _lifecycle, _query
+from agentexec_otel.activity import _lifecycle, _query, _stats
 from agentexec_otel.activity._follow import follow_async
 from agentexec_otel.activity._session_writes import store_pending
 
@@ -36,6 +36,7 @@ __all__ = [
     "reap",
     "retry",
     "retry_many",
+    "stats",
     "update",
 ]
 
@@ -99,5 +100,6 @@ get = _query_twin(_query.get)
 list = _query_twin(_query.list)
 logs = _query_twin(_query.logs)
 count_active = _query_twin(_query.count_active)
+stats = _query_twin(_stats.stats)
 
 follow = follow_async

@@ -16,6 +16,10 @@ __all__ = [
     "ActivityListItemSchema",
     "ActivityListSchema",
     "ActivityLogSchema",
+    "ActivityStatsBucketSchema",
+    "ActivityStatsSchema",
+    "ActivityTypeStatsSchema",
+    "PercentilesSchema",
 ]
 
 
@@ -58,6 +62,8 @@ class _Summary(BaseModel):
     requests: int | None = None
     cached_input_tokens: int | None = None
     reasoning_tokens: int | None = None
+    model: str | None = None
+    waiting: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = Field(default=None, exclude=True)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -142,3 +148,51 @@ class ActivityCursorPageSchema(BaseModel):
     total: int | None = None
     page_size: int
     next_cursor: str | None = None
+
+
+class PercentilesSchema(BaseModel):
+    """Percentiles of some values, each one of the values: the smallest that so many of them do not exceed.
+
+    Without values (``count`` is 0) they are None.
+    """
+
+    count: int = 0
+    sum: int | float = 0
+    p50: int | float | None = None
+    p90: int | float | None = None
+    p95: int | float | None = None
+    p99: int | float | None = None
+    max: int | float | None = None
+
+
+class ActivityTypeStatsSchema(BaseModel):
+    """How the activities of one type did."""
+
+    agent_type: str
+    total: int
+    active: int
+    failed: int
+    duration_seconds: PercentilesSchema
+
+
+class ActivityStatsBucketSchema(BaseModel):
+    """How many activities started, ended and failed in a span of time. `failed` are among `ended`."""
+
+    start: datetime
+    started: int
+    ended: int
+    failed: int
+
+
+class ActivityStatsSchema(BaseModel):
+    """Counts and percentiles of activities."""
+
+    total: int
+    by_status: dict[Status, int]
+    by_type: list[ActivityTypeStatsSchema]
+    by_reason: dict[str, int]
+    duration_seconds: PercentilesSchema
+    queued_seconds: PercentilesSchema
+    input_tokens: PercentilesSchema
+    output_tokens: PercentilesSchema
+    series: list[ActivityStatsBucketSchema]

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
+from datetime import timedelta
 from typing import Any, cast
 from uuid import uuid4
 
@@ -64,6 +65,9 @@ async def test_queries(database: Database, async_engine: AsyncEngine) -> None:
         assert await aio.get(session, agent_id) == item
         assert [log.seq for log in await aio.logs(session, agent_id, after_seq=1)] == [2]
         assert await aio.count_active(session) == 1
+        measured = await aio.stats(session, bucket=timedelta(hours=1), agent_type="task")
+        assert measured == await session.run_sync(ax.activity.stats, bucket=timedelta(hours=1))
+        assert (measured.total, measured.series[0].started) == (1, 1)
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["auto-begun", "explicit"])

@@ -22,6 +22,10 @@ from agentexec_otel.activity.schemas import (
     ActivityListItemSchema,
     ActivityListSchema,
     ActivityLogSchema,
+    ActivityStatsBucketSchema,
+    ActivityStatsSchema,
+    ActivityTypeStatsSchema,
+    PercentilesSchema,
 )
 from agentexec_otel.export import (
     Ack,
@@ -153,6 +157,13 @@ def read(session: Session, agent_id: UUID) -> None:
         assert_type(item.latest_log_timestamp, datetime | None)
         assert_type(item.elapsed_time_seconds, int)
     assert_type(ax.activity.count_active(session), int)
+    found_stats = assert_type(ax.activity.stats(session, bucket=timedelta(hours=1), **filters), ActivityStatsSchema)
+    assert_type(found_stats.by_status[Status.ERROR], int)
+    assert_type(found_stats.by_type, list[ActivityTypeStatsSchema])
+    assert_type(found_stats.by_reason, dict[str, int])
+    assert_type(found_stats.duration_seconds, PercentilesSchema)
+    assert_type(found_stats.duration_seconds.p95, int | float | None)
+    assert_type(found_stats.series, list[ActivityStatsBucketSchema])
     assert_type(ax.activity.logs(session, agent_id, after_seq=1, limit=5), list[ActivityLogSchema])
     assert_type(ax.activity.logs(session, agent_id, metadata_filter=None), list[ActivityLogSchema])
     rows = session.query(Activity).filter(Activity.logs.any(status=Status.QUEUED)).all()
@@ -172,7 +183,9 @@ def run() -> UUID:
         assert_type(block.canceled, bool)
         assert_type(block.owner, bool)
         assert_type(ax.activity.current(), ax.activity.ActivityRun | None)
-        block.record_usage(input_tokens=1, output_tokens=2, cached_input_tokens=1, reasoning_tokens=1)
+        block.record_usage(input_tokens=1, output_tokens=2, cached_input_tokens=1, reasoning_tokens=1, model="large")
+        assert_type(block.waiting(), bool)
+        block.waiting("approval", items=[{"tool": "refund", "call_id": "call_1"}], message="Refund?")
     return block.agent_id
 
 
@@ -210,6 +223,7 @@ async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
     assert_type(await ax.activity.aio.list(session, cursor=""), ActivityCursorPageSchema)
     assert_type(await ax.activity.aio.logs(session, agent_id), list[ActivityLogSchema])
     assert_type(await ax.activity.aio.count_active(session), int)
+    assert_type(await ax.activity.aio.stats(session, agent_type="task"), ActivityStatsSchema)
     assert_type(await session.run_sync(ax.activity.detail, agent_id), ActivityDetailSchema | None)
     async with ax.activity.run(agent_id) as block:
         assert_type(block, ax.activity.ActivityRun)
