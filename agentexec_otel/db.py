@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError, MissingExtraError
+from agentexec_otel.activity._metadata_indexes import is_on_metadata
 from agentexec_otel.activity.models import Base
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "current",
     "downgrade",
     "engine",
+    "include_declared",
     "include_object",
     "rights",
     "server",
@@ -114,8 +116,19 @@ def sql(database: Database | None = None, *, start: str | None = None) -> str:
 
 def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
     """Leave our tables out of the migrations of an application: an `include_object` for its Alembic `env.py`."""
-    table = name if type_ == "table" else getattr(getattr(item, "table", None), "name", None)
-    return table not in {*Base.metadata.tables, f"{CONF.table_prefix}alembic_version"}
+    return _table_of(item, name, type_) not in {*Base.metadata.tables, f"{CONF.table_prefix}alembic_version"}
+
+
+def include_declared(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    """Leave out the indexes of `AGENTEXEC_INDEXED_METADATA`, which our models do not declare.
+
+    An `include_object` for an application whose own Alembic has our tables in its ``target_metadata``.
+    """
+    return not is_on_metadata(type_, name, _table_of(item, name, type_))
+
+
+def _table_of(item: Any, name: str | None, type_: str) -> str | None:
+    return name if type_ == "table" else getattr(getattr(item, "table", None), "name", None)
 
 
 def _migrations() -> Any:

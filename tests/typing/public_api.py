@@ -100,6 +100,7 @@ def migrations(engine: Engine) -> None:
     ax.db.downgrade(engine)
     ax.db.upgrade(engine)
     assert_type(ax.db.include_object(None, None, "table", False, None), bool)
+    assert_type(ax.db.include_declared(None, None, "index", True, None), bool)
 
 
 def settings() -> None:

@@ -6,22 +6,31 @@ import io
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
+from warnings import catch_warnings, simplefilter
 
 from sqlalchemy import URL, Connection, Engine, inspect
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import SAWarning, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, MissingExtraError
 from agentexec_otel.activity.models import Base
+from agentexec_otel.db import include_declared
 from agentexec_otel_exporters.sql._errors import classify
 from agentexec_otel_exporters.sql.connect.engine import connect_arguments, new_engine, parse_url
+from agentexec_otel_exporters.sql.migrations.indexes import (
+    create_missing_indexes,
+    drop_indexes,
+    index_problems,
+    index_statements,
+)
 from agentexec_otel_exporters.sql.migrations.lock import exclusively
 from agentexec_otel_exporters.sql.migrations.version import (
     HEAD,
     PRE_DEPLOY,
     REVISIONS,
     SCHEMA_1,
+    UPGRADE,
     VERSION_TABLE,
     read_version,
     write_version,
@@ -41,6 +50,7 @@ def upgrade(database: str | URL | Engine | AsyncEngine | None = None, *, pre_dep
         found = _known_version(connection)
         if not (pre_deploy and found == HEAD):
             command.upgrade(_config(connection=connection), PRE_DEPLOY if pre_deploy else HEAD)
+        create_missing_indexes(connection)
 
 
 def downgrade(database: str | URL | Engine | AsyncEngine | None = None) -> None:
@@ -48,7 +58,8 @@ def downgrade(database: str | URL | Engine | AsyncEngine | None = None) -> None:
     command = _alembic_command()
     with connecting_to(database) as connection, exclusively(connection):
         if _known_version(connection) is None:
-            raise ConfigurationError(f"the tables have no revision to go back from: {_UPGRADE}")
+            raise ConfigurationError(f"the tables have no revision to go back from: {UPGRADE}")
+        drop_indexes(connection)
         command.downgrade(_config(connection=connection), SCHEMA_1)
 
 
@@ -76,12 +87,14 @@ def check(database: str | URL | Engine | AsyncEngine | None = None) -> list[str]
     with connecting_to(database) as connection:
         missing = set(Base.metadata.tables) - set(inspect(connection).get_table_names())
         if missing:
-            return [f"the table {name} is missing: {_UPGRADE}" for name in sorted(missing)]
+            return [f"the table {name} is missing: {UPGRADE}" for name in sorted(missing)]
         found = read_version(connection)
         problems = [] if found == HEAD else [_wrong_version(found)]
-        options: dict[str, Any] = {"compare_type": True, "include_name": _is_ours, "version_table": VERSION_TABLE}
-        context = MigrationContext.configure(connection, opts=options)
-        return problems + [_sentence(one) for one in compare_metadata(context, Base.metadata)]
+        context = MigrationContext.configure(connection, opts=_COMPARED)
+        with catch_warnings():
+            simplefilter("ignore", SAWarning)  # SQLAlchemy does not reflect indexes on expressions of SQLite.
+            differences = compare_metadata(context, Base.metadata)
+        return [*problems, *map(_sentence, differences), *index_problems(connection)]
 
 
 def engine(database: str | URL | Engine | AsyncEngine | None = None) -> Engine:
@@ -102,7 +115,7 @@ def sql(database: str | URL | Engine | AsyncEngine | None = None, *, start: str 
     finally:
         if owned:
             engine.dispose()
-    return written.getvalue()
+    return written.getvalue() + "".join(f"{one};\n\n" for one in index_statements(engine.dialect.name))
 
 
 # -- the database --------------------------------------------------------------------------------------------------
@@ -146,8 +159,6 @@ def _url(database: str | URL | AsyncEngine | None) -> URL:
 
 # -- revisions -----------------------------------------------------------------------------------------------------
 
-_UPGRADE: Final = "run agentexec-otel db upgrade, or ax.db.upgrade(engine)"
-
 
 def _known_version(connection: Connection) -> str | None:
     found = read_version(connection)
@@ -160,14 +171,22 @@ def _known_version(connection: Connection) -> str | None:
 
 def _wrong_version(found: str | None) -> str:
     if found is None:
-        return f"the tables have no revision: {_UPGRADE}"
+        return f"the tables have no revision: {UPGRADE}"
     if found in REVISIONS:
-        return f"the tables have the revision {found}, and this version wants {HEAD}: {_UPGRADE}"
+        return f"the tables have the revision {found}, and this version wants {HEAD}: {UPGRADE}"
     return f"the tables have the revision {found}, of a later version: install that version of agentexec-otel"
 
 
 def _is_ours(name: str | None, kind: str, parents: Any) -> bool:
     return kind != "table" or name in Base.metadata.tables
+
+
+_COMPARED: Final[dict[str, Any]] = {
+    "compare_type": True,
+    "include_name": _is_ours,
+    "include_object": include_declared,
+    "version_table": VERSION_TABLE,
+}
 
 
 def _sentence(difference: Any) -> str:
