@@ -17,6 +17,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, delete, event, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -355,6 +356,37 @@ def test_several_archivers(database: Database, tmp_path: Path) -> None:
     assert [len(ids) for ids in found] == counts
     rest = list(contents(database.engine))  # locked by one that was behind, when another one passed
     assert sorted([*rest, *(agent_id for one in found for agent_id in one)]) == sorted(ids)
+
+
+@SERVERS
+@KINDS
+def test_deadlock(database: Database, engine: Engine, tmp_path: Path, name: str) -> None:
+    """A batch that is rolled back for another transaction is not in the archive, even if that one has deleted it."""
+    first, taken, last = fill(database.engine, 3)
+    to = tmp_path / name
+    seen = 0
+
+    def fail(_: Connection) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 6:  # of a batch the rows are read, then the logs; then it is deleted
+            delete_after_rollback()
+            code: Any = type("Deadlock", (Exception,), {"sqlstate": "40P01"})("deadlock detected")
+            raise OperationalError("COMMIT", {}, code)
+
+    def delete_after_rollback() -> None:
+        @event.listens_for(engine, "rollback", once=True)
+        def rolled_back(connection: Connection) -> None:
+            connection.connection.rollback()
+            with database.engine.begin() as other:
+                gone = select(Activity.id).where(Activity.agent_id == taken)
+                other.execute(delete(ActivityLog).where(ActivityLog.activity_id.in_(gone)))
+                other.execute(delete(Activity).where(Activity.agent_id == taken))
+
+    event.listen(engine, "commit", fail)
+    assert ax.activity.archive(engine, OLD, to=to, batch_size=1) == 2
+    assert archived(to) == [first, last]
+    assert count_rows(database.engine) == (0, 0)
 
 
 @ONE

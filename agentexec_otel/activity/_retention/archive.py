@@ -127,6 +127,7 @@ class _Batches:
         self._connection = connection
         self._aside = aside
         self._target = target
+        self._is_written = False  # the batch of the transaction that is under way
 
     def archive(self) -> int:
         """Return how many were archived."""
@@ -179,7 +180,12 @@ class _Batches:
             stored = self._with_logs(rows)
             encoded = self._aside(lambda: {row.id: target.encode(row) for row in stored})
         move = partial(self._move_unchanged, {row.id: row for row in rows}, encoded)
-        return repeated(move, self._aside, undo=self._remove_unarchived)
+        return repeated(move, self._aside, undo=self._remove_rolled_back)
+
+    def _remove_rolled_back(self) -> None:
+        """Remove the batch from the archive: it was not deleted, even if another archiver has deleted it meanwhile."""
+        if (target := self._target) is not None and self._is_written:
+            self._aside(lambda: target.keep(frozenset()))
 
     def _with_logs(self, rows: Sequence[_Row]) -> list[StoredRow]:
         statement = select(LOG.c.activity_id, *LOG_COLUMNS).where(LOG.c.activity_id.in_([row.id for row in rows]))
@@ -192,12 +198,14 @@ class _Batches:
     def _move_unchanged(self, rows: dict[UUID, _Row], encoded: dict[UUID, Any]) -> int:
         """Write the batch, and delete it, without those that another process has changed or locked."""
         connection, target = self._connection, self._target
+        self._is_written = False
         with connection.begin():
             lock_database(connection)
             unchanged = {row.id for row in self._lock(rows.values()) if row == rows[row.id]}
             ids = [row_id for row_id in rows if row_id in unchanged]  # in the order of `created_at`
             if ids and target is not None:
                 self._aside(lambda: target.append([encoded[row_id] for row_id in ids]))
+                self._is_written = True
             # Logs first: SQLite cascades only if the application enforces foreign keys.
             connection.execute(delete(LOG).where(LOG.c.activity_id.in_(ids)))
             connection.execute(delete(ACTIVITY).where(ACTIVITY.c.id.in_(ids)))
