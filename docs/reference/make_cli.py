@@ -41,7 +41,7 @@ def _section(name: str, command: Any) -> Iterator[str]:
     shown = command.get_params(typer.Context(command))
     arguments = [one for one in shown if one.param_type_name == "argument"]
     options = [one for one in shown if one.param_type_name == "option" and not SHARED & set(one.opts)]
-    usage = " ".join([name, *(_placeholder(one) for one in arguments), *(["[OPTIONS]"] if options else [])])
+    usage = " ".join([name, *(["[OPTIONS]"] if options else []), *(_placeholder(one) for one in arguments)])
     yield from ("", f"### {name.removeprefix('agentexec-otel ')}", "", "```text", usage, "```", "")
     yield from (" ".join(part.split()) + "\n" for part in command.help.split("\n\n"))
     shared = [f"`{one.opts[0]}`" for one in shown if {"--database", "--json"} & set(one.opts)]
@@ -57,7 +57,8 @@ def _section(name: str, command: Any) -> Iterator[str]:
 
 
 def _placeholder(argument: Any) -> str:
-    return str(argument.metavar or argument.name.upper())
+    name = str(argument.metavar or argument.name.upper())
+    return name if argument.required or name.startswith("[") else f"[{name}]"
 
 
 def _names(option: Any) -> str:

@@ -61,7 +61,6 @@ def test_delete(url: str, some: dict[str, UUID]) -> None:
         (["archive", "--older-than", "30d", "--to", "x.txt", "-y"], 1, "ends in .jsonl"),
         (["restore", "/none/x.jsonl"], 1, "/none/x.jsonl: No such file"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_errors(url: str, some: dict[str, UUID], arguments: list[str], code: int, words: str) -> None:
     """One sentence, and nothing is moved or deleted."""

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -77,7 +77,7 @@ def test_earlier_logs_of_one(url: str) -> None:
 
 
 @contextmanager
-def piped(*arguments: str, url: str) -> Iterator[Iterator[str]]:
+def piped(*arguments: str, url: str) -> Generator[Iterator[str]]:
     """The lines that a command prints into a pipe as it goes."""
     command = [str(COMMAND), "tail", *arguments]
     with subprocess.Popen(command, env=environment(url), stdout=subprocess.PIPE, text=True) as process:
