@@ -124,6 +124,11 @@ class Settings(BaseSettings):
             raise ValueError(f"{wrong[0]!r:.80} is no metadata key that can be filtered by: {_KEYS}")
         return tuple(dict.fromkeys(keys))
 
+    @classmethod
+    def unknown_variables(cls) -> dict[str, str | None]:
+        """The ``AGENTEXEC_*`` variables of the environment that are no setting, each with the one that may be meant."""
+        return unknown_variables(os.environ, cls.model_fields)
+
     def __setattr__(self, name: str, value: object) -> None:
         if name == "table_prefix" and value != self.table_prefix:
             raise ConfigurationError(
@@ -148,7 +153,7 @@ def _read() -> Settings:
 
 def _warn_of_unknown_variables() -> None:
     logger = logging.getLogger("agentexec_otel")
-    for name, nearest in unknown_variables(os.environ, Settings.model_fields).items():
+    for name, nearest in Settings.unknown_variables().items():
         hint = f": did you mean {nearest}?" if nearest else ""
         logger.warning("%s is no setting of agentexec-otel and has no effect%s", name, hint)
 

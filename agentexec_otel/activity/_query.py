@@ -8,20 +8,20 @@ from typing import Any, Final, NamedTuple, TypeAlias, Unpack, overload
 from uuid import UUID
 
 from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Row, Uuid, and_, bindparam, func, select, type_coerce
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Row, RowMapping, Uuid, and_, bindparam, case, func, select, type_coerce
+from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.types import NullType
 
 from agentexec_otel._errors import ActivityNotFoundError
-from agentexec_otel._model.event import ACTIVE
+from agentexec_otel._model.event import ACTIVE, QUEUED, RUNNING
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import describe, plain_int
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, of_latest_log
 from agentexec_otel.activity._cursor import Cursor, Order, checked_order
 from agentexec_otel.activity._execute import AnySelect as _Select
-from agentexec_otel.activity._execute import execute as _execute
+from agentexec_otel.activity._execute import execute
 from agentexec_otel.activity._filters import metadata_criteria
-from agentexec_otel.activity.models import UtcDateTime
+from agentexec_otel.activity.models import Activity, UtcDateTime
 from agentexec_otel.activity.schemas import (
     ActivityCursorPageSchema,
     ActivityDetailSchema,
@@ -91,6 +91,26 @@ _GET: Final = _ITEM.where(ACTIVITY.c.agent_id == bindparam("of_agent"))
 _EXISTS: Final = select(ACTIVITY.c.id).where(ACTIVITY.c.agent_id == bindparam("of_agent"))
 _COUNT: Final = select(func.count()).select_from(ACTIVITY)
 _COUNT_ACTIVE: Final = _COUNT.where(ACTIVITY.c.status.in_(ACTIVE))
+_ACTIVE_IDS: Final = select(ACTIVITY.c.agent_id).where(ACTIVITY.c.status.in_(ACTIVE)).order_by(ACTIVITY.c.created_at)
+_ROW: Final = (
+    select(Activity)
+    .where(Activity.agent_id == bindparam("of_agent"))
+    .options(selectinload(Activity.logs))
+    .execution_options(populate_existing=True)
+)
+_ACTIVE_FIRST: Final = (
+    _ITEM.with_only_columns(
+        ACTIVITY.c.agent_id, ACTIVITY.c.agent_type, LOG.c.message.label("latest_log_message"), ACTIVITY.c.status,
+        LOG.c.created_at.label("latest_log_timestamp"), ACTIVITY.c.latest_percentage.label("percentage"),
+        ACTIVITY.c.started_at, ACTIVITY.c.metadata,
+    )
+    .order_by(
+        case((ACTIVITY.c.status == RUNNING, 0), (ACTIVITY.c.status == QUEUED, 1), else_=2),
+        ACTIVITY.c.created_at.desc(), ACTIVITY.c.id.desc(),
+    )
+    .limit(bindparam("row_count"))
+    .offset(bindparam("row_offset"))
+)  # fmt: skip
 
 
 def detail(
@@ -112,8 +132,9 @@ def detail(
     row = _row(session, _DETAIL, agent_id, metadata_filter)
     if row is None:
         return None
-    logs = _logs(session, _ALL_LOGS if include_late else _LOGS, of_activity=row[-1])
-    return ActivityDetailSchema(**_fields(row), logs=logs)
+    row_id = row[-1]
+    logs = _logs(session, _ALL_LOGS if include_late else _LOGS, of_activity=row_id)
+    return ActivityDetailSchema(id=row_id, **_fields(row), logs=logs)
 
 
 def get(
@@ -132,7 +153,7 @@ def _row(
     session: Session, statement: _Select, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None
 ) -> _Row | None:
     parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
-    found = _execute(session, statement.where(*criteria) if criteria else statement, of_agent=parsed)
+    found = execute(session, statement.where(*criteria) if criteria else statement, of_agent=parsed)
     return next(iter(found.all()), None)
 
 
@@ -195,7 +216,7 @@ def list(
     if cursor is not None:
         return ActivityCursorPageSchema(items=items, total=total, page_size=page_size, next_cursor=following)
     if total is None:
-        total = int(_execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
+        total = int(execute(session, _COUNT.where(*criteria) if criteria else _COUNT).scalar_one())
     return ActivityListSchema(items=items, total=total, page=page, page_size=page_size, next_cursor=following)
 
 
@@ -228,7 +249,7 @@ def logs(
     if most is not None:
         statement = statement.limit(min(most, _LAST_SEQ))
     found = _logs(session, statement, of_agent=parsed, after_seq=cursor)
-    if criteria and not found and _execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
+    if criteria and not found and execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
         raise ActivityNotFoundError(parsed)
     return found
 
@@ -250,7 +271,7 @@ def tail(session: Session, agent_id: UUID, after_seq: int, criteria: Sequence[Co
     final = min(after_seq + _MOST_PER_READ, _LAST_SEQ)
     # Bounded by `seq` instead of LIMIT, for which PostgreSQL would sort all the logs behind the cursor.
     parameters = {"of_agent": agent_id, "first_seq": min(after_seq + 1, _LAST_SEQ), "final_seq": final}
-    rows = _execute(session, _FOLLOWED.where(*criteria) if criteria else _FOLLOWED, **parameters).mappings().all()
+    rows = execute(session, _FOLLOWED.where(*criteria) if criteria else _FOLLOWED, **parameters).mappings().all()
     if not rows:
         raise ActivityNotFoundError(agent_id)
     status, last_seq = rows[0]["activity_status"], rows[0]["last_seq"]
@@ -268,7 +289,38 @@ def checked_seq(after_seq: object) -> int:
 
 def count_active(session: Session) -> int:
     """Count the activities that are QUEUED or RUNNING."""
-    return int(_execute(session, _COUNT_ACTIVE).scalar_one())
+    return int(execute(session, _COUNT_ACTIVE).scalar_one())
+
+
+# -- as agentexec has them on its model ---------------------------------------------------------------------------
+
+
+def row_with_logs(
+    session: Session, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None = None
+) -> Activity | None:
+    """See `Activity.get_by_agent_id`."""
+    parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
+    found = execute(session, _ROW.where(*criteria) if criteria else _ROW, of_agent=parsed)
+    return found.scalars().one_or_none()
+
+
+def list_active_first(
+    session: Session, page: int, page_size: int, metadata_filter: Mapping[str, Any] | None
+) -> builtins.list[RowMapping]:
+    """See `Activity.get_list`."""
+    page, page_size = _checked_page(page, page_size, None)
+    criteria = metadata_criteria(metadata_filter)
+    statement = _ACTIVE_FIRST.where(*criteria) if criteria else _ACTIVE_FIRST
+    rows = execute(session, statement, row_count=page_size, row_offset=min((page - 1) * page_size, _MOST_ROWS))
+    return builtins.list(rows.mappings())
+
+
+def active_ids(session: Session) -> builtins.list[UUID]:
+    """See `Activity.get_pending_ids`."""
+    return builtins.list(execute(session, _ACTIVE_IDS).scalars())
+
+
+# -- pages --------------------------------------------------------------------------------------------------------
 
 
 def _checked_page(page: object, page_size: object, cursor: str | None) -> tuple[int, int]:
@@ -297,7 +349,7 @@ def _read_page(
         parameters["row_offset"] = min((page - 1) * page_size, _MOST_ROWS)
     else:
         parameters |= {"after_time": after.created_at, "after_id": after.id}
-    return _execute(session, statement, **parameters).all()
+    return execute(session, statement, **parameters).all()
 
 
 def _next_cursor(rows: Sequence[_Row], order: Order, page_size: int) -> str | None:
@@ -365,5 +417,5 @@ def _fields(row: _Row) -> dict[str, Any]:
 
 
 def _logs(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:
-    rows = _execute(session, statement, **parameters).all()
+    rows = execute(session, statement, **parameters).all()
     return [ActivityLogSchema(**dict(zip(_LOG_FIELDS, row, strict=True))) for row in rows]

@@ -39,6 +39,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._model.event import Status
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.text import NAME_LIMIT
+from agentexec_otel.activity._agentexec import AgentexecMethods
 
 __all__ = ["Activity", "ActivityLog", "Base", "Status", "StatusText", "UtcDateTime"]
 
@@ -139,7 +140,7 @@ class Base(DeclarativeBase):
     metadata = MetaData()
 
 
-class Activity(Base):
+class Activity(AgentexecMethods, Base):
     """One tracked run, from QUEUED to a terminal status."""
 
     __tablename__ = f"{_PREFIX}activity"
@@ -201,7 +202,8 @@ class ActivityLog(Base):
         Index(constraint_name(f"ix_{_PREFIX}activity_log_activity_id"), "activity_id", "seq", unique=True),
         _one_of_statuses(f"{_PREFIX}activity_log"),
         _percentage_range(f"{_PREFIX}activity_log", "percentage"),
-        _MYSQL,
+        # SQLite would give the ids of deleted rows to new ones: a reader of the feed would miss these.
+        _MYSQL | {"sqlite_autoincrement": True},
     )
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)

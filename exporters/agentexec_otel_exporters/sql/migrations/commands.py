@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 from warnings import catch_warnings, simplefilter
 
-from sqlalchemy import URL, Connection, Engine, create_engine, inspect
+from sqlalchemy import URL, Connection, Engine, inspect
 from sqlalchemy.exc import SAWarning, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -17,7 +17,7 @@ from agentexec_otel._errors import ConfigurationError, MissingExtraError
 from agentexec_otel.activity.models import Base
 from agentexec_otel.db import include_declared
 from agentexec_otel_exporters.sql._errors import classify
-from agentexec_otel_exporters.sql.connect.engine import parse_url
+from agentexec_otel_exporters.sql.connect.engine import connect_arguments, new_engine, parse_url
 from agentexec_otel_exporters.sql.migrations.indexes import (
     create_missing_indexes,
     drop_indexes,
@@ -46,7 +46,7 @@ _SCRIPTS: Final = "agentexec_otel_exporters.sql:migrations"
 def upgrade(database: str | URL | Engine | AsyncEngine | None = None, *, pre_deploy: bool = False) -> None:
     """See `ax.db.upgrade`."""
     command = _alembic_command()
-    with _connection(database) as connection, exclusively(connection):
+    with connecting_to(database) as connection, exclusively(connection):
         found = _known_version(connection)
         if not (pre_deploy and found == HEAD):
             command.upgrade(_config(connection=connection), PRE_DEPLOY if pre_deploy else HEAD)
@@ -56,7 +56,7 @@ def upgrade(database: str | URL | Engine | AsyncEngine | None = None, *, pre_dep
 def downgrade(database: str | URL | Engine | AsyncEngine | None = None) -> None:
     """See `ax.db.downgrade`."""
     command = _alembic_command()
-    with _connection(database) as connection, exclusively(connection):
+    with connecting_to(database) as connection, exclusively(connection):
         if _known_version(connection) is None:
             raise ConfigurationError(f"the tables have no revision to go back from: {UPGRADE}")
         drop_indexes(connection)
@@ -67,14 +67,14 @@ def stamp(database: str | URL | Engine | AsyncEngine | None = None, revision: st
     """See `ax.db.stamp`."""
     if revision not in REVISIONS:
         raise ConfigurationError(f"{revision!r:.40} is no revision: use one of {', '.join(REVISIONS)}")
-    with _connection(database) as connection, exclusively(connection):
+    with connecting_to(database) as connection, exclusively(connection):
         write_version(connection, revision)
         connection.commit()
 
 
 def current(database: str | URL | Engine | AsyncEngine | None = None) -> str | None:
     """See `ax.db.current`."""
-    with _connection(database) as connection:
+    with connecting_to(database) as connection:
         return read_version(connection)
 
 
@@ -84,7 +84,7 @@ def check(database: str | URL | Engine | AsyncEngine | None = None) -> list[str]
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    with _connection(database) as connection:
+    with connecting_to(database) as connection:
         missing = set(Base.metadata.tables) - set(inspect(connection).get_table_names())
         if missing:
             return [f"the table {name} is missing: {UPGRADE}" for name in sorted(missing)]
@@ -95,6 +95,11 @@ def check(database: str | URL | Engine | AsyncEngine | None = None) -> list[str]
             simplefilter("ignore", SAWarning)  # SQLAlchemy does not reflect indexes on expressions of SQLite.
             differences = compare_metadata(context, Base.metadata)
         return [*problems, *map(_sentence, differences), *index_problems(connection)]
+
+
+def engine(database: str | URL | Engine | AsyncEngine | None = None) -> Engine:
+    """See `ax.db.engine`."""
+    return database if isinstance(database, Engine) else new_engine(_url(database), {})
 
 
 def sql(database: str | URL | Engine | AsyncEngine | None = None, *, start: str | None = None) -> str:
@@ -117,9 +122,15 @@ def sql(database: str | URL | Engine | AsyncEngine | None = None, *, start: str 
 
 
 @contextmanager
-def _connection(database: str | URL | Engine | AsyncEngine | None) -> Generator[Connection]:
-    """A connection, and the errors of SQLAlchemy as one sentence."""
-    engine, owned = _engine(database)
+def connecting_to(
+    database: str | URL | Engine | AsyncEngine | None, *, is_limited: bool = False
+) -> Generator[Connection]:
+    """A connection, and the errors of SQLAlchemy as one sentence.
+
+    Args:
+        is_limited: With the time-outs of the writer, unless an engine is given. Migrations may take longer.
+    """
+    engine, owned = _engine(database, is_limited=is_limited)
     try:
         with engine.connect() as connection:
             yield connection
@@ -130,14 +141,20 @@ def _connection(database: str | URL | Engine | AsyncEngine | None) -> Generator[
             engine.dispose()
 
 
-def _engine(database: str | URL | Engine | AsyncEngine | None) -> tuple[Engine, bool]:
-    """An engine without the writer's short time-outs, and whether it is ours to dispose of."""
+def _engine(database: str | URL | Engine | AsyncEngine | None, *, is_limited: bool = False) -> tuple[Engine, bool]:
+    """An engine, and whether it is ours to dispose of."""
     if isinstance(database, Engine):
         return database, False
+    url = _url(database)
+    limits = connect_arguments(url) if is_limited else {}
+    return new_engine(url, {"poolclass": NullPool, "connect_args": limits}), True
+
+
+def _url(database: str | URL | AsyncEngine | None) -> URL:
     target = CONF.database_url if database is None else database
     if target is None:
         raise ConfigurationError("no database is named: pass an engine or a URL, or set AGENTEXEC_DATABASE_URL")
-    return create_engine(parse_url(target if isinstance(target, str | URL) else target.url), poolclass=NullPool), True
+    return parse_url(target if isinstance(target, str | URL) else target.url)
 
 
 # -- revisions -----------------------------------------------------------------------------------------------------
