@@ -467,7 +467,7 @@ def test_missing_indexes_are_built(bare: Database) -> None:
     statements: list[str] = []
 
     def executed(connection: Connection, cursor: object, statement: str, *_: object) -> None:
-        statements.append(statement)
+        statements.append(statement.strip())
 
     event.listen(bare.engine, "before_cursor_execute", executed)
     ax.db.upgrade(bare.engine)
