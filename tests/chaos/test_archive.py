@@ -16,6 +16,8 @@ from tests.chaos.processes import Program
 from tests.databases import Database
 from tests.sql.archives import archived, contents, fill, records
 
+pytestmark = pytest.mark.one_python
+
 KILLS = pytest.mark.parametrize(
     ("name", "kills"),
     [

@@ -20,6 +20,8 @@ from tests.chaos.journal import history
 from tests.chaos.processes import Program
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 WRITERS = 4
 P99 = 0.150
 

@@ -13,6 +13,8 @@ from tests.chaos.law import assert_conserved, settled
 from tests.chaos.private import private_server
 from tests.chaos.processes import journals, producer
 
+pytestmark = pytest.mark.one_python
+
 SECONDS = 30
 
 

@@ -25,6 +25,8 @@ from tests.chaos.processes import await_that, journals, producer
 from tests.chaos.proxy import Proxy, Side
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 CUTS = pytest.mark.parametrize(("cuts", "seconds"), [(20, 4.0), pytest.param(110, 20.0, marks=pytest.mark.slow)])
 WORST_DELAY = 15.0
 INSERT = b"INSERT INTO agentexec_activity_log"

@@ -12,6 +12,8 @@ from tests.chaos.law import settled
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 PROMISED = 0.020
 BOUND = 10 * PROMISED
 

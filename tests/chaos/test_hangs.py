@@ -20,6 +20,8 @@ from tests.chaos.proxy import Proxy
 from tests.databases import Database
 from tests.sql.rows import event, opening
 
+pytestmark = pytest.mark.one_python
+
 SLACK = 1.0
 IN_TIME = 0.1
 

@@ -17,6 +17,8 @@ from agentexec_otel_exporters.sql import SQLSpanExporter
 from tests.chaos.journal import history
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 INSTRUMENTORS = {
     "opentelemetry.instrumentation.sqlalchemy": "SQLAlchemyInstrumentor",
     "opentelemetry.instrumentation.psycopg": "PsycopgInstrumentor",

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from uuid import UUID, uuid4
 
+import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -12,6 +13,8 @@ from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel.export import ActivityEvent, Opening
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
+
+pytestmark = pytest.mark.one_python
 
 # The web process creates and may cancel, the worker runs and completes, a tool reports and fails.
 PRODUCERS = (

@@ -25,6 +25,8 @@ from tests.chaos.law import settled
 from tests.chaos.processes import await_that, worker
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 LEASE = 4.0
 QUICK = {"AGENTEXEC_LEASE_SECONDS": f"{LEASE}", "AGENTEXEC_SWEEP_INTERVAL": "0.5"}
 PATIENT = {**QUICK, "AGENTEXEC_SWEEP_INTERVAL": "0"}

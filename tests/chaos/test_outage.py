@@ -17,6 +17,8 @@ from tests.chaos.processes import await_that, journals, producer
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 SECONDS = pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.slow)])
 LOCKED = pytest.mark.parametrize("seconds", [3, pytest.param(20, marks=pytest.mark.slow)])
 DRAINED_WITHIN = 5.0

@@ -20,6 +20,8 @@ from tests.chaos.law import settled
 from tests.chaos.processes import Program
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 QUEUE_MIB = 64
 

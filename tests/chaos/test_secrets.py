@@ -19,6 +19,8 @@ from tests.chaos.processes import Program
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 KEY = "sk-proj-CANARYq8Zr4Tn6Wb1Xk5Vm9Lp3Hs7Jd2"
 PASSWORD = "CANARY-hunter2-pa55word"
 HEADER = "CANARYheaderToken1234567890abcdef"

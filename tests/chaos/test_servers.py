@@ -16,6 +16,8 @@ from tests.chaos.private import free_port
 from tests.chaos.processes import ROOT, await_that, environment_with
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 LINES = 7
 

@@ -20,6 +20,8 @@ from tests.e2e.scripted import INPUT_TOKENS
 from tests.e2e.scripted import say as answer
 from tests.sql.rows import gap_free, lines, row
 
+pytestmark = pytest.mark.one_python
+
 LEASE = 1.0
 QUICK = {"AGENTEXEC_LEASE_SECONDS": f"{LEASE}", "AGENTEXEC_SWEEP_INTERVAL": "0.2"}
 WAYS = [
