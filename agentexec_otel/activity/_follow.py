@@ -85,6 +85,6 @@ class _Reader:
         self._seq = found.seq
         return Found(found.logs, is_last=found.is_last)
 
-    def waiter(self) -> Waiter:
+    def waiter(self, asked_at: float) -> Waiter:
         """What waits for the next logs."""
-        return Waiter(self._agent_id, self._seq)
+        return Waiter(self._agent_id, self._seq, asked_at)
