@@ -36,8 +36,9 @@ def follow(
     finds that the current attempt has ended, after the logs that are committed by then. If the activity is retried
     before that poll, the iteration continues with the next attempt; afterwards, call again with the last ``seq``.
 
-    Polls again 20 ms after news, and at most 1 s later without. Between polls it holds no session, connection or
-    transaction. An error of the database is raised as it is; call again with the last ``seq``.
+    Polls again 20 ms after news, and at most 1 s later without; with `AGENTEXEC_NOTIFY` on PostgreSQL, as soon as
+    there is a commit. Between polls it holds no session, connection of the pool or transaction. An error of the
+    database is raised as it is; call again with the last ``seq``.
 
     Args:
         source: An engine, or a sessionmaker. Each poll opens a session and closes it.

@@ -25,9 +25,9 @@ from agentexec_otel.activity.models import CHANNEL, Activity
 _logger = logging.getLogger("agentexec_otel.activity")
 
 _LISTEN: Final = f'LISTEN "{CHANNEL}"'
-_GLANCE: Final = 0.5
-"""Seconds after which a listener looks whether anything waits, and whether its connection is there."""
-_CLOSING: Final = 1.0
+_CHECK_SECONDS: Final = 0.5
+"""How often a listener checks that it is still needed, and that its connection is still there."""
+_CLOSE_SECONDS: Final = 1.0
 _LEAST_SECONDS: Final = 1.0
 _MOST_SECONDS: Final = 60.0
 
@@ -36,7 +36,7 @@ class Followed(Protocol):
     """Those that wait for logs."""
 
     def is_followed(self) -> bool:
-        """Whether to go on listening."""
+        """Whether to continue listening."""
         ...
 
     def notify(self) -> float:
@@ -59,7 +59,7 @@ def listen(engine: Engine, polls: Followed, retry: Retry) -> None:
     with _reported(engine), _connected(engine) as hears:
         polls.notify()  # of what was committed before
         while polls.is_followed():
-            if hears(_GLANCE):
+            if hears(_CHECK_SECONDS):
                 time.sleep(polls.notify())
             retry.reset()
 
@@ -70,7 +70,7 @@ async def listen_async(engine: Engine, polls: Followed, retry: Retry) -> None:
         async with _connected_async(engine) as hears:
             polls.notify()
             while polls.is_followed():
-                if await hears(_GLANCE):
+                if await hears(_CHECK_SECONDS):
                     await asyncio.sleep(polls.notify())
                 retry.reset()
 
@@ -82,8 +82,8 @@ class Retry:
         self._at = -math.inf
         self._seconds = _LEAST_SECONDS
 
-    def is_due(self) -> bool:
-        """Whether it is time. If so, the next time is put off."""
+    def begin(self) -> bool:
+        """Begin to listen if it is time, and put the next time off. Return whether it is time."""
         now = time.monotonic()
         if now < self._at:
             return False
@@ -131,7 +131,7 @@ async def _connected_async(engine: Engine) -> AsyncGenerator[_Hears]:
 
     connection = await AsyncEngine(engine).connect()
     try:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection = await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.exec_driver_sql(_LISTEN)
         pooled = await connection.get_raw_connection()
         driver = pooled.driver_connection
@@ -161,6 +161,9 @@ async def _psycopg(driver: Any) -> AsyncGenerator[_Hears]:
 async def _asyncpg(driver: Any) -> AsyncGenerator[_Hears]:
     heard = asyncio.Event()
 
+    def hear(*_: object) -> None:
+        heard.set()
+
     async def hears(seconds: float) -> bool:
         with suppress(TimeoutError):
             await asyncio.wait_for(heard.wait(), seconds)
@@ -171,11 +174,11 @@ async def _asyncpg(driver: Any) -> AsyncGenerator[_Hears]:
         return was_heard
 
     try:
-        await driver.add_listener(CHANNEL, lambda *_: heard.set())
+        await driver.add_listener(CHANNEL, hear)
         yield hears
     finally:
         with suppress(TimeoutError):
-            await driver.close(timeout=_CLOSING)
+            await driver.close(timeout=_CLOSE_SECONDS)
 
 
 _ASYNC_DRIVERS: Final = {"psycopg": _psycopg, "asyncpg": _asyncpg}

@@ -327,7 +327,7 @@ class SharedPolls:
 
     @contextmanager
     def following(self) -> Generator[None]:
-        """Go on listening between the pauses inside."""
+        """Continue listening between the pauses inside."""
         with self._lock:
             self._waiters.follow()
         try:
@@ -379,7 +379,7 @@ class SharedPolls:
 
     def _start_listening(self) -> None:
         with self._lock:
-            if (self._listener is not None and self._listener.is_alive()) or not self._retry.is_due():
+            if (self._listener is not None and self._listener.is_alive()) or not self._retry.begin():
                 return
             # Another thread that comes here now finds that it is not due.
         with self.open_session() as session:
@@ -394,7 +394,7 @@ class SharedPolls:
             self._listener = thread
 
     def is_followed(self) -> bool:
-        """Whether to go on listening."""
+        """Whether to continue listening."""
         with self._lock:
             return self._waiters.are_there()
 
@@ -418,7 +418,10 @@ class AsyncSharedPolls:
 
     @asynccontextmanager
     async def following(self) -> AsyncGenerator[None]:
-        """Go on listening between the pauses inside. The end of the last one ends the task that listens."""
+        """Continue listening between the pauses inside, and stop with the last follower.
+
+        A reader of our own that is no iterator waits in the same way: `wait` inside of this, with a `Waiter`.
+        """
         self._waiters.follow()
         try:
             yield
@@ -457,7 +460,7 @@ class AsyncSharedPolls:
             _set(self._waiters.end_poll(asked))
 
     def _start_listening(self) -> None:
-        if (self._listener is not None and not self._listener.done()) or not self._retry.is_due():
+        if (self._listener is not None and not self._listener.done()) or not self._retry.begin():
             return
         engine = listening_engine(self.open_session().sync_session)
         if engine is not None:
@@ -469,7 +472,7 @@ class AsyncSharedPolls:
             await asyncio.wait([self._listener])
 
     def is_followed(self) -> bool:
-        """Whether to go on listening."""
+        """Whether to continue listening."""
         return self._waiters.are_there()
 
     def notify(self) -> float:
