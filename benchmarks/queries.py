@@ -107,6 +107,7 @@ _FLAT: Final = (
     "middle by tenant",
     "middle by type",
     "get",
+    "feed, middle",
 )
 """What takes no longer with more activities."""
 
@@ -125,8 +126,8 @@ class _Query:
 class _ByHand:
     """Statements by hand: their rows as dictionaries, with times, UUIDs and JSON as Python has them."""
 
-    def __init__(self, database: Database) -> None:
-        self._parse: Mapping[str, Callable[[Any], object]] = _OF_SQLITE if database.kind == "sqlite" else {}
+    def __init__(self, kind: str) -> None:
+        self._parse: Mapping[str, Callable[[Any], object]] = _OF_SQLITE if kind == "sqlite" else {}
 
     def rows(self, session: Session, statement: TextClause, **values: object) -> list[dict[str, Any]]:
         result = session.execute(statement, values)
@@ -228,7 +229,7 @@ def _milliseconds(work: Callable[[], object], tries: int) -> float:
 
 
 def _queries(database: Database, session: Session, history: History) -> Iterator[_Query]:
-    hand = _ByHand(database)
+    hand = _ByHand(database.kind)
     agent_id = history.agent_id(history.activities // 2)
     raw_id = database.value(agent_id)
     page_sql, count, active, get, detail, lines, after = map(
@@ -262,7 +263,7 @@ def _queries(database: Database, session: Session, history: History) -> Iterator
 
 def _cursor_queries(database: Database, session: Session, history: History) -> Iterator[_Query]:
     """Pages behind a cursor, by filter as well. Nothing is counted."""
-    hand, depth = _ByHand(database), history.activities // 2
+    hand, depth = _ByHand(database.kind), history.activities // 2
     cursor = ax.activity.list(session, depth, 1, total=0).next_cursor or ""
     ((created_at, row_id),) = session.execute(text(_PLACE), {"skipped": depth - 1}).all()
     place = {"created_at": created_at, "id": row_id}
@@ -339,3 +340,25 @@ def _stats_queries(database: Database, history: History) -> Iterator[_Query]:
     yield _Query("stats", ax.activity.stats, by_hand(""))
     recent = partial(ax.activity.stats, created_after=hour)
     yield _Query("stats, last hour", recent, by_hand(f"WHERE created_at >= '{literal}'"))
+
+
+# -- feed ---------------------------------------------------------------------------------------------------------
+
+_FEED: Final = f"""
+SELECT {_LINE}, a.agent_id, a.agent_type FROM {LOG} l JOIN {ACTIVITY} a ON a.id = l.activity_id
+WHERE l.id > :after ORDER BY l.id LIMIT 100
+"""
+
+
+def _feed_queries(session: Session, history: History) -> Iterator[_Query]:
+    """A hundred logs at the beginning and in the middle, and a page without news. By hand logs may be missed."""
+    hand = _ByHand(session.get_bind().dialect.name)
+    middle = history.activities * history.logs // 2
+    newest = ax.activity.feed(session, "now").next_cursor
+    last = session.execute(text(f"SELECT max(id) FROM {LOG}")).scalar_one()
+    for name, cursor, after in (("first", "", 0), ("middle", f"{middle:x}", middle), ("no news", newest, last)):
+        yield _Query(
+            f"feed, {name}",
+            partial(ax.activity.feed, after=cursor, limit=100),
+            partial(hand.rows, statement=text(_FEED), after=after),
+        )

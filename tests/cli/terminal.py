@@ -28,7 +28,9 @@ COMMAND = Path(sys.executable).with_name("agentexec-otel")
 PATIENCE = 30.0
 # Makes the terminal the controlling one, so that Ctrl-C is a signal; then becomes the command.
 _TAKE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    " signal.signal(signal.SIGINT, signal.SIG_DFL);"  # ignored by what a shell has started in the background
+    " os.execv(sys.argv[1], sys.argv[1:])"
 )
 
 

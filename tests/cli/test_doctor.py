@@ -153,12 +153,12 @@ def test_missing_index(database: Database) -> None:
     """An index that is missing is a warning."""
     ax.db.stamp(database.engine)
     with database.engine.begin() as connection:
-        connection.execute(text("DROP INDEX ix_agentexec_activity_status"))
+        connection.execute(text("DROP INDEX ix_agentexec_activity_status_created_at"))
     code, found = doctor(database.url)
     assert code == 0
     ((level, told, fix),) = found["schema"]
     assert (level, fix) == ("warning", "run agentexec-otel db upgrade")
-    assert "ix_agentexec_activity_status" in told
+    assert "ix_agentexec_activity_status_created_at" in told
 
 
 # -- rights ----------------------------------------------------------------------------------------------------------

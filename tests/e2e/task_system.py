@@ -86,9 +86,9 @@ class System:
         return [child for child in children if not _is_dead(child)]
 
     def dead_letters(self) -> list[dict[str, str]]:
-        """What all processes have set aside."""
-        found = (self.folder / "state").rglob("dead-letters.jsonl")
-        return [json.loads(line) for path in found for line in path.read_text().splitlines()]
+        """What all processes have set aside. A line that is being written is left out."""
+        texts = [path.read_text() for path in (self.folder / "state").rglob("dead-letters.jsonl")]
+        return [json.loads(line) for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _is_dead(pid: int) -> bool:

@@ -90,7 +90,7 @@ async def test_a_run_stops_at_its_next_step(
     committed = time.monotonic()
     with pytest.raises(ax.ActivityCanceledError):
         await asyncio.wait_for(task, 10)
-    assert time.monotonic() - committed < 2
+    assert time.monotonic() - committed < 5
     activity = only(database)
     assert (activity.status, activity.reason) == ("CANCELED", "canceled")
     assert (activity.input_tokens or 0) >= INPUT_TOKENS

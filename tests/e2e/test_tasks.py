@@ -715,7 +715,7 @@ async def test_message_that_no_task_can_run(
     assert [one.levelname for one in caplog.records] == ["ERROR"]
     assert "Traceback" not in caplog.text
     (letter,) = map(json.loads, _dead_letters(tmp_path).splitlines())
-    assert set(letter) == {"reason", "message"}
+    assert set(letter) == {"reason", "target", "message"}
     assert _refusals(caplog)[0].endswith(letter["reason"])
     assert len(letter["message"].encode()) <= 8_192
     expected = (Status.ERROR, 3) if kind in poison.FAILED else (Status.QUEUED, 1)

@@ -20,8 +20,12 @@ def context(folder: Path, found: list[Database]) -> Context:
     return Context(found, Scale.SMOKE, folder, track)
 
 
+LONG = ("cancel", "caller", "ingest", "instrumentation", "tail", "tasks")
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in BENCHMARKS]
+
+
 @pytest.mark.one_python
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", CASES)
 def test_it_measures(name: str, tmp_path: Path) -> None:
     """Each benchmark gives every database a table whose rows are compared with a baseline of the same run."""
     with databases(tmp_path) as found:
