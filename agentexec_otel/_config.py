@@ -36,6 +36,10 @@ class Settings(BaseSettings):
         (), description="Metadata keys whose filters use an index, separated by commas."
     )
 
+    notify: bool = Field(
+        False, description="On PostgreSQL, notify followers of each commit that stores logs, and listen as a follower."
+    )
+
     activity_message_create: str = Field("Waiting to start.", description="First log of an activity.")
     activity_message_started: str = Field("Task started.", description="Log written when a run begins.")
     activity_message_complete: str = Field(

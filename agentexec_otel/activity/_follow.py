@@ -36,8 +36,9 @@ def follow(
     finds that the current attempt has ended, after the logs that are committed by then. If the activity is retried
     before that poll, the iteration continues with the next attempt; afterwards, call again with the last ``seq``.
 
-    Polls again 20 ms after news, and at most 1 s later without. Between polls it holds no session, connection or
-    transaction. An error of the database is raised as it is; call again with the last ``seq``.
+    Polls again 20 ms after news, and at most 1 s later without; with `AGENTEXEC_NOTIFY` on PostgreSQL, as soon as
+    there is a commit. Between polls it holds no session, connection of the pool or transaction. An error of the
+    database is raised as it is; call again with the last ``seq``.
 
     Args:
         source: An engine, or a sessionmaker. Each poll opens a session and closes it.
@@ -85,6 +86,6 @@ class _Reader:
         self._seq = found.seq
         return Found(found.logs, is_last=found.is_last)
 
-    def waiter(self) -> Waiter:
+    def waiter(self, asked_at: float) -> Waiter:
         """What waits for the next logs."""
-        return Waiter(self._agent_id, self._seq)
+        return Waiter(self._agent_id, self._seq, asked_at)

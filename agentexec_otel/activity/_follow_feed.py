@@ -79,7 +79,7 @@ class _Reader:
         self._cursor = page.cursor
         return Found(page.logs, has_more=page.has_more)
 
-    def waiter(self) -> Waiter:
+    def waiter(self, asked_at: float) -> Waiter:
         """What waits for the next logs. Whether a gap is filled is only known once it is read."""
         cursor = self._cursor or FeedCursor()
-        return Waiter(None, -1 if cursor.gaps else cursor.last)
+        return Waiter(None, -1 if cursor.gaps else cursor.last, asked_at)

@@ -1,19 +1,22 @@
 """Shared polls: all iterators of a process over one source wait for the same queries.
 
 Whichever iterator is due first asks the database on behalf of all that are due soon, in one session. Nothing is asked
-for an iterator that does not wait, and there is no thread or task that outlives the waiting ones.
+for an iterator that does not wait, and there is no thread or task that outlives the waiting ones. With
+`AGENTEXEC_NOTIFY`, a notification of the database ends the pause of the first, which then asks for all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -22,10 +25,12 @@ from sqlalchemy import bindparam, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from agentexec_otel._config import CONF
 from agentexec_otel._model.event import ACTIVE, Status
 from agentexec_otel._model.text import describe, is_a
 from agentexec_otel.activity._criteria import ACTIVITY, LOG
 from agentexec_otel.activity._execute import AnySelect, execute
+from agentexec_otel.activity._listening import Retry, listen, listen_async, listening_engine
 from agentexec_otel.activity._sessions import async_session_factory, session_factory
 
 if TYPE_CHECKING:
@@ -39,6 +44,10 @@ _Event = TypeVar("_Event", threading.Event, asyncio.Event)
 
 _SHORTEST: Final = 0.02
 _LONGEST: Final = 1.0
+_LONGEST_REST: Final = 0.2
+"""Notifications that are no news for any that wait here lead to a poll this often, in seconds."""
+_LINGER: Final = 1.0
+"""Seconds for which listening outlasts the pauses of those that follow."""
 _MOST_PER_STATEMENT: Final = 1_000
 
 _STATES: Final[AnySelect] = select(ACTIVITY.c.agent_id, ACTIVITY.c.status, ACTIVITY.c.last_seq).where(
@@ -74,8 +83,8 @@ class Reader(Protocol[_Log]):
         """Return what comes after that which was read before."""
         ...
 
-    def waiter(self) -> Waiter:
-        """Return what waits for more."""
+    def waiter(self, asked_at: float) -> Waiter:
+        """Return what waits for more than a read has found that began then."""
         ...
 
 
@@ -83,15 +92,17 @@ def iterate(source: Engine | sessionmaker[Session], reader: Reader[_Log], timeou
     """Iterate over the logs that the reader finds, and wait in between."""
     polls = shared_polls(source)
     pace = Pace(timeout, reader.missed)
-    while True:
-        with polls.open_session() as session:
-            found = reader.read(session)
-        yield from found.logs
-        if found.is_last:
-            return
-        pause, waiter = pace.pause(news=bool(found.logs)), reader.waiter()
-        while not (found.has_more or polls.wait(waiter, pause)):
-            pause = pace.pause(news=False)
+    with polls.following():
+        while True:
+            asked_at = time.monotonic()
+            with polls.open_session() as session:
+                found = reader.read(session)
+            yield from found.logs
+            if found.is_last:
+                return
+            pause, waiter = pace.pause(news=bool(found.logs)), reader.waiter(asked_at)
+            while not (found.has_more or polls.wait(waiter, pause)):
+                pause = pace.pause(news=False)
 
 
 async def iterate_async(
@@ -100,16 +111,18 @@ async def iterate_async(
     """Iterate as `iterate` does, for asyncio."""
     polls = async_shared_polls(source)
     pace = Pace(timeout, reader.missed)
-    while True:
-        async with polls.open_session() as session:
-            found = await session.run_sync(reader.read)
-        for log in found.logs:
-            yield log
-        if found.is_last:
-            return
-        pause, waiter = pace.pause(news=bool(found.logs)), reader.waiter()
-        while not (found.has_more or await polls.wait(waiter, pause)):
-            pause = pace.pause(news=False)
+    async with polls.following():
+        while True:
+            asked_at = time.monotonic()
+            async with polls.open_session() as session:
+                found = await session.run_sync(reader.read)
+            for log in found.logs:
+                yield log
+            if found.is_last:
+                return
+            pause, waiter = pace.pause(news=bool(found.logs)), reader.waiter(asked_at)
+            while not (found.has_more or await polls.wait(waiter, pause)):
+                pause = pace.pause(news=False)
 
 
 class Pace:
@@ -155,30 +168,37 @@ class Waiter:
     Attributes:
         agent_id: The activity that it follows. None: the feed.
         seen: The last ``seq`` that it has read, or the last id of the feed.
+        asked_at: When the read or poll began that it knows the answer of, in monotonic seconds.
         news: Whether there is anything to read. None: not asked in this pause.
         poll: The poll under way that asks for it.
     """
 
-    def __init__(self, agent_id: UUID | None, seen: int) -> None:
+    def __init__(self, agent_id: UUID | None, seen: int, asked_at: float) -> None:
         self.agent_id = agent_id
         self.seen = seen
+        self.asked_at = asked_at
         self.news: bool | None = None
         self.poll: Any = None
-        self._asked_at = time.monotonic()
+        self._polled_at = asked_at
+        self._answered_at = time.monotonic()
         self._pause = 0.0
 
     def begin(self, pause: float) -> float:
-        """Begin a pause, and return how many seconds of it are left: it counts from the last poll."""
+        """Begin a pause, and return how many seconds of it are left: it counts from the last answer."""
         self.news, self._pause = None, pause
-        return max(0.0, self._asked_at + pause - time.monotonic())
+        return max(0.0, self._answered_at + pause - time.monotonic())
 
     def is_due_soon(self, now: float) -> bool:
-        """Whether it can be asked for now, up to half of its pause early."""
-        return self.news is None and self.poll is None and now >= self._asked_at + self._pause / 2
+        """Whether its pause is over, or half of it."""
+        return self.news is None and now >= self._answered_at + self._pause / 2
+
+    def begin_poll(self, poll: object, now: float) -> None:
+        """Become part of a poll."""
+        self.poll, self._polled_at = poll, now
 
     def answer(self, *, news: bool) -> None:
         """Take the answer of a poll."""
-        self.news, self._asked_at = news, time.monotonic()
+        self.news, self.asked_at, self._answered_at = news, self._polled_at, time.monotonic()
 
 
 def _ask(session: Session, waiters: Collection[Waiter]) -> None:
@@ -204,6 +224,92 @@ def _chunks(ids: list[Any]) -> Iterator[list[Any]]:
     return (ids[at : at + _MOST_PER_STATEMENT] for at in range(0, len(ids), _MOST_PER_STATEMENT))
 
 
+class _Waiters(Generic[_Event]):
+    """Those that wait, each with the event that ends its pause. The caller sees to it that threads take turns."""
+
+    def __init__(self) -> None:
+        self._events: dict[Waiter, _Event] = {}
+        self._followers = 0
+        self._left_at = -math.inf
+        self._polled_at = -math.inf
+        self._notified_at = -math.inf
+        self._rest = _SHORTEST
+
+    def enter(self, waiter: Waiter, event: _Event, pause: float) -> float:
+        """Add one that begins to wait. Return how long."""
+        self._events[waiter] = event
+        left = waiter.begin(pause)
+        return 0.0 if self._is_outdated(waiter) else left
+
+    def leave(self, waiter: Waiter) -> list[_Event]:
+        """Remove one. Return the events to set."""
+        self._events.pop(waiter, None)
+        self._left_at = time.monotonic()
+        return self._next_to_ask()
+
+    def needs_poll(self, waiter: Waiter) -> bool:
+        """Whether it does not know yet, at the end of its pause, if there is news."""
+        return waiter.news is None or waiter.poll is not None or (not waiter.news and self._is_outdated(waiter))
+
+    def begin_poll(self, poll: object) -> dict[Waiter, _Event]:
+        """Give those that are due soon, or may have been notified of news, to the poll, and return them."""
+        now = self._polled_at = time.monotonic()
+        asked: dict[Waiter, _Event] = {}
+        for waiter, event in self._events.items():
+            due = waiter.is_due_soon(now) or (not waiter.news and self._is_outdated(waiter))
+            if waiter.poll is None and due:
+                waiter.begin_poll(poll, now)
+                asked[waiter] = event
+        return asked
+
+    def end_poll(self, asked: Mapping[Waiter, _Event]) -> list[_Event]:
+        """Take the poll from its waiters. Return the events to set."""
+        for waiter in asked:
+            waiter.poll = None
+        woken = [event for waiter, event in asked.items() if waiter.news]
+        if woken:
+            self._rest = _SHORTEST
+        return woken + self._next_to_ask()
+
+    def notify(self) -> tuple[list[_Event], float]:
+        """Note a notification. Return the events to set, and how many seconds to rest before the next one."""
+        self._notified_at, rest = time.monotonic(), self._rest
+        self._rest = min(2 * rest, _LONGEST_REST)
+        return self._next_to_ask(), rest
+
+    def _is_outdated(self, waiter: Waiter) -> bool:
+        return waiter.asked_at <= self._notified_at
+
+    def _next_to_ask(self) -> list[_Event]:
+        """One of those that were notified since they were asked for: it asks for the others."""
+        if self._notified_at < self._polled_at:
+            return []
+        outdated = (
+            event
+            for waiter, event in self._events.items()
+            if waiter.poll is None and not waiter.news and self._is_outdated(waiter)
+        )
+        return list(islice(outdated, 1))
+
+    # -- how long to listen ---------------------------------------------------------------------------------------
+
+    def follow(self) -> None:
+        """Count an iterator."""
+        self._followers += 1
+
+    def unfollow(self) -> bool:
+        """Count one less. Return whether it was the last."""
+        self._followers -= 1
+        if self._followers > 0:
+            return False
+        self._left_at = -math.inf
+        return True
+
+    def are_there(self) -> bool:
+        """Whether one waits, or has done so a moment ago: an iterator's caller may be busy with a log."""
+        return bool(self._events) or time.monotonic() < self._left_at + _LINGER
+
+
 class SharedPolls:
     """The polls of threads over one source. A thread waits in `wait`; the first that is due asks for the others."""
 
@@ -213,29 +319,45 @@ class SharedPolls:
         self.reset()
 
     def reset(self) -> None:
-        """In a forked child: the threads that wait are the parent's."""
+        """In a forked child: the threads that wait, and the one that listens, are the parent's."""
         self._lock = threading.Lock()  # Guards what follows, and `poll` of the waiters.
-        self._waiting: dict[Waiter, threading.Event] = {}
+        self._waiters: _Waiters[threading.Event] = _Waiters()
+        self._listener: threading.Thread | None = None
+        self._retry = Retry()
+
+    @contextmanager
+    def following(self) -> Generator[None]:
+        """Continue listening between the pauses inside."""
+        with self._lock:
+            self._waiters.follow()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiters.unfollow()
 
     def wait(self, waiter: Waiter, pause: float) -> bool:
         """Wait for the pause, at most. Return whether there is news. Raises the database's error."""
-        woken, left = threading.Event(), waiter.begin(pause)
+        woken = threading.Event()
         with self._lock:
-            self._waiting[waiter] = woken
+            left = self._waiters.enter(waiter, woken, pause)
         try:
-            if not woken.wait(left):
-                self._poll(waiter)
+            if CONF.notify:
+                self._start_listening()
+            woken.wait(left)
+            self._poll(waiter)
         finally:
             with self._lock:
-                self._waiting.pop(waiter, None)
+                following = self._waiters.leave(waiter)
+            _set(following)
         return bool(waiter.news)
 
     def _poll(self, waiter: Waiter) -> None:
         with self._lock:
-            if waiter.news is not None:
+            if not self._waiters.needs_poll(waiter):
                 return
             poll: Future[None] = waiter.poll or Future()
-            asked = {} if waiter.poll else _due_soon(self._waiting, poll)
+            asked = {} if waiter.poll else self._waiters.begin_poll(poll)
         if asked:
             self._ask(poll, asked)
         else:
@@ -250,11 +372,38 @@ class SharedPolls:
             raise
         finally:
             with self._lock:
-                woken = _finished(asked)
-            for event in woken:
-                event.set()
+                woken = self._waiters.end_poll(asked)
+            _set(woken)
             if not poll.done():
                 poll.set_result(None)
+
+    def _start_listening(self) -> None:
+        with self._lock:
+            if (self._listener is not None and self._listener.is_alive()) or not self._retry.begin():
+                return
+            # Another thread that comes here now finds that it is not due.
+        with self.open_session() as session:
+            engine = listening_engine(session)
+        if engine is None:
+            return
+        arguments = engine, self, self._retry
+        thread = threading.Thread(target=listen, args=arguments, name="agentexec-listener", daemon=True)
+        # No thread can be started late in the interpreter's life.
+        with suppress(RuntimeError):
+            thread.start()
+            self._listener = thread
+
+    def is_followed(self) -> bool:
+        """Whether to continue listening."""
+        with self._lock:
+            return self._waiters.are_there()
+
+    def notify(self) -> float:
+        """Have one of those that wait ask now, for all. Return how many seconds to rest before the next time."""
+        with self._lock:
+            events, rest = self._waiters.notify()
+        _set(events)
+        return rest
 
 
 class AsyncSharedPolls:
@@ -263,26 +412,43 @@ class AsyncSharedPolls:
     def __init__(self, source: AsyncEngine | async_sessionmaker[AsyncSession], loop: asyncio.AbstractEventLoop) -> None:
         self._key = source, loop  # their ids are the key, so they have to live
         self.open_session = async_session_factory(source)
-        self._waiting: dict[Waiter, asyncio.Event] = {}
+        self._waiters: _Waiters[asyncio.Event] = _Waiters()
+        self._listener: asyncio.Task[None] | None = None
+        self._retry = Retry()
+
+    @asynccontextmanager
+    async def following(self) -> AsyncGenerator[None]:
+        """Continue listening between the pauses inside, and stop with the last follower.
+
+        A reader of our own that is no iterator waits in the same way: `wait` inside of this, with a `Waiter`.
+        """
+        self._waiters.follow()
+        try:
+            yield
+        finally:
+            if self._waiters.unfollow() and not self.is_followed():
+                await self._stop_listening()
 
     async def wait(self, waiter: Waiter, pause: float) -> bool:
         """Wait for the pause, at most. Return whether there is news. Raises the database's error."""
-        left = waiter.begin(pause)
-        self._waiting[waiter] = woken = asyncio.Event()
+        woken = asyncio.Event()
+        left = self._waiters.enter(waiter, woken, pause)
         try:
+            if CONF.notify:
+                self._start_listening()
             with suppress(TimeoutError):
                 await asyncio.wait_for(woken.wait(), left)
-            if waiter.news is None:
+            if self._waiters.needs_poll(waiter):
                 await self._poll(waiter)
         finally:
-            del self._waiting[waiter]
+            _set(self._waiters.leave(waiter))
         return bool(waiter.news)
 
     async def _poll(self, waiter: Waiter) -> None:
         poll: _Poll | None = waiter.poll
         if poll is None:
             poll = _Poll()
-            asked = _due_soon(self._waiting, poll)
+            asked = self._waiters.begin_poll(poll)
             poll.task = asyncio.create_task(self._ask(asked))
         await poll.join()
 
@@ -291,8 +457,34 @@ class AsyncSharedPolls:
             async with self.open_session() as session:
                 await session.run_sync(_ask, asked)
         finally:
-            for event in _finished(asked):
-                event.set()
+            _set(self._waiters.end_poll(asked))
+
+    def _start_listening(self) -> None:
+        if (self._listener is not None and not self._listener.done()) or not self._retry.begin():
+            return
+        engine = listening_engine(self.open_session().sync_session)
+        if engine is not None:
+            self._listener = asyncio.create_task(listen_async(engine, self, self._retry), name="agentexec-listener")
+
+    async def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.wait([self._listener])
+
+    def is_followed(self) -> bool:
+        """Whether to continue listening."""
+        return self._waiters.are_there()
+
+    def notify(self) -> float:
+        """Have one of those that wait ask now, for all. Return how many seconds to rest before the next time."""
+        events, rest = self._waiters.notify()
+        _set(events)
+        return rest
+
+
+def _set(events: Iterable[threading.Event | asyncio.Event]) -> None:
+    for event in events:
+        event.set()
 
 
 class _Poll:
@@ -314,22 +506,6 @@ class _Poll:
             raise
         finally:
             self._joined -= 1
-
-
-def _due_soon(waiting: Mapping[Waiter, _Event], poll: object) -> dict[Waiter, _Event]:
-    """Give those that are due soon to the poll, and return them."""
-    now = time.monotonic()
-    found = {waiter: event for waiter, event in waiting.items() if waiter.is_due_soon(now)}
-    for waiter in found:
-        waiter.poll = poll
-    return found
-
-
-def _finished(asked: Mapping[Waiter, _Event]) -> list[_Event]:
-    """Take the poll from its waiters, and return how those are woken that have news."""
-    for waiter in asked:
-        waiter.poll = None
-    return [event for waiter, event in asked.items() if waiter.news]
 
 
 # -- one for each source ------------------------------------------------------------------------------------------

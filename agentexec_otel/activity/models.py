@@ -223,3 +223,7 @@ class ActivityLog(Base):
     late: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
 
     activity: Mapped[Activity] = relationship(back_populates="logs")
+
+
+CHANNEL: Final = ActivityLog.__tablename__
+"""The channel of PostgreSQL's notifications of new logs."""

@@ -1,11 +1,13 @@
 """Reading the tables beside the API, and making events by hand."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Engine, func, select
+from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.orm import Session
 
 from agentexec_otel._model.ids import uuid7
@@ -97,3 +99,18 @@ def eventually(condition: Callable[[], object], timeout: float = 10.0) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+@contextmanager
+def statements(engine: Engine) -> Generator[list[str]]:
+    """The statements that are sent meanwhile."""
+    found: list[str] = []
+
+    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
+        found.append(statement)
+
+    sqlalchemy_event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        sqlalchemy_event.remove(engine, "before_cursor_execute", note)

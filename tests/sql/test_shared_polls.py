@@ -6,8 +6,8 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from threading import Thread
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,7 +24,7 @@ from agentexec_otel.activity import aio
 from agentexec_otel.activity._polling import shared_polls
 from agentexec_otel.activity.models import Status
 from tests.databases import Database
-from tests.sql.rows import event, eventually, opening, store
+from tests.sql.rows import event, eventually, opening, statements, store
 from tests.unit.spool_kit import fork
 
 PATIENCE = 60.0
@@ -45,21 +45,6 @@ async def async_engine(database: Database) -> AsyncIterator[AsyncEngine]:
     made = create_async_engine(database.async_url, pool_size=1, max_overflow=0, pool_timeout=30)
     yield made
     await made.dispose()
-
-
-@contextmanager
-def statements(engine: Engine) -> Generator[list[str]]:
-    """The statements that are sent meanwhile."""
-    found: list[str] = []
-
-    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
-        found.append(statement)
-
-    sqlalchemy_event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield found
-    finally:
-        sqlalchemy_event.remove(engine, "before_cursor_execute", note)
 
 
 def queued(database: Database, count: int) -> list[UUID]:

@@ -32,6 +32,7 @@ from agentexec_otel._model.fold import TICK, nanoseconds
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import EndedActivity, Ending
 from agentexec_otel.activity.models import UtcDateTime
+from agentexec_otel_exporters.sql.write.notify import notify_followers
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG, database_now
 
 CHUNK: Final = 2_000
@@ -95,6 +96,8 @@ def _end(connection: Connection, candidates: Select[*_Candidate], ending: Ending
         if rows:
             _end_rows(connection, [row_id for row_id, *_ in rows], values, logs)
         ended = [(agent_id, attempt, _FIRST_NUMBER + at) for at, (_, agent_id, _, attempt) in enumerate(rows, 1)]
+    if ended:
+        notify_followers(connection)
     moment_ns = nanoseconds(now)
     return [EndedActivity(agent_id, attempt, UUID(f"{base}{number}"), moment_ns) for agent_id, attempt, number in ended]
 

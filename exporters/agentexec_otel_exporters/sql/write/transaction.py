@@ -17,6 +17,7 @@ from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import ExportResult, Reject
 from agentexec_otel_exporters.sql.write.batch import Row, apply_events
 from agentexec_otel_exporters.sql.write.bulk import insert_logs, insert_rows, insert_stubs, lock_rows, update_rows
+from agentexec_otel_exporters.sql.write.notify import notify_followers
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG
 
 _STORED: Final = select(LOG.c.event_id, LOG.c.late).where(LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
@@ -71,6 +72,7 @@ def _store(connection: Connection, events: Sequence[ActivityEvent], *, replay: b
         insert_rows(connection, [row for row in changed if row.agent_id in fresh])
         insert_logs(connection, logs)
         update_rows(connection, [row for row in changed if row.agent_id not in fresh])
+        notify_followers(connection)
     return results if replay else _without_duplicates(connection, rows, events, results)
 
 
