@@ -96,11 +96,10 @@ def sql_exporter(database: Database | None, create_tables: bool | None) -> Activ
     found = entry_points(group=_EXPORTER_GROUP, name="sql")
     if not found:
         raise MissingExtraError("storing activities in a database", "agentexec-otel (its exporters)", "all")
-    target = database if database is not None else CONF.database_url
     create = CONF.create_tables if create_tables is None else create_tables
-    if target is None:
-        target, create = f"sqlite:///{Path.cwd() / _DEFAULT_FILE}", True
-    exporter = next(iter(found)).load()(target)
+    if database is None:
+        database, create = default_database(), create or CONF.database_url is None
+    exporter = next(iter(found)).load()(database)
     if create:
         try:
             with suppressed_instrumentation():
@@ -108,6 +107,11 @@ def sql_exporter(database: Database | None, create_tables: bool | None) -> Activ
         except ExportError as exc:
             raise ConfigurationError(f"the tables cannot be created: {exc}") from exc
     return exporter  # type: ignore[no-any-return]
+
+
+def default_database() -> str:
+    """The URL for a set-up that names none."""
+    return CONF.database_url or f"sqlite:///{Path.cwd() / _DEFAULT_FILE}"
 
 
 # -- a TracerProvider for applications that have none, if they ask for it -----------------------------------------
