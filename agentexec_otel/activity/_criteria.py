@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeAlias, TypedDict, cast
+from uuid import UUID
 
 from sqlalchemy import Boolean, ColumnElement, ScalarSelect, String, Table, false, literal, select
 from sqlalchemy.ext.compiler import compiles
@@ -13,6 +14,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from agentexec_otel._model.event import Status, parse_status
+from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe, is_a, plain_str, read_foreign
 from agentexec_otel.activity._filters import metadata_criteria
 from agentexec_otel.activity.models import Activity, ActivityLog
@@ -28,6 +30,7 @@ class ActivityFilters(TypedDict, total=False):
     """The filters as keyword arguments. An activity has to meet all of them.
 
     Attributes:
+        agent_id: One activity, or several.
         status: One status, or several.
         agent_type: One task name, or several; so with `reason`, `error_type`, `trace_id` and `worker_id`.
         metadata_filter: Keys and the values that they must equal.
@@ -40,6 +43,7 @@ class ActivityFilters(TypedDict, total=False):
         text: Part of the message of the latest log, in any case.
     """
 
+    agent_id: UUID | str | Iterable[UUID | str] | None
     status: Status | str | Iterable[Status | str] | None
     agent_type: str | Iterable[str] | None
     metadata_filter: Mapping[str, Any] | None
@@ -127,6 +131,10 @@ def _several(argument: str, value: Any) -> list[Any]:
     return read_foreign(argument, lambda: list(value))
 
 
+def _has_id(argument: str, value: Any) -> list[_Criterion]:
+    return [ACTIVITY.c.agent_id.in_([parse_agent_id(one) for one in _several(argument, value)])]
+
+
 def _has_status(argument: str, value: Any) -> list[_Criterion]:
     return [ACTIVITY.c.status.in_([parse_status(one) for one in _several(argument, value)])]
 
@@ -167,6 +175,7 @@ def _moment(argument: str, value: Any) -> datetime:
 
 
 _CRITERIA: Final[Mapping[str, Callable[[str, Any], list[_Criterion]]]] = {
+    "agent_id": _has_id,
     "status": _has_status,
     "agent_type": _has_name,
     "metadata_filter": _has_metadata,

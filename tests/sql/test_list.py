@@ -19,6 +19,7 @@ from tests.sql.plans import analyze, is_range_of_created_at, plan_of, scans_the_
 from tests.sql.rows import event, opening, store
 
 SECOND = 10**9
+RUNNING_ID = uuid4()
 
 
 def names(database: Database, **filters: Unpack[ActivityFilters]) -> list[str]:
@@ -43,7 +44,7 @@ def fill(database: Database, count: int, *, same_moment: bool = False) -> list[U
 def three(database: Database) -> datetime:
     """One that waits, one that runs and one that has failed, each an hour after the one before; the last one's time."""
     now = time.time_ns() // 1000 * 1000
-    waiting, running, failed = uuid4(), uuid4(), uuid4()
+    waiting, running, failed = uuid4(), RUNNING_ID, uuid4()
     span = SpanRef("a" * 32, "b" * 16, True)
     error = event(failed, Status.ERROR, "No 100% found_in C:\\tmp", at_ns=now, outcome=Outcome("KeyError", "tool"))
     store(
@@ -61,6 +62,9 @@ def three(database: Database) -> datetime:
 
 
 FILTERS: list[tuple[ActivityFilters, list[str]]] = [
+    ({"agent_id": RUNNING_ID}, ["running"]),
+    ({"agent_id": [str(RUNNING_ID), uuid4()]}, ["running"]),
+    ({"agent_id": []}, []),
     ({"status": "RUNNING"}, ["running"]),
     ({"status": ["RUNNING", Status.ERROR]}, ["failed", "running"]),
     ({"agent_type": "waiting"}, ["waiting"]),
@@ -116,7 +120,7 @@ def test_times(database: Database, three: datetime) -> None:
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("order", "random"), ("text", ""), ("text", 5), ("trace_id", 5), ("reason", [5]), ("updated_after", "now"),
+        ("agent_id", "x"), ("order", "random"), ("text", ""), ("text", 5), ("trace_id", 5), ("reason", [5]), ("updated_after", "now"),
         ("cursor", "x"), ("cursor", 5), ("cursor", "A" * 33 + "="), ("cursor", "_" * 34), ("cursor", "A" * 35),
     ],
 )  # fmt: skip
