@@ -8,6 +8,7 @@
 
 from agentexec_otel.activity import aio
 from agentexec_otel.activity._criteria import ActivityFilters
+from agentexec_otel.activity._feed import ActivityFeedFilters, feed
 from agentexec_otel.activity._follow import follow
 from agentexec_otel.activity._lifecycle import (
     cancel,
@@ -26,6 +27,8 @@ from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel.activity.schemas import (
     ActivityCursorPageSchema,
     ActivityDetailSchema,
+    ActivityFeedLogSchema,
+    ActivityFeedSchema,
     ActivityListItemSchema,
     ActivityListSchema,
     ActivityLogSchema,
@@ -36,6 +39,9 @@ __all__ = [
     "Activity",
     "ActivityCursorPageSchema",
     "ActivityDetailSchema",
+    "ActivityFeedFilters",
+    "ActivityFeedLogSchema",
+    "ActivityFeedSchema",
     "ActivityFilters",
     "ActivityListItemSchema",
     "ActivityListSchema",
@@ -52,6 +58,7 @@ __all__ = [
     "current",
     "detail",
     "error",
+    "feed",
     "follow",
     "get",
     "list",

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, Unpack, overload
+from typing import Any, Final, NamedTuple, Unpack, overload
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Result, RowMapping, Select, Uuid, bindparam, func, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import ColumnElement, RowMapping, Uuid, bindparam, func, select
 from sqlalchemy.orm import Session
 
-from agentexec_otel._errors import ActivityNotFoundError, ConfigurationError
+from agentexec_otel._errors import ActivityNotFoundError
 from agentexec_otel._model.event import ACTIVE
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import describe, plain_int
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, of_latest_log
 from agentexec_otel.activity._cursor import Cursor, Order, checked_order
+from agentexec_otel.activity._execute import AnySelect as _Select
+from agentexec_otel.activity._execute import execute as _execute
 from agentexec_otel.activity._filters import metadata_criteria
-from agentexec_otel.activity._schema_faults import schema_fault
-from agentexec_otel.activity._sessions import synchronous
-from agentexec_otel.activity.models import Activity, UtcDateTime
+from agentexec_otel.activity.models import UtcDateTime
 from agentexec_otel.activity.schemas import (
     ActivityCursorPageSchema,
     ActivityDetailSchema,
@@ -29,9 +28,6 @@ from agentexec_otel.activity.schemas import (
     ActivityLogSchema,
 )
 
-# A Select of many columns, whose exact type is not needed.
-_Select: TypeAlias = "Select[*tuple[Any, ...]]"
-
 _MOST_PER_PAGE = 1_000
 _MOST_PER_READ: Final = 1_000
 _MOST_ROWS = (1 << 63) - 1  # the largest offset that a database accepts
@@ -39,8 +35,6 @@ _LAST_SEQ = (1 << 31) - 1
 
 # Statements on the plain tables, made once. Building one and finding it in SQLAlchemy's cache takes longer than most of
 # these queries.
-_IN_OUR_TABLES: Final = {"mapper": Activity}
-
 _SUMMARY: Final = tuple(
     ACTIVITY.c[name]
     for name in (
@@ -321,15 +315,6 @@ def _behind(order: Order) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
 
 _ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest")
 _PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS for after in (False, True)}
-
-
-def _execute(session: Session, statement: _Select, **parameters: object) -> Result[*tuple[Any, ...]]:
-    try:
-        return synchronous(session).execute(statement, parameters, bind_arguments=_IN_OUR_TABLES)
-    except DBAPIError as exc:
-        if (fault := schema_fault(exc.orig)) is None:
-            raise
-        raise ConfigurationError(fault) from exc
 
 
 def _fields(row: RowMapping) -> dict[str, Any]:

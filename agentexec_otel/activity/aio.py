@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from sqlalchemy.orm import Session
 
 from agentexec_otel._model.text import type_name
-from agentexec_otel.activity import _lifecycle, _query
+from agentexec_otel.activity import _feed, _lifecycle, _query
 from agentexec_otel.activity._follow import follow_async
 from agentexec_otel.activity._session_writes import store_pending
 
@@ -29,6 +29,7 @@ __all__ = [
     "create",
     "detail",
     "error",
+    "feed",
     "follow",
     "get",
     "list",
@@ -98,6 +99,7 @@ detail = _query_twin(_query.detail)
 get = _query_twin(_query.get)
 list = _query_twin(_query.list)
 logs = _query_twin(_query.logs)
+feed = _query_twin(_feed.feed)
 count_active = _query_twin(_query.count_active)
 
 follow = follow_async

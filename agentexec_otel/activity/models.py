@@ -179,7 +179,8 @@ class ActivityLog(Base):
         Index(constraint_name(f"ix_{_PREFIX}activity_log_activity_id"), "activity_id", "seq", unique=True),
         _one_of_statuses(f"{_PREFIX}activity_log"),
         _percentage_range(f"{_PREFIX}activity_log", "percentage"),
-        _MYSQL,
+        # SQLite would give the ids of deleted rows to new ones: a reader of the feed would miss these.
+        _MYSQL | {"sqlite_autoincrement": True},
     )
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)

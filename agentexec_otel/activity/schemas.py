@@ -13,6 +13,8 @@ from agentexec_otel._model.event import Status
 __all__ = [
     "ActivityCursorPageSchema",
     "ActivityDetailSchema",
+    "ActivityFeedLogSchema",
+    "ActivityFeedSchema",
     "ActivityListItemSchema",
     "ActivityListSchema",
     "ActivityLogSchema",
@@ -142,3 +144,19 @@ class ActivityCursorPageSchema(BaseModel):
     total: int | None = None
     page_size: int
     next_cursor: str | None = None
+
+
+class ActivityFeedLogSchema(ActivityLogSchema):
+    """A log in the feed. `cursor` is the place behind it."""
+
+    agent_id: UUID
+    agent_type: str
+    cursor: str
+
+
+class ActivityFeedSchema(BaseModel):
+    """One page of the feed. If `has_more`, the next page can be read at once; otherwise, poll for it."""
+
+    logs: list[ActivityFeedLogSchema]
+    next_cursor: str
+    has_more: bool = False

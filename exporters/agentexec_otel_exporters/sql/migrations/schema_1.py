@@ -97,4 +97,5 @@ LOG: Final = Table(
     CheckConstraint(_STATUSES, name=constraint_name(f"ck_{_PREFIX}activity_log_status")),
     CheckConstraint("percentage BETWEEN 0 AND 100", name=constraint_name(f"ck_{_PREFIX}activity_log_percentage")),
     **_MYSQL,
+    sqlite_autoincrement=True,
 )
