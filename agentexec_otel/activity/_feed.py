@@ -222,7 +222,7 @@ def _present(session: Session, settlement: Settlement) -> FeedCursor:
         return FeedCursor()
     first = FeedCursor(ids[0])
     walk = Walk(first, settlement.settled(first, ids))
-    for number in ids:
+    for number in ids[1:]:
         walk.pass_id(number)
     return walk.cursor
 

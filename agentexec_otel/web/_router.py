@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 from pydantic import Field
 from sqlalchemy import URL, Engine
 from sqlalchemy.orm import Session
@@ -19,6 +22,7 @@ import agentexec_otel as ax
 from agentexec_otel.activity import ActivityDetailSchema, ActivityFilters, ActivityListItemSchema, ActivityLogSchema
 from agentexec_otel.web._database import Database
 from agentexec_otel.web._filters import FilterParameters
+from agentexec_otel.web._hub import Hub
 from agentexec_otel.web._problems import RESPONSES, ProblemRoute
 from agentexec_otel.web._schemas import (
     Act,
@@ -31,6 +35,8 @@ from agentexec_otel.web._schemas import (
     RetriedMany,
 )
 from agentexec_otel.web._scope import Authorize, Scope, require_action, scope_of, scoped, shown, shown_log
+from agentexec_otel.web._sse import streamed
+from agentexec_otel.web._streams import ActivityStream, ListStream
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -71,6 +77,8 @@ def router(
     api.get("/activities")(endpoints.list_activities)
     api.get("/activities/{agent_id}", response_model=ActivityDetail | Activity)(endpoints.get_activity)
     api.get("/activities/{agent_id}/logs")(endpoints.get_logs)
+    api.get("/activities/{agent_id}/events", response_class=StreamingResponse)(endpoints.follow_activity)
+    api.get("/events", response_class=StreamingResponse)(endpoints.follow_list)
     api.post("/activities/{agent_id}/cancel")(endpoints.cancel_activity)
     api.post("/cancel")(endpoints.cancel_activities)
     if on_retry is not None:
@@ -91,6 +99,12 @@ class ListParameters(FilterParameters):
     total: Annotated[int | None, Field(ge=0, description="The total of an earlier page, which saves the count.")] = None
 
 
+class StreamParameters(FilterParameters):
+    """Where to continue, and the filters."""
+
+    after: Annotated[str | None, Field(description="The `id` of the last event seen.")] = None
+
+
 class ManyParameters(FilterParameters):
     """Which activities to change."""
 
@@ -109,6 +123,7 @@ class _Endpoints:
         self._authorize = authorize
         self._database = database
         self._on_retry = on_retry
+        self._hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = WeakKeyDictionary()
 
     async def list_activities(self, request: Request, query: Annotated[ListParameters, Query()]) -> ActivityPage:
         """List activities, newest first, each with its most recent log."""
@@ -162,6 +177,33 @@ class _Endpoints:
         )
         return [shown_log(log, scope) for log in found]
 
+    async def follow_activity(
+        self,
+        request: Request,
+        agent_id: UUID,
+        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for all.")] = 0,
+        last_event_id: Annotated[str | None, Header(description="As `after`, from a browser that reconnects.")] = None,
+    ) -> StreamingResponse:
+        """Follow an activity as Server-Sent Events: `log` with each log, then `end` with the activity."""
+        scope = await scope_of(self._authorize, request)
+        seq = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+        stream = ActivityStream(self._database, self._hub(), scope, agent_id, seq)
+        await stream.activity()
+        return streamed(stream.events())
+
+    async def follow_list(
+        self,
+        request: Request,
+        query: Annotated[StreamParameters, Query()],
+        last_event_id: Annotated[str | None, Header(description="As `after`, from a browser that reconnects.")] = None,
+    ) -> StreamingResponse:
+        """Follow a list as Server-Sent Events: `ready`, then `activity` with each that changes, `left` and `reset`."""
+        scope = await scope_of(self._authorize, request)
+        stream = ListStream(self._database, self._hub(), scope, query.filters())
+        after = last_event_id or query.after
+        await stream.check(after)
+        return streamed(stream.events(after))
+
     async def cancel_activity(self, request: Request, agent_id: UUID, act: Act | None = None) -> Canceled:
         """Cancel an activity. Its worker is notified."""
         scope = await self._acting(request)
@@ -193,6 +235,12 @@ class _Endpoints:
         attempts = await self._database.ask(lambda session: ax.activity.retry_many(session, **filters))
         await self._hand_over(attempts)
         return RetriedMany(attempts=attempts)
+
+    def _hub(self) -> Hub:
+        loop = asyncio.get_running_loop()
+        if loop not in self._hubs:
+            self._hubs[loop] = Hub(self._database)
+        return self._hubs[loop]
 
     async def _acting(self, request: Request) -> Scope:
         scope = await scope_of(self._authorize, request)

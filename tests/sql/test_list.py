@@ -120,7 +120,8 @@ def test_times(database: Database, three: datetime) -> None:
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("agent_id", "x"), ("order", "random"), ("text", ""), ("text", 5), ("trace_id", 5), ("reason", [5]), ("updated_after", "now"),
+        ("agent_id", "x"),
+        ("order", "random"), ("text", ""), ("text", 5), ("trace_id", 5), ("reason", [5]), ("updated_after", "now"),
         ("cursor", "x"), ("cursor", 5), ("cursor", "A" * 33 + "="), ("cursor", "_" * 34), ("cursor", "A" * 35),
     ],
 )  # fmt: skip

@@ -72,5 +72,7 @@ def test_the_beginning_is_no_text() -> None:
 )  # fmt: skip
 def test_other_texts_are_refused(text: object) -> None:
     """What is no cursor raises ValueError, with what to pass."""
-    with pytest.raises(ValueError, match=r'after is .*: pass the cursor of a log, the next_cursor of a page, "" or "now"'):
+    with pytest.raises(
+        ValueError, match=r'after is .*: pass the cursor of a log, the next_cursor of a page, "" or "now"'
+    ):
         FeedCursor.parse(text)
