@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -33,9 +33,11 @@ async def url(database: Database) -> AsyncIterator[str]:
     app.include_router(ax.web.router(authorize=authorize, database=database.engine))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
     serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    yield "http://127.0.0.1:%d" % server.servers[0].sockets[0].getsockname()[1]
+    async with asyncio.timeout(5):
+        while not server.started:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     await asyncio.wait_for(serving, 5)
 
@@ -46,7 +48,7 @@ def authorize(request: Any) -> ax.web.Scope:
     return ax.web.Scope({"tenant": tenant} if tenant else None, may_see_content="X-Hide" not in request.headers)
 
 
-async def events(url: str, **headers: str) -> AsyncIterator[Event]:
+async def events(url: str, **headers: str) -> AsyncGenerator[Event]:
     """The events of a stream, without heartbeats."""
     async with httpx.AsyncClient(timeout=20) as client, client.stream("GET", url, headers=headers) as response:
         assert response.status_code == 200, await response.aread()
