@@ -33,6 +33,7 @@ REQUESTS: Final = "agentexec.requests"
 OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 CACHED_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
+MODEL: Final = "gen_ai.request.model"
 
 PREVIOUS_SPAN: Final = "agentexec.previous_span"
 """Key in the ``trace_context`` of a row: the traceparent of the previous attempt's span."""

@@ -5,11 +5,12 @@ One JSON array by position::
     [1, event_id, agent_id, status, message, percentage, occurred_at_ns, attempt, worker_id, flags,
      [trace_id, span_id, sampled] | null,
      [agent_type, metadata, trace_context] | null,
-     [error_type, reason, input_tokens, output_tokens, requests, cached_input_tokens, reasoning_tokens] | null]
+     [error_type, reason, input_tokens, output_tokens, requests, cached_input_tokens, reasoning_tokens, model] | null,
+     waiting | null]
 
 The first element is the schema's major version. A later minor version appends elements or flags, which are ignored
-here. An incompatible version takes the next number: its events are left to a version that knows it. A minor version has
-appended the last two numbers of the outcome, which may be missing.
+here. An incompatible version takes the next number: its events are left to a version that knows it. Minor versions have
+appended ``waiting`` and the last three elements of the outcome, which may be missing.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ def encode(event: ActivityEvent) -> bytes:
     # By hand, because every caller waits for it: it takes half the time of the fastest call of a JSON encoder.
     (
         event_id, agent_id, status, message, percentage, occurred_at_ns, attempt, opening, span, outcome, worker_id,
-        expects_row, reopens, claims, withdraws,
+        expects_row, reopens, claims, withdraws, waiting,
     ) = event  # fmt: skip
-    bare = span is None and opening is None and outcome is None
+    bare = span is None and opening is None and outcome is None and waiting is None
     flags = _EXPECTS_ROW * expects_row + _REOPENS * reopens + _CLAIMS * claims + _WITHDRAWS * withdraws
     line = (
         f'[1,"{event_id.int:032x}","{agent_id.int:032x}",{quote(status)},{quote(message)},'
@@ -76,13 +77,15 @@ def _details(event: ActivityEvent) -> str:
         f",{_NULL if span is None else _json(_span_fields(span))}"
         f",{_NULL if opening is None else _json(_opening_fields(opening))}"
         f",{_NULL if outcome is None else _json(_outcome_fields(outcome))}"
+        f"{'' if event.waiting is None else ',' + _json(_plain(event.waiting))}"
     )
 
 
 _span_fields = attrgetter("trace_id", "span_id", "sampled")
 _outcome_fields = attrgetter(
-    "error_type", "reason", "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens"
-)
+    "error_type", "reason", "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens",
+    "model",
+)  # fmt: skip
 
 
 def _opening_fields(opening: Opening) -> list[object]:
@@ -135,7 +138,7 @@ def _event(fields: list[object]) -> ActivityEvent:
         raise LaterSchemaError(f"an event of schema version {fields[0]}, this version knows {SCHEMA}")
     values = dict(zip(_HEAD, _read(_HEAD, fields[1:10], "event"), strict=True))
     flags = values.pop("flags")
-    span, opening, outcome = (*fields[10:13], None, None, None)[:3]
+    span, opening, outcome, waiting = (*fields[10:14], None, None, None, None)[:4]
     return ActivityEvent(
         **values,
         expects_row=bool(flags & _EXPECTS_ROW),
@@ -145,6 +148,7 @@ def _event(fields: list[object]) -> ActivityEvent:
         span=None if span is None else SpanRef(*_read(_SPAN, span, "span")),
         opening=None if opening is None else Opening(*_read(_OPENING, opening, "opening")),
         outcome=None if outcome is None else Outcome(*_read(_OUTCOME, outcome, "outcome", _FIRST_OUTCOME)),
+        waiting=None if waiting is None else _object(waiting, "what the run waits for"),
     )
 
 
@@ -238,5 +242,6 @@ _OUTCOME: Final[dict[str, _Reader]] = {
     **dict.fromkeys(
         ("input tokens", "output tokens", "requests", "cached input tokens", "reasoning tokens"), _optional(_integer)
     ),
+    "model": _optional(_text),
 }
 _FIRST_OUTCOME: Final = 5

@@ -77,6 +77,7 @@ class Outcome:
     Attributes:
         cached_input_tokens: Those of the input tokens that the provider had in its cache.
         reasoning_tokens: Those of the output tokens that were spent on reasoning.
+        model: The model that the run called last.
     """
 
     error_type: str | None = None
@@ -86,6 +87,7 @@ class Outcome:
     requests: int | None = None
     cached_input_tokens: int | None = None
     reasoning_tokens: int | None = None
+    model: str | None = None
 
 
 # Made for each log, on the caller's path. A frozen dataclass takes five times as long to make.
@@ -109,6 +111,7 @@ class ActivityEvent(NamedTuple):
             that one of several callers opens the next attempt.
         withdraws: Removes the activity that the event with this ``event_id`` has created, unless anything else was
             reported on it. Its producer has reported that it is not stored.
+        waiting: What the run waits for, as `waiting_for` returns it, until the next event of a worker.
     """
 
     event_id: UUID
@@ -126,6 +129,7 @@ class ActivityEvent(NamedTuple):
     reopens: bool = False
     claims: bool = False
     withdraws: bool = False
+    waiting: Mapping[str, Any] | None = None
 
 
 def late_cancellation(agent_id: UUID, attempt: int | None) -> ActivityEvent:

@@ -21,14 +21,14 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
 _RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
 _REASON_LIMIT: Final = 64
-_UNKNOWN: Final[tuple[Any, ...]] = (None,) * 15
+_UNKNOWN: Final[tuple[Any, ...]] = (None,) * 17
 """What `ActivityState` has after its attempt, before the first event."""
 
 STUB_TYPE: Final = ""
 """agent_type of an activity whose opening event has not arrived yet."""
 
 Lease = Literal["keep", "extend", "clear"]
-"""What events mean for a lease: reports of the worker extend it, the end of an attempt clears it."""
+"""What events mean for a lease: reports of the worker extend it, the end of an attempt and a wait clear it."""
 
 
 def moment(occurred_at_ns: int) -> datetime:
@@ -114,6 +114,8 @@ class ActivityState:
     requests: int | None
     cached_input_tokens: int | None
     reasoning_tokens: int | None
+    model: str | None
+    waiting: Mapping[str, Any] | None
     lease: Lease = field(default="keep", kw_only=True)
 
     @classmethod
@@ -193,7 +195,7 @@ class ActivityState:
         self.started_at = self.ended_at = self.trace_id = self.span_id = self.sampled = self.worker_id = None
         self.latest_percentage = self.error_type = self.reason = None
         self.input_tokens = self.output_tokens = self.requests = None
-        self.cached_input_tokens = self.reasoning_tokens = None
+        self.cached_input_tokens = self.reasoning_tokens = self.model = self.waiting = None
         self.lease = "clear"
         return True
 
@@ -209,19 +211,22 @@ class ActivityState:
             self.trace_id, self.span_id, self.sampled = event.span.trace_id, event.span.span_id, event.span.sampled
         if self.status in TERMINAL:
             self.lease = "clear"
+            self.waiting = None
             self.ended_at = moment(event.occurred_at_ns)
             if event.outcome is not None:
                 self.error_type = event.outcome.error_type and event.outcome.error_type[:NAME_LIMIT]
                 self.reason = event.outcome.reason and event.outcome.reason[:_REASON_LIMIT]
         elif event.worker_id is not None:
-            self._extend_lease(event.worker_id[:NAME_LIMIT], replay)
+            waiting = event.waiting if self.status is RUNNING else None
+            self._follow_worker(event.worker_id[:NAME_LIMIT], waiting, replay)
 
-    def _extend_lease(self, worker_id: str, replay: bool) -> None:
+    def _follow_worker(self, worker_id: str, waiting: Mapping[str, Any] | None, replay: bool) -> None:
         # The last worker to report runs the activity, but an old event of a dead worker does not take it over.
         if self.worker_id is None or not replay:
             self.worker_id = worker_id
         if self.worker_id == worker_id:
-            self.lease = "extend"
+            self.waiting = waiting
+            self.lease = "extend" if waiting is None else "clear"
 
     def _count_tokens(self, outcome: Outcome) -> None:
         if outcome.input_tokens is not None:
@@ -234,6 +239,8 @@ class ActivityState:
             self.cached_input_tokens = outcome.cached_input_tokens
         if outcome.reasoning_tokens is not None:
             self.reasoning_tokens = outcome.reasoning_tokens
+        if outcome.model is not None:
+            self.model = outcome.model[:NAME_LIMIT]
 
 
 def must_exist(event: ActivityEvent) -> bool:

@@ -130,6 +130,7 @@ _OUTCOME: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
     "requests": (semconv.REQUESTS, _count),
     "cached_input_tokens": (semconv.CACHED_INPUT_TOKENS, _count),
     "reasoning_tokens": (semconv.REASONING_TOKENS, _count),
+    "model": (semconv.MODEL, _text),
 }
 
 

@@ -94,6 +94,7 @@ class StoredActivity:
     Attributes:
         counted: A run of the attempt has ended and reported its token usage.
         outcome: Why the attempt ended, if it has.
+        is_waiting: The run waits, such as for an approval.
     """
 
     agent_id: UUID
@@ -105,3 +106,4 @@ class StoredActivity:
     history: tuple[ActivityEvent, ...] = ()
     counted: bool = False
     outcome: Outcome | None = None
+    is_waiting: bool = False

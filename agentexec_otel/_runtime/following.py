@@ -149,6 +149,7 @@ class Following:
         text = f"Ended elsewhere: {stored.status}."
         event = ActivityEvent(uuid7(now_ns), stored.agent_id, stored.status, text, None, now_ns)
         for live in self.live.attempts(stored.agent_id):
+            live.hear_waiting(stored)
             self.follow_up(*live.follow(event, ack))
 
     # -- many at once -------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ class LiveActivity:
         span: The span that this process has open for it.
         ref: The activity's span, wherever it is open.
         owner: The block of this process that will end the attempt.
+        model: The model that was called last, as far as blocks have named it.
         on_cancel: Stops that block.
         expects_usage: The block's final log reports token usage.
         ending: The event by which this process has ended it, also if another ending came first.
@@ -108,6 +109,7 @@ class LiveActivity:
         self._untraced = False
         self.owner: object | None = None
         self._usage: dict[object, Usage] = {}
+        self.model: str | None = None
         self.expects_usage = False
         self.on_cancel: Callable[[], object] | None = None
         self._pending: UUID | None = None
@@ -152,8 +154,13 @@ class LiveActivity:
         return self._pending is not None or self.may_lack_row or self.opening is None
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether its run waits, such as for an approval."""
+        return self._state.waiting is not None and self._state.status is RUNNING
+
+    @property
     def runs_here(self) -> bool:
-        """Whether this process has to extend its lease."""
+        """Whether this process has to extend its lease, unless it waits."""
         return self._state.status is RUNNING and (self._started_here or self.owner is not None)
 
     @property
@@ -193,10 +200,12 @@ class LiveActivity:
         with self._all.lock:
             self.on_cancel = callback
 
-    def count_usage(self, block: object, usage: Usage) -> None:
-        """Replace what this block has counted so far."""
+    def count_usage(self, block: object, usage: Usage, model: str | None = None) -> None:
+        """Replace what this block has counted so far, and name the model that was called last if it is known."""
         with self._all.lock:
             self._usage[block] = usage
+            if model is not None:
+                self.model = model
 
     def expect_usage(self, expected: bool) -> None:
         """Say whether the block's final log reports usage, even after the activity has ended: the span waits for it."""
@@ -217,6 +226,7 @@ class LiveActivity:
                 self.has_reports = True
             if event.status is RUNNING and self.span is not None and self._state.status is RUNNING:
                 # All that the fold would change of this view. Saves a tenth of a call (`benchmarks --only caller`).
+                self._state.waiting = event.waiting
                 if event.percentage is not None:
                     self._state.latest_percentage = event.percentage
                 self._lines.append(event)
@@ -387,6 +397,12 @@ class LiveActivity:
                 end = self._end_span(ours.status, outcome, event.occurred_at_ns)
             return end, self.on_cancel if canceled else None
 
+    def hear_waiting(self, stored: StoredActivity) -> None:
+        """Follow the row: another process may have continued the run that waits."""
+        with self._all.lock:
+            if self._pending is None and stored.attempt == self.attempt and not stored.is_waiting:
+                self._state.waiting = None
+
     def end_together(
         self, event: ActivityEvent, outcome: Outcome
     ) -> tuple[SpanEnd | None, Callable[[], object] | None]:
@@ -536,10 +552,11 @@ class LiveActivities:
 
     # -- for liveness -------------------------------------------------------------------------------------------
 
-    def running(self) -> list[UUID]:
-        """The activities that run in this process."""
+    def running(self) -> dict[UUID, int]:
+        """The activities that run in this process, each with its attempt, which is known once a log is stored."""
         with self.lock:
-            return [live.agent_id for live in self._live.values() if live.runs_here]
+            running = [live for live in self._live.values() if live.runs_here]
+            return {live.agent_id: live.attempt for live in running if live.attempt is not None}
 
     def owned(self) -> set[UUID]:
         """The activities that a block of this process will end."""

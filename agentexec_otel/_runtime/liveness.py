@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Final
 from uuid import UUID
 
@@ -80,9 +81,10 @@ class Liveness:
 
     def heartbeat(self) -> None:
         """Extend the leases of what runs here, and learn what other processes have ended."""
-        owned = self._following.live.owned()
-        for chunk in _chunks(self._following.live.running()):
-            rows = self._store.extend_leases(self._worker_id(), chunk, owned=owned.intersection(chunk))
+        owned, running = self._following.live.owned(), self._following.live.running()
+        for chunk in _chunks(running):
+            attempts = {agent_id: running[agent_id] for agent_id in chunk}
+            rows = self._store.extend_leases(self._worker_id(), attempts, owned=owned.intersection(chunk))
             self._hear(rows.values())
 
     def _hear(self, rows: Iterable[StoredActivity]) -> None:
@@ -99,13 +101,15 @@ class Liveness:
         """Before a clean exit: activities without a block that ends them are not lost, other workers may continue."""
         with suppress(ExportError):
             spans = self._following.live.unowned()
-            for chunk in _chunks(list(spans)):
+            for chunk in _chunks(spans):
                 dropped = {span for agent_id in chunk if (span := spans[agent_id]) is not None}
                 self._store.release(self._worker_id(), chunk, spans=dropped)
 
 
-def _chunks(agent_ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
-    return (agent_ids[start : start + _CHUNK] for start in range(0, len(agent_ids), _CHUNK))
+def _chunks(agent_ids: Iterable[UUID]) -> Iterator[list[UUID]]:
+    left = iter(agent_ids)
+    while chunk := list(islice(left, _CHUNK)):
+        yield chunk
 
 
 def _heartbeat_interval() -> float:

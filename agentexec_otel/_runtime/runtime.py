@@ -34,6 +34,7 @@ from agentexec_otel._model.results import (
     StoredActivity,
 )
 from agentexec_otel._model.text import MESSAGE_LIMIT, NAME_LIMIT, clean_percentage, prepare_message
+from agentexec_otel._model.waiting import sentence, waiting_for
 from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
@@ -321,6 +322,22 @@ class Runtime:
             reported: The application or the agent has said it, not the instrumentation.
         """
         event = self.event(live.agent_id, status, message, percentage, live=live)
+        return self._emit(self._mirror_on(live, event, reported=reported), live)
+
+    def wait(
+        self, live: LiveActivity, for_: object, items: object, message: str | None, *, reported: bool = False
+    ) -> bool:
+        """Have the attempt wait: no lease runs until the next log of a worker. Returns as `record`.
+
+        Args:
+            message: Default: a sentence of `for_` and `items`.
+
+        Raises:
+            ValueError: as `waiting_for`.
+        """
+        waiting = waiting_for(for_, items, time.time_ns(), self._redact)
+        text = sentence(waiting) if message is None else message
+        event = self.event(live.agent_id, RUNNING, text, live=live)._replace(waiting=waiting)
         return self._emit(self._mirror_on(live, event, reported=reported), live)
 
     def end(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final, TypeAlias, TypedDict, cast
 from uuid import UUID
 
-from sqlalchemy import Boolean, ColumnElement, ScalarSelect, String, Table, false, literal, select
+from sqlalchemy import Boolean, ColumnElement, ScalarSelect, String, Table, and_, false, literal, not_, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -41,6 +41,7 @@ class ActivityFilters(TypedDict, total=False):
         ended_after: Its current attempt ended then or later.
         ended_before: Its current attempt ended earlier.
         text: Part of the message of the latest log, in any case.
+        waiting: Whether it is RUNNING and waits, such as for an approval.
     """
 
     agent_id: UUID | str | Iterable[UUID | str] | None
@@ -57,6 +58,7 @@ class ActivityFilters(TypedDict, total=False):
     error_type: str | Iterable[str] | None
     text: str | None
     trace_id: str | Iterable[str] | None
+    waiting: bool | None
     worker_id: str | Iterable[str] | None
 
 
@@ -159,6 +161,13 @@ def _has_text(argument: str, value: Any) -> list[_Criterion]:
     return [of_latest_log("message").icontains(clean_message(value), autoescape=True)]
 
 
+def _waits(argument: str, value: Any) -> list[_Criterion]:
+    if value is not True and value is not False:
+        raise ValueError(f"{argument} is {describe(value)}: pass True or False, or leave it out for both")
+    waits = and_(ACTIVITY.c.status == Status.RUNNING, ACTIVITY.c.waiting.is_not(None))
+    return [waits if value else not_(waits)]
+
+
 def _since(column: str, argument: str, value: Any) -> list[_Criterion]:
     return [ACTIVITY.c[column] >= _moment(argument, value)]
 
@@ -189,5 +198,6 @@ _CRITERIA: Final[Mapping[str, Callable[[str, Any], list[_Criterion]]]] = {
     "error_type": _has_name,
     "text": _has_text,
     "trace_id": _has_name,
+    "waiting": _waits,
     "worker_id": _has_name,
 }

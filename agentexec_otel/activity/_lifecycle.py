@@ -265,7 +265,8 @@ def cancel_pending(
 
     Args:
         session: As for `create`. None uses a transaction of its own.
-        older_than: Only activities without a log for that long, or since then.
+        older_than: Only activities without a log for that long, or since then. Those that wait, such as for an
+            approval, are spared unless the filter `waiting` is given.
         filters: See `ActivityFilters`.
 
     Returns:
@@ -322,7 +323,7 @@ def reap(session: AnySession | None = None) -> int:
     """End every activity whose worker is lost as ERROR with the reason ``lost``: RUNNING, and its lease has expired.
 
     Every process that stores activities does this every ``AGENTEXEC_SWEEP_INTERVAL`` seconds; call it if no such
-    process is left. QUEUED activities have no worker and are never reaped.
+    process is left. QUEUED activities have no worker, and runs that wait have no lease: they are never reaped.
 
     Args:
         session: As for `create`. None uses a transaction of its own.
@@ -450,4 +451,6 @@ def _pending_criteria(older_than: timedelta | datetime | None, filters: Activity
     criteria = criteria_of(filters)
     if older_than is not None:
         criteria.append(Activity.updated_at < without_news_since(older_than))
+        if filters.get("waiting") is None:
+            criteria += criteria_of({"waiting": False})
     return criteria

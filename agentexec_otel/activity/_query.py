@@ -40,7 +40,8 @@ _SUMMARY: Final = tuple(
     for name in (
         "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "started_at", "ended_at",
         "attempt", "trace_id", "span_id", "worker_id", "error_type", "reason", "metadata",
-        "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens",
+        "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens", "model",
+        "waiting",
     )
 )  # fmt: skip
 _LOG_COLUMNS: Final = tuple(

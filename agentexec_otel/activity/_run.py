@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Token
@@ -18,7 +18,7 @@ from agentexec_otel._model.event import ActivityEvent, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import outcome_of
 from agentexec_otel._model.results import ExportResult
-from agentexec_otel._model.text import describe, plain_int, plain_str
+from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe, plain_int, plain_str
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.live import LiveActivity, Usage
 from agentexec_otel._runtime.runtime import on_event_loop
@@ -124,9 +124,31 @@ class ActivityRun:
 
     def update(self, message: str, percentage: float | None = None) -> bool:
         """Add a log to the attempt that the block runs; see `ax.activity.update`."""
-        runtime = process.active()
-        live = self._view if self._view is not None else runtime.find(self.agent_id)
-        return runtime.record(live, Status.RUNNING, message, percentage, reported=True)
+        return process.active().record(self._found(), Status.RUNNING, message, percentage, reported=True)
+
+    def waiting(
+        self, for_: str = "approval", items: Iterable[Mapping[str, Any]] = (), message: str | None = None
+    ) -> bool:
+        """Have the run wait, such as for a person: it stays RUNNING without a lease, so it never counts as lost.
+
+        The next `update()`, or the next run of the activity in any process, ends the wait: the same attempt continues,
+        with a lease. If the block is left without an exception while the run waits, the activity stays open.
+
+        Args:
+            for_: What it waits for, in a word.
+            items: The details, at most 100: for each call of a tool a dict with ``tool`` and ``call_id``.
+            message: The log. Default: a sentence of `for_` and the tools.
+
+        Returns:
+            As `update`.
+
+        Raises:
+            ValueError: a malformed argument, or items of more than 16 KiB.
+        """
+        return process.active().wait(self._found(), for_, items, message, reported=True)
+
+    def _found(self) -> LiveActivity:
+        return self._view if self._view is not None else process.active().find(self.agent_id)
 
     def record_usage(
         self,
@@ -135,14 +157,20 @@ class ActivityRun:
         requests: int | None = None,
         cached_input_tokens: int | None = None,
         reasoning_tokens: int | None = None,
+        model: str | None = None,
     ) -> None:
         """This block's totals so far of tokens and model requests; stored with the activity's end, also if it fails.
 
         Blocks within one another add up. What is no count is ignored. Cached tokens are part of the input tokens, and
         reasoning tokens part of the output tokens.
+
+        Args:
+            model: The model that was called last. None, or what is no string, leaves the one that was named before.
         """
         counts = (input_tokens, output_tokens, requests, cached_input_tokens, reasoning_tokens)
-        self._entered().count_usage(self, Usage(*map(_count, counts)))
+        name = plain_str(model)
+        cleaned = None if not name else clean_message(name, NAME_LIMIT)
+        self._entered().count_usage(self, Usage(*map(_count, counts)), cleaned)
 
     def leave_open(self) -> None:
         """Do not end the activity if the block is left without an exception: the work continues elsewhere, or later."""
@@ -239,7 +267,8 @@ class ActivityRun:
         repeats = live.status is status and status is not Status.ERROR  # An exception says more than its status.
         if not has_usage and (repeats or (ended_inside and not self.canceled)):
             return None  # Ended before by complete(), error() or cancel(); there are no tokens to add.
-        if self._left_open and exc is None and not ended_inside:
+        if exc is None and not ended_inside and (self._left_open or live.is_waiting):
+            live.expect_usage(False)
             return None
         message = self._message_of(status, exc) if not repeats else _usage_message(live.usage_total())
         return self._end(live, status, message, outcome)
@@ -262,7 +291,7 @@ class ActivityRun:
         usage = live.usage_total()
         if usage is not None:
             why = outcome or Outcome()
-            outcome = Outcome(why.error_type, why.reason, *usage)
+            outcome = Outcome(why.error_type, why.reason, *usage, live.model)
         return status, outcome
 
     def detach(self) -> None:

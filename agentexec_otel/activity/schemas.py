@@ -60,6 +60,8 @@ class _Summary(BaseModel):
     requests: int | None = None
     cached_input_tokens: int | None = None
     reasoning_tokens: int | None = None
+    model: str | None = None
+    waiting: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = Field(default=None, exclude=True)
 
     @computed_field  # type: ignore[prop-decorator]

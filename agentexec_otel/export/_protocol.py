@@ -70,11 +70,14 @@ class ActivityStore(Protocol):
         ...
 
     def extend_leases(
-        self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
+        self, worker_id: str, attempts: Mapping[UUID, int], *, owned: Set[UUID] = frozenset()
     ) -> Mapping[UUID, StoredActivity]:
         """Extend the leases of the activities that this worker runs. Return all of them, without their logs.
 
+        A run that waits has no lease.
+
         Args:
+            attempts: The attempt of each activity that this worker runs. A later one is left alone.
             owned: Activities that a block of this process will end. This worker runs them, even if another has
                 reported on them meanwhile.
         """

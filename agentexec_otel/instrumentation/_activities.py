@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
+from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, guarded
 from agentexec_otel._model.event import Status
+from agentexec_otel._model.waiting import MOST_ITEMS
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.process import active
 from agentexec_otel._runtime.reader import RowUnavailableError
 from agentexec_otel._runtime.runtime import complain, on_event_loop
 from agentexec_otel.activity import ActivityRun
 
-__all__ = ["RowUnavailableError", "active", "add_log", "complain", "expect_usage", "find", "known", "on_event_loop"]
+__all__ = [
+    "RowUnavailableError",
+    "active",
+    "add_log",
+    "complain",
+    "continue_if_waiting",
+    "expect_usage",
+    "find",
+    "known",
+    "on_event_loop",
+    "wait_for_approval",
+]
 
 
 def known(agent_id: UUID) -> LiveActivity | None:
@@ -43,6 +57,19 @@ def add_log(block: ActivityRun, message: str) -> None:
     with guarded("reporting what a run does"):
         runtime = active()
         runtime.record(block.view or runtime.find(block.agent_id), Status.RUNNING, message)
+
+
+def wait_for_approval(block: ActivityRun, calls: Sequence[Mapping[str, str | None]]) -> None:
+    """Have the activity wait for the approval of these calls of tools."""
+    runtime = active()
+    message = f"Stopped for the approval of {len(calls)} tool call{'s' if len(calls) > 1 else ''}."
+    runtime.wait(block.view or runtime.find(block.agent_id), "approval", calls[:MOST_ITEMS], message)
+
+
+def continue_if_waiting(block: ActivityRun) -> None:
+    """Report that a run begins, if the activity waits and its owner has not reported it."""
+    if block.view is not None and block.view.is_waiting:
+        add_log(block, CONF.activity_message_started)
 
 
 def expect_usage(block: ActivityRun, expected: bool = True) -> None:

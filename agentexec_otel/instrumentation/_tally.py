@@ -72,6 +72,7 @@ class Tally:
     def __init__(self) -> None:
         self._done = Tokens()  # without the counts that each meter's usage had before
         self._meters: dict[int, _Meter] = {}
+        self.model: str | None = None  # the one that was called last
 
     def hold(self, usage: Usage) -> None:
         """Count what is added to `usage` from now on, until each holder has released it."""
@@ -97,7 +98,7 @@ class Tally:
         total = self._done
         for meter in self._meters.values():
             total = total.plus(Tokens.of(meter.usage))
-        block.record_usage(*total)
+        block.record_usage(*total, model=self.model)
 
 
 _tallies: Final[WeakKeyDictionary[ActivityRun, Tally]] = WeakKeyDictionary()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,7 +13,7 @@ from uuid import UUID
 from agentexec_otel._errors import ActivityCanceledError, guarded
 from agentexec_otel._model.outcome import replace_text
 from agentexec_otel.activity import ActivityRun
-from agentexec_otel.instrumentation._activities import add_log, expect_usage, known
+from agentexec_otel.instrumentation._activities import continue_if_waiting, expect_usage, known, wait_for_approval
 from agentexec_otel.instrumentation._progress import Progress, progress_of
 from agentexec_otel.instrumentation._tally import Tokens, Usage, tally_of
 
@@ -25,13 +25,14 @@ class Framework:
     Attributes:
         stopped_error: Raised at a step to stop a run. The framework must pass it on unchanged.
         safe_text: Returns what may be stored of an exception if the run keeps its contents private.
-        count_approvals: Returns how many tool calls wait for an approval, from the result of a run.
+        pending_approvals: Returns the calls of tools that wait for an approval, from the result of a run. Each has
+            the ``tool``'s name and the ``call_id``.
         remember: Makes the state of an interrupted run name the activity, so that the resumed run continues it.
     """
 
     stopped_error: type[ActivityCanceledError]
     safe_text: Callable[[BaseException], str]
-    count_approvals: Callable[[Any], int]
+    pending_approvals: Callable[[Any], Sequence[Mapping[str, str | None]]]
     remember: Callable[[UUID, Any], None]
 
 
@@ -117,11 +118,17 @@ class TrackedRun:
         self._outer = _current.get()
         _current.set(self)
         expect_usage(self.block)
+        continue_if_waiting(self.block)
 
     # -- steps ----------------------------------------------------------------------------------------------
 
-    def before_model_call(self, agent: str, usage: Usage) -> None:
-        """Count `usage` from now on. Raises the framework's `stopped_error` if the activity was canceled."""
+    def before_model_call(self, agent: str, usage: Usage, model: str | None) -> None:
+        """Count `usage` from now on. Raises the framework's `stopped_error` if the activity was canceled.
+
+        Args:
+            model: The name of the model, if it is known.
+        """
+        self._tally.model = model or self._tally.model
         if id(usage) not in self._held:
             self._held[id(usage)] = usage
             self._tally.hold(usage)
@@ -212,21 +219,18 @@ class TrackedRun:
         self._held.clear()
 
     def _report_approvals(self) -> None:
-        """If the run waits for approvals, it has not ended: leave its activity open until it is resumed."""
-        count = 0 if self.result is None else self._framework.count_approvals(self.result)
-        if not count:
+        """If the run waits for approvals, so does its activity, until it is resumed."""
+        calls = () if self.result is None else self._framework.pending_approvals(self.result)
+        if not calls:
             return
-        view = self.block.view
-        if not self._is_joined and view is not None and not (self.block.canceled or view.status.terminal):
-            expect_usage(self.block, False)
-            self.block.leave_open()
-            if self.block.owner:
-                with guarded("remembering the activity of a run that waits"):
-                    self._framework.remember(self.block.agent_id, self.result)
         if self._is_joined and self._outer is not None:
             self._outer._release_tool()  # No hook reports the end of an agent that is a tool and waits.
-        if self._caller() is None:  # Otherwise the calling run stops for the same approval.
-            add_log(self.block, f"Stopped for the approval of {count} tool call{'s' if count > 1 else ''}.")
+        if self._caller() is not None:
+            return  # The calling run stops for the same approval.
+        wait_for_approval(self.block, calls)
+        if not self.block.canceled:
+            with guarded("remembering the activity of a run that waits"):
+                self._framework.remember(self.block.agent_id, self.result)
 
 
 _current: Final[ContextVar[TrackedRun | None]] = ContextVar("agentexec_otel.tracked_run", default=None)

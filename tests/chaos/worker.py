@@ -3,6 +3,7 @@
 run ID          enter a block of the activity
 report ID TEXT  one line outside of any block
 say TEXT        one line inside the block
+wait CALL       wait inside the block for the approval of a call, and for its commit as far as there is a database
 canceled        wait until the block knows that the activity was canceled
 leave           leave the block
 exit            end in good order
@@ -32,6 +33,9 @@ def main(url: str) -> None:
                 ax.flush()
             case "say" if run is not None:
                 run.update(rest)
+            case "wait" if run is not None:
+                run.waiting(items=[{"tool": "pay", "call_id": rest}])
+                ax.flush(2.0)
             case "canceled" if run is not None:
                 inside = ax.activity.current()
                 while not (run.canceled and inside is not None and inside.canceled):

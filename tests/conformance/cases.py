@@ -13,6 +13,9 @@ QUEUED, RUNNING, COMPLETE, ERROR, CANCELED = Status
 
 _NOW_NS = time.time_ns()
 
+TOKENS = ("input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens")
+WAITING = {"for": "approval", "since": "2026-11-30T10:00:00+00:00", "items": [{"tool": "pay", "call_id": "call_1"}]}
+
 SPAN = SpanRef("a" * 32, "b" * 16, sampled=True)
 OTHER_SPAN = SpanRef("c" * 32, "d" * 16, sampled=False)
 PREVIOUS = f"00-{SPAN.trace_id}-{SPAN.span_id}-01"
@@ -41,8 +44,14 @@ def end(status: Status, reason: str | None = None, **values: Any) -> Step:
     return Step(status, {"outcome": Outcome("Error" if status is ERROR else None, reason), **values})
 
 
-def spent(status: Status, *tokens: int | None, **values: Any) -> Step:
-    return Step(status, {"outcome": Outcome(None, None, *tokens), **values})
+def spent(status: Status, *tokens: int | None, model: str | None = None, **values: Any) -> Step:
+    counted: dict[str, Any] = dict(zip(TOKENS, tokens, strict=False))
+    return Step(status, {"outcome": Outcome(model=model, **counted), **values})
+
+
+def wait(worker_id: str | None = "one", *, replay: bool = False, **values: Any) -> Step:
+    """What `run.waiting` emits."""
+    return report(worker_id=worker_id, waiting=WAITING, replay=replay, **values)
 
 
 def queue(**values: Any) -> Step:
@@ -152,8 +161,11 @@ CASES = [
          at(COMPLETE, input_tokens=7, output_tokens=9, requests=2, cached_input_tokens=5, reasoning_tokens=4)),
     case("cached and reasoning tokens are totals", [create(), spent(RUNNING, 5, 6, 1, 2, 3), spent(ERROR, 7, 8, 2, 4)],
          "QUEUED 1, RUNNING 1, ERROR 1", at(ERROR, cached_input_tokens=4, reasoning_tokens=3)),
-    case("a retry has spent nothing", [create(), spent(ERROR, 7, 9, 2, 5, 4), retry()],
-         "QUEUED 1, ERROR 1, QUEUED 2", at(QUEUED, 2, cached_input_tokens=None, reasoning_tokens=None)),
+    case("a retry has spent nothing", [create(), spent(ERROR, 7, 9, 2, 5, 4, model="large"), retry()],
+         "QUEUED 1, ERROR 1, QUEUED 2", at(QUEUED, 2, cached_input_tokens=None, reasoning_tokens=None, model=None)),
+    case("the last model stays", [create(), spent(RUNNING, 5, model="large"), spent(RUNNING, 6, model="small"),
+                                  spent(COMPLETE, 7)],
+         "QUEUED 1, RUNNING 1, RUNNING 1, COMPLETE 1", at(COMPLETE, model="small", input_tokens=7)),
     case("tokens of a late end count", [create(), end(CANCELED, "canceled"), spent(CANCELED, 11, 12, 1)],
          "QUEUED 1, CANCELED 1, CANCELED 1 late",
          at(CANCELED, reason="canceled", input_tokens=11, output_tokens=12, requests=1)),
@@ -283,9 +295,45 @@ CASES = [
          "QUEUED 1, RUNNING 1, ERROR 1, QUEUED 2, RUNNING 2",
          at(RUNNING, 2, span_id=OTHER_SPAN.span_id, sampled=False)),
     case("long names are cut",
-         [create("t" * 400), report(worker_id="w" * 400), Step(ERROR, {"outcome": Outcome("E" * 400, "r" * 400)})],
+         [create("t" * 400), report(worker_id="w" * 400),
+          Step(ERROR, {"outcome": Outcome("E" * 400, "r" * 400, model="m" * 400)})],
          "QUEUED 1, RUNNING 1, ERROR 1",
-         at(ERROR, agent_type="t" * 255, worker_id="w" * 255, error_type="E" * 255, reason="r" * 64)),
+         at(ERROR, agent_type="t" * 255, worker_id="w" * 255, error_type="E" * 255, reason="r" * 64, model="m" * 255)),
+    # -- runs that wait -------------------------------------------------------------------------------------------
+    case("waiting", [create(), report(worker_id="one"), wait()],
+         "QUEUED 1, RUNNING 1, RUNNING 1", at(RUNNING, waiting=WAITING, worker_id="one", lease="clear")),
+    case("waiting from the start", [create(), wait()],
+         "QUEUED 1, RUNNING 1", at(RUNNING, waiting=WAITING, worker_id="one", started_at=moment_of(1), lease="clear")),
+    case("the same worker continues", [create(), wait(), report(worker_id="one")],
+         "QUEUED 1, RUNNING 1, RUNNING 1", at(RUNNING, waiting=None, worker_id="one", lease="extend")),
+    case("another worker continues", [create(), wait(), report(worker_id="two")],
+         "QUEUED 1, RUNNING 1, RUNNING 1", at(RUNNING, waiting=None, worker_id="two", lease="extend")),
+    case("waiting again", [create(), wait(), report(worker_id="two"), wait("two")],
+         "QUEUED 1, RUNNING 1, RUNNING 1, RUNNING 1", at(RUNNING, waiting=WAITING, worker_id="two", lease="clear")),
+    case("a report without a worker ends no wait", [create(), wait(), queue(), report(40)],
+         "QUEUED 1, RUNNING 1, RUNNING 1, RUNNING 1",
+         at(RUNNING, waiting=WAITING, latest_percentage=40, lease="clear")),
+    case("a claim ends no wait", [create(), wait(), claim(1, worker_id="two")],
+         "QUEUED 1, RUNNING 1, started", at(RUNNING, waiting=WAITING, worker_id="one")),
+    *(case(f"{status} ends a wait", [create(), wait(), end(status)],
+           f"QUEUED 1, RUNNING 1, {status} 1", at(status, waiting=None, lease="clear"))
+      for status in (COMPLETE, ERROR, CANCELED)),
+    case("nothing waits after its end", [create(), end(CANCELED), wait()],
+         "QUEUED 1, CANCELED 1, CANCELED 1 late", at(CANCELED, waiting=None)),
+    case("a wait of an older attempt",
+         [create(), end(ERROR), retry(), report(attempt=2, worker_id="two"), wait(attempt=1)],
+         "QUEUED 1, ERROR 1, QUEUED 2, RUNNING 2, RUNNING 2 late",
+         at(RUNNING, 2, waiting=None, worker_id="two", lease="extend")),
+    case("a later attempt does not wait", [create(), wait(), report(attempt=2, worker_id="two")],
+         "QUEUED 1, RUNNING 1, RUNNING 2", at(RUNNING, 2, waiting=None, worker_id="two", lease="extend")),
+    case("a replayed wait takes nothing over", [create(), report(worker_id="two"), wait(replay=True)],
+         "QUEUED 1, RUNNING 1, RUNNING 1", at(RUNNING, waiting=None, worker_id="two", lease="extend")),
+    case("a replayed report of another worker ends no wait", [create(), wait(), report(worker_id="two", replay=True)],
+         "QUEUED 1, RUNNING 1, RUNNING 1", at(RUNNING, waiting=WAITING, worker_id="one", lease="clear")),
+    case("a replayed wait of the worker that runs it", [create(), report(worker_id="one"), wait(replay=True)],
+         "QUEUED 1, RUNNING 1, RUNNING 1", at(RUNNING, waiting=WAITING, lease="clear")),
+    case("a wait delivered again after the run continued", [create(), wait(), report(worker_id="one"), again(1)],
+         "QUEUED 1, RUNNING 1, RUNNING 1, RUNNING 1 duplicate", at(RUNNING, waiting=None, lease="extend")),
     # -- delivered again ------------------------------------------------------------------------------------------
     case("a creation again", [create(), again(0)], "QUEUED 1, QUEUED 1 duplicate", at(QUEUED, last_seq=1)),
     case("a report again", [create(), report(5), again(1)],

@@ -188,6 +188,27 @@ async def test_runner_inside_leaves_the_end_to_the_task(works: Works, database: 
     assert [status for status, _ in told(database, task.agent_id)] == ["QUEUED", "RUNNING", "COMPLETE"]
 
 
+@on_sqlite
+async def test_a_task_that_waits_is_ended_by_whoever_continues(works: Works, database: Database) -> None:
+    """Its function has returned, and its activity stays open until the run is continued; then its result is there."""
+
+    @works.pool.task("refund")
+    async def refund(agent_id: UUID, context: Order) -> str:
+        run = ax.activity.current()
+        assert run is not None
+        run.waiting(items=[{"tool": "refund", "call_id": "call_1"}])
+        return context.company
+
+    task = await ax.enqueue("refund", Order(company="Acme"))
+    with pytest.raises(TimeoutError):
+        await task.result(1)
+    activity = row(database.engine, task.agent_id)
+    assert (activity.status, activity.lease_expires_at) == (Status.RUNNING, None)
+    async with ax.activity.run(task.agent_id, "Approved."):
+        pass
+    assert await task.result(10) == "Acme"
+
+
 # -- canceling --------------------------------------------------------------------------------------------------
 
 

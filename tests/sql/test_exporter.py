@@ -284,12 +284,26 @@ def test_leases(database: Database, exporter: SQLExporter) -> None:
     exporter.export([opening(agent_id) for agent_id in (mine, theirs, ended)])
     exporter.export([event(mine, worker_id="one"), event(theirs, worker_id="two"), event(ended, Status.CANCELED)])
     before = {agent_id: row(database.engine, agent_id).lease_expires_at for agent_id in (mine, theirs)}
-    found = exporter.extend_leases("one", [mine, theirs, ended, absent])
+    found = exporter.extend_leases("one", dict.fromkeys([mine, theirs, ended, absent], 1))
     assert {agent_id: (one.status, one.history) for agent_id, one in found.items()} == {
         mine: (Status.RUNNING, ()), theirs: (Status.RUNNING, ()), ended: (Status.CANCELED, ()),
     }  # fmt: skip
     after = {agent_id: row(database.engine, agent_id).lease_expires_at for agent_id in (mine, theirs)}
     assert (after[mine] != before[mine], after[theirs] == before[theirs]) == (True, True)
+
+
+def test_the_lease_of_the_next_attempt_is_left_alone(database: Database, exporter: SQLExporter) -> None:
+    """A worker that has not heard yet that its attempt was canceled and retried neither extends nor takes over."""
+    agent_id = uuid4()
+    exporter.export([opening(agent_id), event(agent_id, worker_id="one"), event(agent_id, Status.CANCELED)])
+    exporter.export([event(agent_id, Status.QUEUED, reopens=True), event(agent_id, attempt=2, worker_id="two")])
+    before = row(database.engine, agent_id)
+    found = exporter.extend_leases("one", {agent_id: 1}, owned={agent_id})
+    after = row(database.engine, agent_id)
+    assert (found[agent_id].attempt, after.worker_id) == (2, "two")
+    assert after.lease_expires_at == before.lease_expires_at
+    exporter.extend_leases("one", {agent_id: 2}, owned={agent_id})
+    assert row(database.engine, agent_id).worker_id == "one"
 
 
 @pytest.mark.parametrize("in_session", [False, True])

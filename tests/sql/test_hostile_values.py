@@ -70,7 +70,11 @@ class Call:
 
     def _usage(self, value: Any) -> None:
         with ax.activity.run("task") as run:
-            run.record_usage(value, value, value)
+            run.record_usage(value, value, value, model=value)
+
+    def _waiting(self, *args: Any, **kwargs: Any) -> None:
+        with ax.activity.run("task") as run:
+            run.waiting(*args, **kwargs)
 
     def _error(self, value: Any) -> None:
         try:
@@ -114,6 +118,11 @@ class Call:
             "run(metadata)": lambda v: self._run("task", metadata=v),
             "run.update": self._report,
             "run.record_usage": self._usage,
+            "run.waiting(for_)": self._waiting,
+            "run.waiting(items)": lambda v: self._waiting(items=v),
+            "run.waiting(an item)": lambda v: self._waiting(items=[v]),
+            "run.waiting(a tool)": lambda v: self._waiting(items=[{"tool": v, "call_id": v}]),
+            "run.waiting(message)": lambda v: self._waiting(message=v),
             "detail(agent_id)": lambda v: self._query("detail", v),
             "detail(metadata_filter)": lambda v: self._query("detail", known, v),
             "list(page)": lambda v: self._query("list", v),
@@ -124,6 +133,7 @@ class Call:
             "list(metadata_filter)": lambda v: self._query("list", metadata_filter=v),
             "list(metadata_filter value)": lambda v: self._query("list", metadata_filter={"tenant": v}),
             "list(metadata_filter key)": lambda v: self._query("list", metadata_filter=Keyed(v)),
+            "list(waiting)": lambda v: self._query("list", waiting=v),
             "list(total)": lambda v: self._query("list", total=v),
             "list(created_after)": lambda v: self._query("list", created_after=v),
             "list(created_before)": lambda v: self._query("list", created_before=v),

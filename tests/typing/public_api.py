@@ -175,7 +175,9 @@ def run() -> UUID:
         assert_type(block.canceled, bool)
         assert_type(block.owner, bool)
         assert_type(ax.activity.current(), ax.activity.ActivityRun | None)
-        block.record_usage(input_tokens=1, output_tokens=2, cached_input_tokens=1, reasoning_tokens=1)
+        block.record_usage(input_tokens=1, output_tokens=2, cached_input_tokens=1, reasoning_tokens=1, model="large")
+        assert_type(block.waiting(), bool)
+        block.waiting("approval", items=[{"tool": "refund", "call_id": "call_1"}], message="Refund?")
     return block.agent_id
 
 

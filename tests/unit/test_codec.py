@@ -41,12 +41,14 @@ events = st.builds(
     attempt=st.none() | int64,
     opening=st.none() | openings,
     span=st.none() | st.builds(SpanRef, texts, texts, st.booleans()),
-    outcome=st.none() | st.builds(Outcome, st.none() | texts, st.none() | texts, counts, counts, counts),
+    outcome=st.none()
+    | st.builds(Outcome, st.none() | texts, st.none() | texts, counts, counts, counts, model=st.none() | texts),
     worker_id=st.none() | texts,
     expects_row=st.booleans(),
     reopens=st.booleans(),
     claims=st.booleans(),
     withdraws=st.booleans(),
+    waiting=st.none() | st.dictionaries(texts, json_values, max_size=3),
 )
 plain = ActivityEvent(UUID(int=1), UUID(int=2), Status.RUNNING, "half way", 50, 1_763_798_369_123_456_789)
 
@@ -67,7 +69,8 @@ def _with(index: int, value: object) -> bytes:
             3,
             opening=Opening("t", {"k": 1}, {"traceparent": "x"}),
             span=SpanRef("a", "b", sampled=True),
-            outcome=Outcome("ValueError", "tool", 1, 2, 3, 4, 5),
+            outcome=Outcome("ValueError", "tool", 1, 2, 3, 4, 5, "large"),
+            waiting={"for": "approval"},
         )
     )
     row[index] = value
@@ -100,8 +103,9 @@ def test_the_strategy_covers_every_field() -> None:
         "reopens",
         "claims",
         "withdraws",
+        "waiting",
     }
-    assert [len(fields(part)) for part in (Opening, SpanRef, Outcome)] == [3, 3, 7]
+    assert [len(fields(part)) for part in (Opening, SpanRef, Outcome)] == [3, 3, 8]
 
 
 def test_the_status_is_typed_again() -> None:
@@ -126,7 +130,7 @@ def test_any_bytes_are_an_event_or_malformed(payload: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 def test_any_json_in_any_place_is_an_event_or_malformed(data: st.DataObject) -> None:
     """The same for arrays of the right length with any JSON value in one place: right is right, else malformed."""
-    payload = _with(data.draw(st.integers(0, 12)), data.draw(json_values))
+    payload = _with(data.draw(st.integers(0, 13)), data.draw(json_values))
     try:
         event = decode(payload)
     except MalformedEventError:
@@ -158,11 +162,32 @@ def test_the_parts_may_be_missing() -> None:
 
 
 def test_an_outcome_of_the_first_version() -> None:
-    """A spool that was written before there were cached and reasoning tokens can be read."""
+    """A spool that was written before there were cached and reasoning tokens, or a model, can be read."""
     event = ActivityEvent(UUID(int=1), UUID(int=2), Status.ERROR, "m", None, 3, outcome=Outcome("E", "other", 1, 2, 3))
-    row = _fields(event)
-    row[12] = row[12][:5]
-    assert decode(json.dumps(row).encode()) == event
+    for length in (5, 7):
+        row = _fields(event)
+        row[12] = row[12][:length]
+        assert decode(json.dumps(row).encode()) == event
+
+
+def test_an_event_that_the_version_before_has_written() -> None:
+    """Byte for byte, with everything that it knew; it knew no model, and no run that waits."""
+    written = (
+        b'[1,"00000000000000000000000000000001","00000000000000000000000000000002","COMPLETE","done",100,3,2,"host:1",3,'
+        b'["t","s",true],["task",{"k":1},{"traceparent":"x"}],["E","tool",1,2,3,4,5]]'
+    )
+    event = ActivityEvent(
+        UUID(int=1), UUID(int=2), Status.COMPLETE, "done", 100, 3, 2, Opening("task", {"k": 1}, {"traceparent": "x"}),
+        SpanRef("t", "s", sampled=True), Outcome("E", "tool", 1, 2, 3, 4, 5), "host:1", expects_row=True, reopens=True,
+    )  # fmt: skip
+    assert decode(written) == event
+
+
+def test_a_run_that_waits() -> None:
+    """What it waits for comes after everything that the version before reads, and only if it waits."""
+    waiting = plain._replace(waiting={"for": "approval", "since": "then", "items": [{"tool": "pay"}]})
+    assert len(_fields(waiting)) == 14
+    assert decode(encode(waiting)) == waiting
 
 
 def test_what_a_later_minor_version_added_is_ignored() -> None:
@@ -171,7 +196,7 @@ def test_what_a_later_minor_version_added_is_ignored() -> None:
     row = _fields(event)
     row[9] |= 64
     row[12].append("new in the outcome")
-    assert decode(json.dumps([*row, {"new": [1, 2]}, None]).encode()) == event
+    assert decode(json.dumps([*row, None, {"new": [1, 2]}, None]).encode()) == event
 
 
 @pytest.mark.parametrize("version", [0, 2, -1, "1", 1.0, True, None])
@@ -205,6 +230,8 @@ WRONG: list[tuple[int, object]] = [
     (11, ["t", [], None]),
     (11, ["t", None, {"traceparent": 1}]),
     (12, [None, None, None, 1.5]),
+    (12, [None, None, None, None, None, None, None, 5]),
+    (13, "approval"),
 ]
 
 

@@ -39,11 +39,22 @@ any_events = st.lists(
         claims=st.booleans(),
         span=st.sampled_from([None, SPAN, OTHER_SPAN]),
         worker_id=st.sampled_from([None, "one", "two"]),
-        outcome=st.sampled_from([None, Outcome("E", "r", 1, 2)]),
+        outcome=st.sampled_from([None, Outcome("E", "r", 1, 2), Outcome(requests=1, model="large")]),
+        waiting=st.sampled_from([None, None, {"for": "approval"}]),
         opening=st.sampled_from([None, None, Opening("task")]),
     ),
     max_size=30,
 )
+
+
+@given(any_events)
+def test_what_waits_is_running_without_a_lease(events: list[ActivityEvent]) -> None:
+    """Whatever has happened before, and in whichever order it was stored."""
+    state = ActivityState.unopened(AGENT, NOW_NS)
+    for one in events:
+        state.apply(one)
+        if state.waiting is not None:
+            assert (state.status, state.lease) == (Status.RUNNING, "clear")
 
 
 def test_every_order_of_a_life_ends_the_same_way() -> None:

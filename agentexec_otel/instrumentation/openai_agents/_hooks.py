@@ -16,10 +16,17 @@ from agentexec_otel.instrumentation._tracked_run import Earlier, Framework, Trac
 from agentexec_otel.instrumentation.openai_agents._run_arguments import (
     AnyRunConfig,
     is_private,
+    model_of,
     remember_activity,
     resumed_activity,
 )
-from agentexec_otel.instrumentation.openai_agents._sdk import TOOL_FAILED, rejected_calls, turns_of, usage_of
+from agentexec_otel.instrumentation.openai_agents._sdk import (
+    TOOL_FAILED,
+    pending_call,
+    rejected_calls,
+    turns_of,
+    usage_of,
+)
 from agentexec_otel.instrumentation.openai_agents._tool_calls import report_return
 
 TContext = TypeVar("TContext")
@@ -36,7 +43,7 @@ def _safe_text(exc: BaseException) -> str:
 _FRAMEWORK: Final = Framework(
     stopped_error=StoppedError,
     safe_text=_safe_text,
-    count_approvals=lambda result: len(result.interruptions),
+    pending_approvals=lambda result: [pending_call(item) for item in result.interruptions],
     remember=remember_activity,
 )
 
@@ -66,8 +73,9 @@ class StepHooks(RunHooks[Any]):
     Only hooks see the SDK's usage while it runs: a run that fails leaves no result to read it from.
     """
 
-    def __init__(self, tracked: TrackedRun, inner: RunHooks[Any] | None) -> None:
+    def __init__(self, tracked: TrackedRun, inner: RunHooks[Any] | None, config: AnyRunConfig) -> None:
         self.tracked = tracked
+        self._config = config
         self._inner: RunHooks[Any] = RunHooks() if inner is None else inner
         for name in dir(inner):  # By name, so that a callback of a later SDK is passed on, too.
             if name.startswith("on_") and name not in _OWN:
@@ -80,7 +88,7 @@ class StepHooks(RunHooks[Any]):
         system_prompt: str | None,
         input_items: list[TResponseInputItem],
     ) -> None:
-        self.tracked.before_model_call(agent.name, context.usage)
+        self.tracked.before_model_call(agent.name, context.usage, model_of(agent, self._config))
         await self._inner.on_llm_start(context, agent, system_prompt, input_items)
 
     async def on_tool_start(self, context: RunContextWrapper[Any], agent: Agent[Any], tool: Tool) -> None:
@@ -112,5 +120,5 @@ def with_hooks(options: RunOptions[TContext], tracked: TrackedRun) -> RunOptions
     if hooks is not None and not isinstance(hooks, RunHooksBase):
         return options
     changed = options.copy()
-    changed["hooks"] = StepHooks(tracked, cast("RunHooks[Any] | None", hooks))
+    changed["hooks"] = StepHooks(tracked, cast("RunHooks[Any] | None", hooks), options.get("run_config"))
     return changed

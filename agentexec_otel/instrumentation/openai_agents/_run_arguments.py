@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
-from agents import RunConfig, RunResult, RunResultStreaming
+from agents import Agent, MultiProvider, RunConfig, RunResult, RunResultStreaming
+from agents.models import get_default_model
 
 from agentexec_otel.instrumentation._open_run import RunDescription
 from agentexec_otel.instrumentation.openai_agents import _sdk
@@ -59,6 +60,17 @@ def _setting(config: AnyRunConfig, name: str, default: object = None) -> Any:
 def is_private(config: AnyRunConfig) -> bool:
     """Whether what models and tools say must not be stored, by the run's configuration or else the environment."""
     return not _setting(config, "trace_include_sensitive_data", _DEFAULTS.trace_include_sensitive_data)
+
+
+def model_of(agent: Agent[Any], config: AnyRunConfig) -> str | None:
+    """The name of the model that a run calls for this agent; None if it has no name."""
+    with suppress(Exception):  # The application's model may raise: then it has no name.
+        model: object = _setting(config, "model") or agent.model
+        if model is None and isinstance(_setting(config, "model_provider", _DEFAULTS.model_provider), MultiProvider):
+            return get_default_model()
+        name = model if isinstance(model, str) else getattr(model, "model", None)
+        return name if isinstance(name, str) else None
+    return None
 
 
 # -- trace ids --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from agents import RunContextWrapper, RunResult, RunResultStreaming, RunState
+from agents.items import ToolApprovalItem
 from agents.tool import default_tool_error_function
 from agents.tracing import Span, SpanError, Trace, TracingProcessor, get_trace_provider
 from agents.tracing.traces import TraceState
@@ -72,6 +73,11 @@ def usage_of(state: RunState[Any]) -> Usage | None:
 def turns_of(state: RunState[Any]) -> int:
     """How many turns a run had taken when it was interrupted."""
     return cast(int, getattr(state, "_current_turn", 0))
+
+
+def pending_call(item: ToolApprovalItem) -> dict[str, str | None]:
+    """The call that a person has to approve or reject: the tool's name and the call's id."""
+    return {"tool": item.name, "call_id": item.call_id}
 
 
 def rejected_calls(state: RunState[Any]) -> list[tuple[str, str]]:

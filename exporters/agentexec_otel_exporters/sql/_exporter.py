@@ -115,11 +115,11 @@ class SQLExporter:
         return self._in_chunks(None, partial(end_lost_chunk, ending=ending), CHUNK_LOST)
 
     def extend_leases(
-        self, worker_id: str, agent_ids: Sequence[UUID], *, owned: Set[UUID] = frozenset()
+        self, worker_id: str, attempts: Mapping[UUID, int], *, owned: Set[UUID] = frozenset()
     ) -> Mapping[UUID, StoredActivity]:
         """Extend the leases of what this worker runs; see `ActivityStore.extend_leases`."""
         with self._connector.translated(), self._connector.writing() as connection:
-            return extend_leases(connection, worker_id, agent_ids, owned)
+            return extend_leases(connection, worker_id, attempts, owned)
 
     def release(self, worker_id: str, agent_ids: Sequence[UUID], *, spans: Set[str] = frozenset()) -> None:
         """Give up the leases of this worker; see `ActivityStore.release`."""

@@ -47,7 +47,7 @@ class Row(ActivityState):
         return (
             self.agent_type, self.status, self.attempt, self.started_at, self.ended_at, self.trace_context,
             self.span_id, self.worker_id, self.error_type, self.reason, self.input_tokens, self.output_tokens,
-            self.requests, self.cached_input_tokens, self.reasoning_tokens,
+            self.requests, self.cached_input_tokens, self.reasoning_tokens, self.model, self.waiting,
         )  # fmt: skip
 
 

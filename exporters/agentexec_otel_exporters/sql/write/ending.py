@@ -50,6 +50,7 @@ _ENDED: Final[dict[str, Any]] = {
     "last_seq": ACTIVITY.c.last_seq + 1,
     "ended_at": bindparam("new_ended_at", type_=UtcDateTime),
     "lease_expires_at": null(),
+    "waiting": null(),
 }
 _IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
 _BY_IDS: Final = (
@@ -69,7 +70,10 @@ def end_chunk(connection: Connection, criteria: Sequence[Any], ending: Ending) -
 def end_lost_chunk(connection: Connection, ending: Ending) -> list[EndedActivity]:
     """End up to 100 activities that are RUNNING with an expired lease. Concurrent callers share the work."""
     expired = ACTIVITY.c.lease_expires_at < database_now(literal(0))
-    candidates = _CANDIDATES.where(ACTIVITY.c.status == Status.RUNNING, expired).limit(CHUNK_LOST)
+    # A run that waits has no lease, unless a worker of an earlier version has extended it.
+    candidates = _CANDIDATES.where(ACTIVITY.c.status == Status.RUNNING, expired, ACTIVITY.c.waiting.is_(None)).limit(
+        CHUNK_LOST
+    )
     return _end(connection, candidates.with_for_update(skip_locked=True), ending)
 
 

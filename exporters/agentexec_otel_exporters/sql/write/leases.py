@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from operator import itemgetter
 from typing import Any, Final
 from uuid import UUID
@@ -52,19 +52,21 @@ def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRe
 
 
 def extend_leases(
-    connection: Connection, worker_id: str, agent_ids: Sequence[UUID], owned: Set[UUID] = frozenset()
+    connection: Connection, worker_id: str, attempts: Mapping[UUID, int], owned: Set[UUID] = frozenset()
 ) -> dict[UUID, StoredActivity]:
     """Extend the leases of what this worker runs; see `ActivityStore.extend_leases`."""
+    agent_ids = list(attempts)
     mine = or_(ACTIVITY.c.worker_id == worker_id, ACTIVITY.c.agent_id.in_(sorted(owned)))
-    # Locked in the order in which batches lock.
-    running = select(ACTIVITY.c.agent_id).where(
-        ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.status == Status.RUNNING, mine
+    running = select(ACTIVITY.c.agent_id, ACTIVITY.c.attempt).where(
+        ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.status == Status.RUNNING, ACTIVITY.c.waiting.is_(None), mine
     )
-    locked = connection.scalars(running.order_by(ACTIVITY.c.agent_id).with_for_update()).all()
-    if locked:
+    # Locked in the order in which batches lock.
+    locked = connection.execute(running.order_by(ACTIVITY.c.agent_id).with_for_update()).all()
+    extended = [agent_id for agent_id, attempt in locked if attempt == attempts[agent_id]]
+    if extended:
         connection.execute(
             update(ACTIVITY)
-            .where(ACTIVITY.c.agent_id.in_(locked))
+            .where(ACTIVITY.c.agent_id.in_(extended))
             .values(_UNCHANGED | {"worker_id": worker_id, "heartbeat_at": _NOW, "lease_expires_at": _LEASE_END}),
             {"lease_seconds": CONF.lease_seconds},
         )

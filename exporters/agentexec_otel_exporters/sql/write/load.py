@@ -66,10 +66,11 @@ def _stored_activity(row: Row, history: tuple[ActivityEvent, ...]) -> StoredActi
     if row.status.terminal:
         outcome = Outcome(
             row.error_type, row.reason, row.input_tokens, row.output_tokens, row.requests, row.cached_input_tokens,
-            row.reasoning_tokens,
+            row.reasoning_tokens, row.model,
         )  # fmt: skip
     opening = Opening(row.agent_type, row.metadata, row.trace_context)
     created_at_ns, counted = nanoseconds(row.created_at), row.requests is not None
     return StoredActivity(
-        row.agent_id, opening, row.status, row.attempt, created_at_ns, span, history, counted, outcome
-    )
+        row.agent_id, opening, row.status, row.attempt, created_at_ns, span, history, counted, outcome,
+        row.waiting is not None,
+    )  # fmt: skip

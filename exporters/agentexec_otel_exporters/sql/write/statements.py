@@ -75,7 +75,8 @@ ROW_COLUMNS: Final = tuple(
     for name in (
         "agent_id", "agent_type", "created_at", "status", "latest_percentage", "last_seq", "attempt", "started_at",
         "ended_at", "metadata", "trace_context", "trace_id", "span_id", "sampled", "worker_id", "error_type", "reason",
-        "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens", "id", "updated_at",
+        "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens", "model", "waiting",
+        "id", "updated_at",
     )
 )  # fmt: skip
 """The fields of `Row`, in its order."""
@@ -85,7 +86,7 @@ _PROGRESS: Final = ("id", "updated_at", "latest_percentage", "last_seq")
 _SUMMARY: Final = (
     *_PROGRESS, "status", "attempt", "started_at", "ended_at", "trace_context", "trace_id", "span_id", "sampled",
     "worker_id", "error_type", "reason", "input_tokens", "output_tokens", "requests",
-    "cached_input_tokens", "reasoning_tokens",
+    "cached_input_tokens", "reasoning_tokens", "model", "waiting",
 )  # fmt: skip
 _UPDATED: Final = {
     "progress": _PROGRESS,
