@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Generic, TypeAlias, TypeVar
+from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
 import agentexec_otel as ax
-from agentexec_otel.activity import ActivityFeedSchema
+from agentexec_otel.activity import (
+    ActivityFeedLogSchema,
+    ActivityFeedSchema,
+    ActivityFilters,
+    ActivityListItemSchema,
+)
 from agentexec_otel.web._database import Database
 from agentexec_otel.web._sse import server_stops
 
@@ -23,6 +30,8 @@ _SHORTEST: Final = 0.05
 _LONGEST: Final = 0.5
 _AFTER_AN_ERROR: Final = 2.0
 _ROOM: Final = 2_000
+MOST: Final = 1_000
+"""Activities that are read at once. A page of the feed has no more logs."""
 
 _logger = logging.getLogger("agentexec_otel.web")
 
@@ -66,12 +75,21 @@ class Viewer(Generic[_T]):
         return taken
 
 
-Prepare: TypeAlias = Callable[[ActivityFeedSchema], Awaitable[Iterable[_T]]]
-"""Makes the news of a topic from a page of the feed, once for all its viewers."""
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of the feed, with the present state of the activities that it has logs of."""
+
+    logs: Sequence[ActivityFeedLogSchema]
+    cursor: str
+    activities: Mapping[UUID, ActivityListItemSchema]
+
+
+Prepare: TypeAlias = Callable[[Page], Awaitable[Iterable[_T]]]
+"""Makes the news of a topic from a page, once for all its viewers."""
 
 
 class Hub:
-    """One poll of the feed per interval, however many viewers there are, and none without a viewer.
+    """One poll of the feed per interval and of what has changed, however many viewers there are. None without a viewer.
 
     Belongs to one event loop. Viewers of the same topic get the same news, which are prepared once.
     """
@@ -121,7 +139,7 @@ class Hub:
             # A viewer that arrives while the news are prepared may get some of them twice, never miss one.
             self._cursor = page.next_cursor
             if page.logs:
-                await self._hand_out(page)
+                await self._hand_out(await self._complete(page))
         except (SQLAlchemyError, OSError, ax.AgentExecError) as exc:
             _logger.warning("reading the feed is failing and will be retried: %s", type(exc).__name__)
             self._cursor = before
@@ -129,10 +147,24 @@ class Hub:
         self._pause = _SHORTEST if page.logs else min(2 * self._pause, _LONGEST)
         return 0.0 if page.has_more else self._pause
 
-    async def _hand_out(self, page: ActivityFeedSchema) -> None:
+    async def _complete(self, page: ActivityFeedSchema) -> Page:
+        ids = {log.agent_id for log in page.logs}
+        return Page(page.logs, page.next_cursor, await activities_of(self._database, ids))
+
+    async def _hand_out(self, page: Page) -> None:
         """Hand the news to all viewers, or raise before any viewer has got them."""
         topics = list(self._topics.values())
         news = [list(await prepare(page)) for prepare, _ in topics]
         for (_, viewers), prepared in zip(topics, news, strict=True):
             for viewer in viewers:
                 viewer.put(prepared)
+
+
+async def activities_of(
+    database: Database, agent_ids: Collection[UUID], filters: ActivityFilters | None = None
+) -> dict[UUID, ActivityListItemSchema]:
+    """Those of up to 1,000 activities that meet the filters, newest first."""
+    wanted: ActivityFilters = {**(filters or {}), "agent_id": agent_ids}
+    # Behind a cursor nothing is counted.
+    page = await database.ask(lambda session: ax.activity.list(session, page_size=MOST, cursor="", **wanted))
+    return {item.agent_id: item for item in page.items}

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel.activity import ActivityDetailSchema, ActivityFilters, ActivityListItemSchema, ActivityLogSchema
+from agentexec_otel.web._agui import AguiRun, RunAgentInput
 from agentexec_otel.web._database import Database
 from agentexec_otel.web._filters import FilterParameters
 from agentexec_otel.web._hub import Hub
@@ -78,6 +79,7 @@ def router(
     api.get("/activities/{agent_id}", response_model=ActivityDetail | Activity)(endpoints.get_activity)
     api.get("/activities/{agent_id}/logs")(endpoints.get_logs)
     api.get("/activities/{agent_id}/events", response_class=StreamingResponse)(endpoints.follow_activity)
+    api.post("/activities/{agent_id}/agui", response_class=StreamingResponse)(endpoints.join_run)
     api.get("/events", response_class=StreamingResponse)(endpoints.follow_list)
     api.post("/activities/{agent_id}/cancel")(endpoints.cancel_activity)
     api.post("/cancel")(endpoints.cancel_activities)
@@ -188,8 +190,23 @@ class _Endpoints:
         scope = await scope_of(self._authorize, request)
         seq = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
         stream = ActivityStream(self._database, self._hub(), scope, agent_id, seq)
-        await stream.activity()
+        await stream.load()
         return streamed(stream.events())
+
+    async def join_run(
+        self,
+        request: Request,
+        agent_id: UUID,
+        run: RunAgentInput,
+        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for a snapshot.")] = 0,
+        last_event_id: Annotated[str | None, Header(description="As `after`.")] = None,
+    ) -> StreamingResponse:
+        """Join an activity as a run of the AG-UI protocol."""
+        scope = await scope_of(self._authorize, request)
+        seq = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+        stream = ActivityStream(self._database, self._hub(), scope, agent_id, seq)
+        await stream.load()
+        return streamed(AguiRun(stream, run, scope, resumes=seq > 0).events())
 
     async def follow_list(
         self,

@@ -26,8 +26,8 @@ class Event(NamedTuple):
 
 
 @pytest.fixture
-async def url(database: Database) -> AsyncIterator[str]:
-    """The address of a server, whose streams end when it is told to stop."""
+async def server(database: Database) -> AsyncIterator[uvicorn.Server]:
+    """A real server. It has 5 s to stop."""
     ax.configure(database.url)
     app = FastAPI()
     app.include_router(ax.web.router(authorize=authorize, database=database.engine))
@@ -36,10 +36,16 @@ async def url(database: Database) -> AsyncIterator[str]:
     async with asyncio.timeout(5):
         while not server.started:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
+    yield server
     server.should_exit = True
     await asyncio.wait_for(serving, 5)
+
+
+@pytest.fixture
+def url(server: uvicorn.Server) -> str:
+    """Its address."""
+    port = server.servers[0].sockets[0].getsockname()[1]
+    return f"http://127.0.0.1:{port}"
 
 
 def authorize(request: Any) -> ax.web.Scope:
@@ -146,15 +152,10 @@ async def test_list_is_resumed(database: Database, url: str) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-async def test_open_streams_do_not_hold_the_server(database: Database, url: str) -> None:
-    """The fixture stops the server within its time, although this stream is open."""
+async def test_open_streams_do_not_hold_the_server(database: Database, server: uvicorn.Server, url: str) -> None:
+    """A stream ends when the server is told to stop, before its activity does."""
     agent_id = await aio.create("research")
-    stream = events(f"{url}/activities/{agent_id}/events")
-    assert (await anext(stream)).name == "log"
-    asyncio.get_running_loop().create_task(drain(stream))
-
-
-async def drain(stream: AsyncIterator[Event]) -> None:
-    """Read to the end."""
-    async for _ in stream:
-        pass
+    async with asyncio.timeout(5):
+        async for event in events(f"{url}/activities/{agent_id}/events"):
+            assert event.name == "log"
+            server.should_exit = True
