@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from agentexec_otel import activity, db, reasons
+from agentexec_otel import activity, db, reasons, spool
 from agentexec_otel._config import CONF, Settings
 from agentexec_otel._errors import (
     ActivityCanceledError,
@@ -39,7 +39,7 @@ from agentexec_otel.instrumentation import instrument, uninstrument
 if TYPE_CHECKING:
     from agentexec_otel import web
     from agentexec_otel.instrumentation.openai_agents import AgentExecInstrumentor, OpenAIRunner
-    from agentexec_otel.tasks import Pool, Task, enqueue
+    from agentexec_otel.tasks import Pool, Task, enqueue, gather, get_result
 
 __version__ = "0.1.0"
 
@@ -68,12 +68,15 @@ __all__ = [
     "db",
     "enqueue",
     "flush",
+    "gather",
+    "get_result",
     "health",
     "install_signal_handlers",
     "instrument",
     "reasons",
     "recover",
     "shutdown",
+    "spool",
     "uninstrument",
     "web",
 ]
@@ -86,11 +89,18 @@ _LAZY = {
     "Pool": ("agentexec_otel.tasks", "taskiq", "tasks"),
     "Task": ("agentexec_otel.tasks", "taskiq", "tasks"),
     "enqueue": ("agentexec_otel.tasks", "taskiq", "tasks"),
+    "gather": ("agentexec_otel.tasks", "taskiq", "tasks"),
+    "get_result": ("agentexec_otel.tasks", "taskiq", "tasks"),
 }
+_OF_AGENTEXEC = frozenset(("BaseAgentRunner", "Pipeline", "Priority", "Tracker"))
 _PACKAGES = {"agents": "openai-agents", "fastapi": "fastapi", "taskiq": "taskiq"}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _OF_AGENTEXEC:
+        raise AttributeError(
+            f"agentexec-otel has no {name}: docs/how-to/coming-from-agentexec.md says what to use instead"
+        )
     if name not in _LAZY:
         raise AttributeError(f"module 'agentexec_otel' has no attribute {name!r}")
     module, needs, extra = _LAZY[name]

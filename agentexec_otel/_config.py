@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentexec_otel._environment import unknown_variables
 from agentexec_otel._errors import ConfigurationError
+from agentexec_otel._model.text import METADATA_KEY
 
 EventMode = Literal["span_event", "log", "both"]
 ProgressLevel = Literal["off", "steps", "detail"]
@@ -31,6 +32,9 @@ class Settings(BaseSettings):
         "agentexec_", description="Prefix of table, foreign key and index names."
     )
     create_tables: bool = Field(False, description="Create missing tables when the SDK is configured.")
+    indexed_metadata: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Metadata keys whose filters use an index, separated by commas."
+    )
 
     activity_message_create: str = Field("Waiting to start.", description="First log of an activity.")
     activity_message_started: str = Field("Task started.", description="Log written when a run begins.")
@@ -108,6 +112,23 @@ class Settings(BaseSettings):
         10.0, description="How often this process ends lost activities. 0 leaves that to other processes."
     )
 
+    @classmethod
+    def unknown_variables(cls) -> dict[str, str | None]:
+        """The ``AGENTEXEC_*`` variables of the environment that are no setting, each with the one that may be meant."""
+        return unknown_variables(os.environ, cls.model_fields)
+
+    @field_validator("indexed_metadata", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("indexed_metadata")
+    @classmethod
+    def _check_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [key for key in keys if not METADATA_KEY.fullmatch(key)]:
+            raise ValueError(f"{wrong[0]!r:.80} is no metadata key that can be filtered by: {_KEYS}")
+        return tuple(dict.fromkeys(keys))
+
     def __setattr__(self, name: str, value: object) -> None:
         if name == "table_prefix" and value != self.table_prefix:
             raise ConfigurationError(
@@ -115,6 +136,9 @@ class Settings(BaseSettings):
                 f" {self.table_prefix!r} when agentexec_otel was imported; set AGENTEXEC_TABLE_PREFIX before that"
             )
         super().__setattr__(name, value)
+
+
+_KEYS: Final = "name keys such as tenant,user, of letters, digits, _ . : / - and spaces"
 
 
 def _read() -> Settings:
@@ -129,12 +153,13 @@ def _read() -> Settings:
 
 def _warn_of_unknown_variables() -> None:
     logger = logging.getLogger("agentexec_otel")
-    for name, nearest in unknown_variables(os.environ, Settings.model_fields).items():
+    for name, nearest in Settings.unknown_variables().items():
         hint = f": did you mean {nearest}?" if nearest else ""
         logger.warning("%s is no setting of agentexec-otel and has no effect%s", name, hint)
 
 
 _HINTS: Final = {
+    "AGENTEXEC_INDEXED_METADATA": _KEYS,
     "AGENTEXEC_TABLE_PREFIX": "use a-z, 0-9 and _, at most 40 characters, and no digit at the start",
 }
 

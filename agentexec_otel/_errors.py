@@ -3,7 +3,7 @@
 ::
 
     AgentExecError
-    ├── ActivityNotFoundError (LookupError)   no activity has this agent_id
+    ├── ActivityNotFoundError (LookupError)   no activity has this agent_id; also a ValueError
     ├── ActivityNotStoredError                create() or retry() could not commit in time
     ├── ActivityCanceledError                 somebody else has canceled the activity that runs here
     ├── ActivityStateError                    the call does not fit the activity's status
@@ -34,8 +34,8 @@ class AgentExecError(Exception):
     """Base of every exception that agentexec-otel raises on purpose."""
 
 
-class ActivityNotFoundError(AgentExecError, LookupError):
-    """No activity with this ``agent_id`` exists."""
+class ActivityNotFoundError(AgentExecError, LookupError, ValueError):
+    """No activity with this ``agent_id`` exists. A ValueError, too, which agentexec raises then."""
 
     def __init__(self, agent_id: UUID) -> None:
         super().__init__(f"no activity has the agent_id {agent_id}: create it with ax.activity.create() first")
@@ -81,15 +81,31 @@ class TaskNotSentError(AgentExecError):
 
 
 class TaskFailedError(AgentExecError):
-    """The task has ended as ERROR. ``error_type`` and ``reason`` are those of its activity."""
+    """The task has ended as ERROR. ``error_type`` and ``reason`` are those of its activity.
 
-    def __init__(self, task_name: str, agent_id: UUID, error_type: str | None, reason: str | None) -> None:
+    Attributes:
+        error: Message of the log that ended it. Empty if the database could not be asked.
+        attempts: How many attempts there were.
+    """
+
+    def __init__(
+        self,
+        task_name: str,
+        agent_id: UUID,
+        error_type: str | None,
+        reason: str | None,
+        error: str = "",
+        attempts: int = 1,
+    ) -> None:
         known = ", ".join(part for part in (error_type, reason) if part)
         what = f" ({known})" if known else ""
         super().__init__(f"the task {task_name!r} has failed{what}: see the lines of its activity {agent_id}")
+        self.task_name = task_name
         self.agent_id = agent_id
         self.error_type = error_type
         self.reason = reason
+        self.error = error
+        self.attempts = attempts
 
 
 class TaskResultError(AgentExecError):
@@ -110,7 +126,16 @@ class MissingExtraError(ConfigurationError, ImportError):
 
 
 class ExportError(AgentExecError):
-    """Raised by an `ActivityExporter` to tell the processor what kind of failure a batch met."""
+    """Raised by an `ActivityExporter` to tell the processor what kind of failure a batch met.
+
+    Args:
+        remedy: What to change, if that is known. It is appended to the text.
+    """
+
+    def __init__(self, text: str = "", *, remedy: str | None = None) -> None:
+        super().__init__(text if remedy is None else f"{text}: {remedy}")
+        self.text = text
+        self.remedy = remedy
 
 
 class TransientExportError(ExportError):

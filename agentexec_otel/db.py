@@ -1,4 +1,4 @@
-"""Migrations of the tables, as `ax.db`. They never run implicitly.
+"""The database and migrations of its tables, as `ax.db`. Migrations never run implicitly.
 
 Each function takes an engine or a URL; without one it uses ``AGENTEXEC_DATABASE_URL``.
 """
@@ -9,7 +9,8 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import MissingExtraError
+from agentexec_otel._errors import ExportError, MissingExtraError
+from agentexec_otel.activity._metadata_indexes import is_on_metadata
 from agentexec_otel.activity.models import Base
 
 if TYPE_CHECKING:
@@ -18,7 +19,19 @@ if TYPE_CHECKING:
 
     Database: TypeAlias = str | URL | Engine | AsyncEngine
 
-__all__ = ["check", "current", "downgrade", "include_object", "sql", "stamp", "upgrade"]
+__all__ = [
+    "check",
+    "current",
+    "downgrade",
+    "engine",
+    "include_declared",
+    "include_object",
+    "rights",
+    "server",
+    "sql",
+    "stamp",
+    "upgrade",
+]
 
 _GROUP = "agentexec_otel_migrations"
 
@@ -54,6 +67,39 @@ def check(database: Database | None = None) -> list[str]:
     return _migrations().check(database)  # type: ignore[no-any-return]
 
 
+def engine(database: Database | None = None) -> Engine:
+    """Return an engine with a synchronous driver, to query with. It is the caller's to dispose of.
+
+    Takes a database as `ax.configure` does, such as ``postgresql+asyncpg://…``. An `Engine` is returned as it is.
+
+    Raises:
+        ConfigurationError: No database is named, or the URL is malformed or names one that is not supported.
+        MissingExtraError: The driver is not installed.
+    """
+    return _migrations().engine(database)  # type: ignore[no-any-return]
+
+
+def server(database: Database | None = None) -> str:
+    """Return the database's name and version, and the driver, such as ``PostgreSQL 17.2, psycopg``.
+
+    Raises:
+        ExportError: The database refuses or does not answer within seconds.
+    """
+    return _migrations().server(database)  # type: ignore[no-any-return]
+
+
+def rights(database: Database | None = None) -> dict[str, ExportError | None]:
+    """Try what storing needs, and return why ``SELECT``, ``INSERT``, ``UPDATE`` and ``DELETE`` are refused, or None.
+
+    Leaves nothing behind: the rows of the trial are rolled back. Without the right to ``DELETE`` activities are stored
+    as well: those whose `create()` has raised end as canceled, instead of being removed.
+
+    Raises:
+        ExportError: The tables or columns of this version are missing, or the database does not answer.
+    """
+    return _migrations().rights(database)  # type: ignore[no-any-return]
+
+
 def stamp(database: Database | None = None, revision: str = "0003") -> None:
     """State that the tables have a revision, and change nothing else."""
     _migrations().stamp(database, revision)
@@ -70,8 +116,19 @@ def sql(database: Database | None = None, *, start: str | None = None) -> str:
 
 def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
     """Leave our tables out of the migrations of an application: an `include_object` for its Alembic `env.py`."""
-    table = name if type_ == "table" else getattr(getattr(item, "table", None), "name", None)
-    return table not in {*Base.metadata.tables, f"{CONF.table_prefix}alembic_version"}
+    return _table_of(item, name, type_) not in {*Base.metadata.tables, f"{CONF.table_prefix}alembic_version"}
+
+
+def include_declared(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    """Leave out the indexes of `AGENTEXEC_INDEXED_METADATA`, which our models do not declare.
+
+    An `include_object` for an application whose own Alembic has our tables in its ``target_metadata``.
+    """
+    return not is_on_metadata(type_, name, _table_of(item, name, type_))
+
+
+def _table_of(item: Any, name: str | None, type_: str) -> str | None:
+    return name if type_ == "table" else getattr(getattr(item, "table", None), "name", None)
 
 
 def _migrations() -> Any:

@@ -18,12 +18,14 @@ ACTIVITY_COLUMNS: Final = (
     "id", "agent_id", "agent_type", "created_at", "updated_at", "status", "latest_percentage", "last_seq", "attempt",
     "started_at", "metadata",
 )  # fmt: skip
+_HISTORY_COLUMNS: Final = (*ACTIVITY_COLUMNS, "ended_at", "reason", "error_type", "worker_id", "trace_id")
 LOG_COLUMNS: Final = (
     "activity_id", "message", "status", "percentage", "created_at", "seq", "event_id", "attempt", "late",
 )  # fmt: skip
 
 _START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _MIX: Final = ("COMPLETE",) * 90 + ("ERROR",) * 3 + ("CANCELED",) * 2 + ("RUNNING",) * 4 + ("QUEUED",)
+_ENDED: Final = ("COMPLETE", "ERROR", "CANCELED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +49,29 @@ class History:
             return _MIX[random.Random(number).randrange(len(_MIX))]
         return "COMPLETE" if number < self.activities - self.pending else ("QUEUED", "RUNNING")[number % 2]
 
+    def created_at(self, number: int) -> datetime:
+        """When it was created: a second after the one before."""
+        return _START + timedelta(seconds=number)
+
     def load(self, database: Database) -> None:
         """Put everything into the two tables."""
-        database.load(ACTIVITY, ACTIVITY_COLUMNS, self._activity_rows(database))
+        database.load(ACTIVITY, _HISTORY_COLUMNS, self._activity_rows(database))
         database.load(LOG, LOG_COLUMNS, self._log_rows(database))
         database.optimize()
 
     def _activity_rows(self, database: Database) -> Iterator[tuple[object, ...]]:
-        metadata = json.dumps({"tenant": "acme", "priority": 3})
         for number in range(self.activities):
-            created = _START + timedelta(seconds=number)
+            created = self.created_at(number)
+            ended = created + timedelta(seconds=self.logs)
             status = self.status(number)
+            metadata = json.dumps({"tenant": f"tenant-{number % 100}", "user": number % 1000})
             yield (
                 database.value(_row_id(number)), database.value(self.agent_id(number)), f"task-{number % 10}",
-                database.value(created), database.value(created + timedelta(seconds=self.logs)), status,
+                database.value(created), database.value(ended), status,
                 100 if status == "COMPLETE" else 40, self.logs, 1, database.value(created + timedelta(seconds=1)),
-                metadata,
+                metadata, database.value(ended) if status in _ENDED else None,
+                *(("timeout", "TimeoutError") if status == "ERROR" else (None, None)), f"host:{number % 50}:1",
+                f"{number:032x}",
             )  # fmt: skip
 
     def _log_rows(self, database: Database) -> Iterator[tuple[object, ...]]:

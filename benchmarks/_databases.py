@@ -84,6 +84,7 @@ class Database:
         names = ", ".join(columns)
         if self.kind == "sqlite":
             places = ", ".join("?" * len(columns))
+            connection.execute("PRAGMA cache_size = -2000000")  # 2 GB: pages of large indexes are written once
             connection.executemany(f"INSERT INTO {table} ({names}) VALUES ({places})", rows)
             return
         with connection.cursor() as cursor, cursor.copy(f"COPY {table} ({names}) FROM STDIN") as copy:

@@ -25,6 +25,7 @@ CHAOS = Path(__file__).parent / "chaos"
 # One process runs all tests of these modules: what they share takes seconds to start.
 UNDIVIDED = frozenset(
     {
+        "tests/agentexec/test_its_own_tests.py",
         "tests/docs/test_docs_blocks.py",
         "tests/e2e/test_demo.py",
         "tests/e2e/test_outcomes.py",

@@ -17,7 +17,7 @@ class Status(StrEnum):
     """Status of an activity, stored as the upper-case string.
 
     QUEUED → RUNNING → COMPLETE | ERROR | CANCELED. QUEUED may change to any terminal status directly. The first
-    terminal status of an attempt is final.
+    terminal status of an attempt is final. ``Status("running")``, as agentexec writes it, is `Status.RUNNING`.
     """
 
     QUEUED = "QUEUED"
@@ -26,6 +26,10 @@ class Status(StrEnum):
     ERROR = "ERROR"
     CANCELED = "CANCELED"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Status | None:
+        return _named(value)
+
     @property
     def terminal(self) -> bool:
         """Whether an attempt with this status has ended."""
@@ -33,11 +37,16 @@ class Status(StrEnum):
 
 
 def parse_status(value: object) -> Status:
-    """Return the status of that name. Raises `ValueError` if there is none."""
-    text = plain_str(value)
-    if text is None or text not in Status.__members__:
+    """Return the status of that name, in upper or in lower case. Raises `ValueError` if there is none."""
+    found = _named(value)
+    if found is None:
         raise ValueError(f"{describe(value)} is no status: use {', '.join(Status)}")
-    return Status[text]
+    return found
+
+
+def _named(value: object) -> Status | None:
+    name = plain_str(value) or ""
+    return Status.__members__.get(name.upper() if name.islower() else name)
 
 
 # Reading a member of an enum takes 0.1 µs before Python 3.12, which counts on the caller's path.

@@ -95,6 +95,7 @@ class StoredActivity:
         counted: A run of the attempt has ended and reported its token usage.
         outcome: Why the attempt ended, if it has.
         is_waiting: The run waits, such as for an approval.
+        failure: Message of the log with which it ended as ERROR, if the history was asked for.
     """
 
     agent_id: UUID
@@ -107,3 +108,4 @@ class StoredActivity:
     counted: bool = False
     outcome: Outcome | None = None
     is_waiting: bool = False
+    failure: str | None = None

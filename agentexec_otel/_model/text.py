@@ -26,6 +26,8 @@ METADATA_KEYS: Final = 64
 METADATA_LIMIT: Final = 16_384
 METADATA_DEPTH: Final = 16
 KEY_LIMIT: Final = 128
+METADATA_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,127}")
+"""Keys that can be filtered by. They are written into SQL as they are."""
 
 # Controls except \n and \t, directional marks and overrides, and surrogates. Python calls none of them printable.
 _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

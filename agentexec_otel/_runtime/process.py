@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
@@ -22,7 +23,9 @@ from agentexec_otel._runtime.setup import (
     set_up_otlp,
     sql_exporter,
 )
+from agentexec_otel._runtime.unconfigured import UnconfiguredRuntime
 from agentexec_otel.export import ActivityExporter
+from agentexec_otel.export.spool import SpoolError
 
 if TYPE_CHECKING:
     from agentexec_otel._runtime.setup import Database
@@ -115,6 +118,16 @@ def active() -> Runtime:
     return runtime
 
 
+def active_in_session() -> Runtime:
+    """The runtime of a call with a session. Without any set-up it only writes rows."""
+    return active() if _runtime is not None or CONF.database_url is not None else _unconfigured()
+
+
+@lru_cache(maxsize=1)
+def _unconfigured() -> Runtime:
+    return UnconfiguredRuntime()
+
+
 def _configured_from_environment() -> Runtime:
     with _lock:
         if _runtime is None and CONF.database_url is None:
@@ -156,16 +169,24 @@ def health() -> dict[str, Any]:
     return _runtime.health()
 
 
-def recover(timeout: float = 60.0) -> int:
+def recover(timeout: float = 60.0, *, dead_letters: bool = False) -> int:
     """Deliver what dead processes left in the spool. Every process does the same at its start and every minute.
 
     Args:
         timeout: Seconds at the most.
+        dead_letters: Deliver the events among the dead letters, too, after what they were refused for is mended. Those
+            that are refused again become dead letters again.
 
     Returns:
         How many events were replayed; some of them may have been stored before.
+
+    Raises:
+        ConfigurationError: The SDK is not set up, or the dead letters cannot be read or spooled; then they stay.
     """
-    return active().recover(timeout)
+    try:
+        return active().recover(timeout, dead_letters=dead_letters)
+    except (OSError, SpoolError) as exc:
+        raise ConfigurationError(f"the dead letters cannot be replayed: {exc}") from exc
 
 
 def reset_for_tests() -> None:

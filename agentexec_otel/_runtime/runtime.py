@@ -67,7 +67,7 @@ class Runtime:
         first = exporters[0] if exporters else None
         self._first = first
         self._store = first if isinstance(first, ActivityStore) else None
-        self._session_store = first if isinstance(first, SessionStore) else None
+        self._session_store: SessionStore | None = first if isinstance(first, SessionStore) else None
         self._redact = redact
         self._successor: Runtime | None = None  # of a caller that has this one in hand while it is replaced
         self.pid = os.getpid()
@@ -588,9 +588,9 @@ class Runtime:
         """Start the writer now: a worker with nothing to do still ends what the one before it has lost."""
         self._primary.start()
 
-    def recover(self, timeout: float) -> int:
-        """Deliver what dead processes left in the spool; how many events."""
-        return sum(processor.replay(timeout) for processor in self._processors)
+    def recover(self, timeout: float, *, dead_letters: bool = False) -> int:
+        """What `ax.recover` does."""
+        return sum(processor.replay(timeout, dead_letters=dead_letters) for processor in self._processors)
 
     def health(self) -> dict[str, Any]:
         """What `ax.health` returns."""

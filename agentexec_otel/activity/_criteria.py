@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeAlias, TypedDict, cast
 from uuid import UUID
 
-from sqlalchemy import Boolean, ColumnElement, ScalarSelect, String, Table, and_, false, literal, not_, select
+from sqlalchemy import Boolean, ColumnElement, ScalarSelect, Table, and_, false, literal, not_, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -114,6 +114,10 @@ class _OneOf(FunctionElement[bool]):
     inherit_cache = True
     type = Boolean()
 
+    def self_group(self, against: object = None) -> _OneOf:
+        """Stay as it is. SQLAlchemy would write ``… = 1``, for which SQLite and MariaDB use no index."""
+        return self
+
 
 @compiles(_OneOf)
 def _compile_one_of(element: _OneOf, compiler: SQLCompiler, **kwargs: Any) -> str:
@@ -138,16 +142,19 @@ def _has_id(argument: str, value: Any) -> list[_Criterion]:
 
 
 def _has_status(argument: str, value: Any) -> list[_Criterion]:
-    return [ACTIVITY.c.status.in_([parse_status(one) for one in _several(argument, value)])]
+    return [_one_of(ACTIVITY.c.status, [parse_status(one) for one in _several(argument, value)])]
 
 
 def _has_name(argument: str, value: Any) -> list[_Criterion]:
     names = _several(argument, value)
     if not all(is_a(name, str) for name in names):
         raise ValueError(f"{argument} is {describe(value)}: pass one name, or several, as strings")
-    if not names:
-        return [false()]
-    return [_OneOf(ACTIVITY.c[argument], *(literal(clean_message(name, NAME_LIMIT), String) for name in names))]
+    return [_one_of(ACTIVITY.c[argument], [clean_message(name, NAME_LIMIT) for name in names])]
+
+
+def _one_of(column: ColumnElement[Any], values: Sequence[Any]) -> _Criterion:
+    # SQLAlchemy's `in_()` rewrites the statement for each execution, which takes longer than reading a page.
+    return _OneOf(column, *(literal(value, column.type) for value in values)) if values else false()
 
 
 def _has_metadata(_argument: str, value: Any) -> list[_Criterion]:

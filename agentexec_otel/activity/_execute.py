@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Result, Select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from agentexec_otel._errors import ConfigurationError
-from agentexec_otel.activity._schema_faults import schema_fault
+from agentexec_otel.activity._schema_faults import schema_faults_named
 from agentexec_otel.activity._sessions import synchronous
 from agentexec_otel.activity.models import Activity
 
@@ -25,9 +23,5 @@ def execute(session: Session, statement: AnySelect, **parameters: object) -> Res
     Raises:
         ConfigurationError: The tables are missing or outdated.
     """
-    try:
+    with schema_faults_named():
         return synchronous(session).execute(statement, parameters, bind_arguments=IN_OUR_TABLES)
-    except DBAPIError as exc:
-        if (fault := schema_fault(exc.orig)) is None:
-            raise
-        raise ConfigurationError(fault) from exc

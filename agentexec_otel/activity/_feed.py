@@ -21,20 +21,23 @@ from agentexec_otel.activity.schemas import ActivityFeedLogSchema, ActivityFeedS
 NOW: Final = "now"
 _MOST_PER_PAGE: Final = 10_000
 _WINDOW: Final = 5_000
-_MOST_WINDOWS: Final = 20
-"""With filters, a call looks at up to 100,000 logs to fill its page."""
+_MOST_WINDOWS: Final = 10
+"""With filters, a call looks at up to 50,000 logs to fill its page."""
 _NEWEST: Final = 100
 """Where the feed starts now, it looks for gaps among so many logs."""
 
-_LOGS: Final = (
-    select(*(LOG.c[name] for name in ActivityLogSchema.model_fields), ACTIVITY.c.agent_id, ACTIVITY.c.agent_type)
-    .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
-    .order_by(LOG.c.id)
-)
-_IN_GAPS: Final = _LOGS.where(LOG.c.id.in_(bindparam("ids", expanding=True)))
-_BEHIND: Final = _LOGS.where(LOG.c.id.between(bindparam("first_id"), bindparam("final_id"))).limit(
-    bindparam("row_count")
-)
+
+def _logs_of(wanted: ColumnElement[bool]) -> AnySelect:
+    """The logs with these ids, with their activities."""
+    # The limit cuts no log. It keeps planners from beginning with the activities that meet the criteria.
+    window = select(LOG).where(wanted).order_by(LOG.c.id).limit(bindparam("id_count")).subquery()
+    columns = (window.c[name] for name in ActivityLogSchema.model_fields)
+    joined = select(*columns, ACTIVITY.c.agent_id, ACTIVITY.c.agent_type).select_from(window)
+    return joined.join(ACTIVITY, ACTIVITY.c.id == window.c.activity_id).order_by(window.c.id)
+
+
+_IN_GAPS: Final = _logs_of(LOG.c.id.in_(bindparam("ids", expanding=True)))
+_BEHIND: Final = _logs_of(LOG.c.id.between(bindparam("first_id"), bindparam("final_id"))).limit(bindparam("row_count"))
 _NEWEST_IDS: Final = select(LOG.c.id).order_by(LOG.c.id.desc()).limit(_NEWEST)
 
 
@@ -203,10 +206,11 @@ def _rows(
     behind = ids[len(in_gaps) :]
     rows: list[RowMapping] = []
     if in_gaps:
-        rows += execute(session, _IN_GAPS.where(*criteria), ids=in_gaps).mappings()
+        rows += execute(session, _IN_GAPS.where(*criteria), ids=in_gaps, id_count=len(in_gaps)).mappings()
     if behind and len(rows) < most:
-        place = {"first_id": behind[0], "final_id": behind[-1], "row_count": most - len(rows)}
-        rows += execute(session, _BEHIND.where(*criteria), **place).mappings()
+        first, final = behind[0], behind[-1]
+        place = {"first_id": first, "final_id": final, "id_count": final - first + 1}
+        rows += execute(session, _BEHIND.where(*criteria), **place, row_count=most - len(rows)).mappings()
     if len(rows) >= most:
         # Behind the last row the criteria were not tested.
         rows = rows[:most]

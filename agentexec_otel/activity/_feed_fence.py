@@ -81,7 +81,7 @@ _UNCHANGED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Moment:
+class Moment:
     """What the database shows at one moment."""
 
     last: int
@@ -90,7 +90,7 @@ class _Moment:
     holders: Set[str]
 
     @classmethod
-    def read(cls, session: Session, statement: AnySelect) -> _Moment:
+    def read(cls, session: Session, statement: AnySelect) -> Moment:
         last, seconds, hidden, holders = execute(session, statement).one()
         return cls(last, int(seconds), hidden, {holder.replace("/", "-") for holder in (holders or "").split()})
 
@@ -140,7 +140,7 @@ class Settlement:
         statement = _MOMENTS.get(self._dialect.name)
         if statement is None or not cursor.gaps or (cursor.fence is not None and not cursor.fence.writers):
             return cursor
-        moment = _Moment.read(self._session, statement)
+        moment = Moment.read(self._session, statement)
         if cursor.fence is None:
             # The last log may have been deleted.
             return replace(cursor, fence=Fence(max(moment.last, cursor.last), moment.writers))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -26,12 +25,16 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from agentexec_otel._model.text import clean_message, describe, is_a, pairs, plain_str
+from agentexec_otel._config import CONF
+from agentexec_otel._model.text import METADATA_KEY, clean_message, describe, is_a, pairs, plain_str
+from agentexec_otel.activity._metadata_indexes import MOST_CHARACTERS, indexed_text, text_of
 from agentexec_otel.activity.models import Activity
 
-_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,127}")
 # Exact for 64-bit integers, unlike a double. MySQL needs a precision, with which PostgreSQL overflows.
 _EXACT: Final = Numeric().with_variant(DECIMAL(65, 20), "mysql", "mariadb")
+# The column of the table: an attribute of the model would send every page through the ORM.
+_METADATA: Final = Activity.__table__.c.metadata
+_LONGEST: Final = 16_384
 _SQLITE_TYPES: Final = {"string": ("text",), "integer": ("integer",), "float": ("real",), "boolean": ("true", "false")}
 _POSTGRESQL_TYPES: Final = {"string": ("string",), "number": ("number",), "boolean": ("boolean",)}
 _MYSQL_TYPES: Final = {
@@ -104,18 +107,33 @@ def metadata_criteria(metadata_filter: Mapping[str, Any] | None) -> list[ColumnE
 
 def _criterion(given_key: object, value: Any) -> ColumnElement[bool]:
     key = plain_str(given_key)
-    if key is None or not _KEY.fullmatch(key):
+    if key is None or not METADATA_KEY.fullmatch(key):
         shown = describe(given_key)
         raise ValueError(f"metadata_filter has the key {shown}: use letters, digits, _ . : / - and spaces only")
-    json_type = _JSONType(Activity.metadata_, literal(key, String), literal(f'$."{key}"', String))
-    stored = Activity.metadata_[key]
+    if key in CONF.indexed_metadata and (indexed := _indexed(key, value)) is not None:
+        return indexed
+    json_type = _JSONType(_METADATA, literal(key, String), literal(f'$."{key}"', String))
+    stored = _METADATA[key]
     for kind, equal in _KINDS:
         if is_a(value, kind):
             return equal(json_type, stored, value)
     raise ValueError(f"metadata_filter[{key!r}] is {describe(value)}: filter by a string, a number or a boolean")
 
 
-def same_text(stored: SQLColumnExpression[Any], value: str, limit: int = 16_384) -> ColumnElement[bool]:
+def _indexed(key: str, value: Any) -> ColumnElement[bool] | None:
+    """The criterion as the index of the key answers it. None for a fraction and for other types."""
+    text = indexed_text(_METADATA, key)
+    if is_a(value, str):
+        wanted = clean_message(value, _LONGEST)
+        found = text == _Bytes(literal(text_of(wanted), String))
+        # A second criterion has PostgreSQL guess that few rows are left, and sort them all instead of stopping early.
+        return found if len(wanted) < MOST_CHARACTERS else and_(found, same_text(_METADATA[key].as_string(), wanted))
+    number = is_a(value, int) or is_a(value, float)
+    whole = value if is_a(value, bool) else _as_integer(value) if number else None
+    return None if whole is None else text == _Bytes(literal(text_of(whole), String))
+
+
+def same_text(stored: SQLColumnExpression[Any], value: str, limit: int = _LONGEST) -> ColumnElement[bool]:
     """Whether a column has this text, as `clean_message` stores it. Compares bytes, whatever the collation is."""
     return _Bytes(stored) == _Bytes(literal(clean_message(value, limit), String))
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncGenerator, Generator, Mapping
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from agentexec_otel._model.ids import parse_agent_id
-from agentexec_otel._model.text import describe, is_a
 from agentexec_otel.activity._filters import metadata_criteria
-from agentexec_otel.activity._query import Tail, checked_seq, tail
+from agentexec_otel.activity._polling import Found, Waiter, checked_timeout, iterate, iterate_async
+from agentexec_otel.activity._query import checked_seq, tail
 from agentexec_otel.activity._sessions import async_session_factory, session_factory
 from agentexec_otel.activity.schemas import ActivityLogSchema
 
@@ -22,9 +20,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
     from sqlalchemy.orm import sessionmaker
-
-_SHORTEST: Final = 0.02
-_LONGEST: Final = 1.0
 
 
 def follow(
@@ -57,7 +52,8 @@ def follow(
         ActivityNotFoundError: While iterating: there is no such activity, or its metadata does not match.
         TimeoutError: While iterating: the activity has not ended in time.
     """
-    return _follow(session_factory(source), _Poll(agent_id, after_seq, metadata_filter), _checked_timeout(timeout))
+    session_factory(source)  # raises for another kind
+    return iterate(source, _Reader(agent_id, after_seq, metadata_filter), checked_timeout(timeout))
 
 
 def follow_async(
@@ -69,76 +65,26 @@ def follow_async(
     timeout: float | None = None,
 ) -> AsyncGenerator[ActivityLogSchema]:
     """Iterate as `ax.activity.follow` does, for asyncio: over an AsyncEngine or an async_sessionmaker."""
-    poll = _Poll(agent_id, after_seq, metadata_filter)
-    return _follow_async(async_session_factory(source), poll, _checked_timeout(timeout))
+    async_session_factory(source)  # raises for another kind
+    return iterate_async(source, _Reader(agent_id, after_seq, metadata_filter), checked_timeout(timeout))
 
 
-class Pace:
-    """When to poll again: soon after news, otherwise twice as late each time, up to a second.
-
-    Args:
-        timeout: Seconds from now until `pause` raises TimeoutError. None: it does not.
-        clock: Monotonic time in seconds.
-    """
-
-    def __init__(self, timeout: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._timeout = timeout
-        self._clock = clock
-        self._began = clock()
-        self._next = _SHORTEST
-
-    def pause(self, *, news: bool) -> float:
-        """Return how many seconds to sleep before the next poll. Raises TimeoutError if no time is left."""
-        pause = _SHORTEST if news else self._next
-        self._next = min(2 * pause, _LONGEST)
-        if self._timeout is None:
-            return pause
-        left = self._began + self._timeout - self._clock()
-        if left <= 0:
-            raise TimeoutError(f"the activity has not ended within {self._timeout:g} s")
-        return min(pause, left)
-
-
-class _Poll:
+class _Reader:
     """Reads what comes after the logs that it has read before. It does not wait, so that both loops can use it."""
+
+    missed = "the activity has not ended"
 
     def __init__(self, agent_id: UUID | str, after_seq: int, metadata_filter: Mapping[str, Any] | None) -> None:
         self._agent_id = parse_agent_id(agent_id)
         self._seq = checked_seq(after_seq)
         self._criteria = metadata_criteria(metadata_filter)
 
-    def __call__(self, session: Session) -> Tail:
+    def read(self, session: Session) -> Found[ActivityLogSchema]:
+        """The next logs."""
         found = tail(session, self._agent_id, self._seq, self._criteria)
         self._seq = found.seq
-        return found
+        return Found(found.logs, is_last=found.is_last)
 
-
-def _follow(open_session: Callable[[], Session], poll: _Poll, timeout: float | None) -> Generator[ActivityLogSchema]:
-    pace = Pace(timeout)
-    while True:
-        with open_session() as session:
-            found = poll(session)
-        yield from found.logs
-        if found.is_last:
-            return
-        time.sleep(pace.pause(news=bool(found.logs)))
-
-
-async def _follow_async(
-    open_session: Callable[[], AsyncSession], poll: _Poll, timeout: float | None
-) -> AsyncGenerator[ActivityLogSchema]:
-    pace = Pace(timeout)
-    while True:
-        async with open_session() as session:
-            found = await session.run_sync(poll)
-        for log in found.logs:
-            yield log
-        if found.is_last:
-            return
-        await asyncio.sleep(pace.pause(news=bool(found.logs)))
-
-
-def _checked_timeout(timeout: float | None) -> float | None:
-    if timeout is None or ((is_a(timeout, int) or is_a(timeout, float)) and timeout >= 0):
-        return timeout
-    raise ValueError(f"timeout is {describe(timeout)}: pass seconds, 0 or more, or None to wait for the end")
+    def waiter(self) -> Waiter:
+        """What waits for the next logs."""
+        return Waiter(self._agent_id, self._seq)

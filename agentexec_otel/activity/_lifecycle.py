@@ -86,7 +86,7 @@ def create(
         ActivityNotStoredError: the row could not be committed within ``AGENTEXEC_CREATE_TIMEOUT`` seconds. If it is
             committed later, it is removed.
     """
-    runtime = process.active()
+    runtime = _runtime_for(session)
     event = _opening_event(runtime, task_name, message, agent_id, metadata)
     _raise_refused(runtime.create(event) if session is None else create_in(synchronous(session), event))
     return event.agent_id
@@ -277,7 +277,7 @@ def cancel_pending(
     """
     criteria = _pending_criteria(older_than, filters)
     ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="canceled"))
-    store = process.active().session_store
+    store = _runtime_for(session).session_store
     return end_many(
         session,
         ending,
@@ -331,7 +331,7 @@ def reap(session: AnySession | None = None) -> int:
     Returns:
         How many were changed.
     """
-    runtime = process.active()
+    runtime = _runtime_for(session)
     ending = lost_ending()
     if session is None:
         return runtime.end_lost(ending)
@@ -411,6 +411,10 @@ def _view(runtime: Runtime, agent_id: UUID) -> LiveActivity:
     block = current_block.get()
     view = None if block is None else block.view
     return view if view is not None and view.agent_id == agent_id else runtime.find(agent_id)
+
+
+def _runtime_for(session: AnySession | None) -> Runtime:
+    return process.active() if session is None else process.active_in_session()
 
 
 # -- small parts ------------------------------------------------------------------------------------------------

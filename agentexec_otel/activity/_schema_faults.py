@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Final
 
+from sqlalchemy.exc import DBAPIError
+
+from agentexec_otel._errors import ConfigurationError
 from agentexec_otel.activity.models import Activity, ActivityLog
 
 _TABLES: Final = f"{Activity.__tablename__} and {ActivityLog.__tablename__}"
@@ -26,6 +31,17 @@ def schema_fault(orig: Any) -> str | None:
     if code in ("42703", "1054") or (code == "SQLITE_ERROR" and _lacks_column(text)):
         return _NO_COLUMN
     return None
+
+
+@contextmanager
+def schema_faults_named() -> Generator[None]:
+    """Raise `ConfigurationError` with the remedy for a driver's error about a missing table or column."""
+    try:
+        yield
+    except DBAPIError as exc:
+        if (fault := schema_fault(exc.orig)) is None:
+            raise
+        raise ConfigurationError(fault) from exc
 
 
 def _lacks_column(text: str) -> bool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def create_in(session: Session, event: ActivityEvent) -> ExportResult:
     """Create an activity in the session."""
-    runtime = process.active()
+    runtime = process.active_in_session()
     commits = commits_itself(session)
     (result,) = runtime.session_store.write_in(connection_of(session), [event])
     if isinstance(result, Ack):
@@ -51,7 +51,7 @@ def record_in(
 
     False if it was to end an attempt that had ended already.
     """
-    runtime = process.active()
+    runtime = process.active_in_session()
     if not on_event_loop() and _comes_after_pending(session, agent_id):
         runtime.flush_first(CONF.lookup_timeout)
     commits = commits_itself(session)
@@ -75,7 +75,7 @@ def _attempt(agent_id: UUID, stored: StoredActivity, status: Status, reopens: bo
     """The attempt that this process reports on; `cancel` and what re-opens an activity concern the current one."""
     if reopens or status is Status.CANCELED:
         return None
-    live = process.active().known(agent_id)
+    live = process.active_in_session().known(agent_id)
     return stored.attempt if live is None or live.attempt is None else live.attempt
 
 
@@ -84,19 +84,19 @@ async def store_pending(session: AsyncSession, agent_id: Any) -> None:
     with suppress(ValueError, RowUnavailableError):
         parsed = parse_agent_id(agent_id)
         if await session.run_sync(_comes_after_pending, parsed):
-            await process.active().read_async(parsed, CONF.lookup_timeout, history=False)
+            await process.active_in_session().read_async(parsed, CONF.lookup_timeout, history=False)
 
 
 def _comes_after_pending(session: Session, agent_id: UUID) -> bool:
     """Whether events of this activity wait, and the session cannot hold a lock that the writer waits for."""
-    return process.active().has_pending(agent_id) and not may_hold_locks(session)
+    return process.active_in_session().has_pending(agent_id) and not may_hold_locks(session)
 
 
 def retry_in(
     session: AnySession, criteria: Sequence[ColumnElement[bool]], message: str, most: int
 ) -> tuple[Sequence[UUID], dict[UUID, int]]:
     """As `Runtime.retry_where`, in the session."""
-    runtime, session = process.active(), synchronous(session)
+    runtime, session = process.active_in_session(), synchronous(session)
     commits = commits_itself(session)
     store, connection = runtime.session_store, connection_of(session)
     found = store.find_where(connection, criteria, most)
@@ -116,10 +116,9 @@ def end_many(
     within: Callable[[Connection], Sequence[EndedActivity]],
 ) -> int:
     """End activities together: `alone` in transactions of the writer, or `within` the session; how many changed."""
-    runtime = process.active()
     if session is None:
-        return runtime.end_together(ending, alone)
-    session = synchronous(session)
+        return process.active().end_together(ending, alone)
+    runtime, session = process.active_in_session(), synchronous(session)
     commits = commits_itself(session)
     ended = within(connection_of(session))
     if commits:

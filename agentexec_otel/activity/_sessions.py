@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session, sessionmaker
 
+from agentexec_otel._errors import ConfigurationError
 from agentexec_otel._model.text import type_name
 from agentexec_otel.activity.models import Activity
 
@@ -30,6 +31,40 @@ def synchronous(session: Session | AsyncSession | scoped_session[Session]) -> Se
             " ax.activity.aio"
         )
     return cast(Session, session)
+
+
+def engine_of(source: Engine | Session | scoped_session[Session]) -> Engine:
+    """Return the engine, or that of a session, for transactions of our own.
+
+    Raises:
+        TypeError: Neither an engine nor a session.
+        ConfigurationError: The session, or the connection that it is bound to, is in a transaction.
+    """
+    if _is(source, Engine):
+        return cast(Engine, source)
+    if not (_is(source, Session) or _is(source, scoped_session)):
+        raise TypeError(
+            f"engine must be an Engine or a Session, got {type_name(source)}: with an AsyncEngine use ax.activity.aio"
+        )
+    session = synchronous(cast(Session, source))
+    bind = session.get_bind(mapper=Activity)
+    if session.in_transaction() or (isinstance(bind, Connection) and bind.in_transaction()):
+        raise ConfigurationError(
+            "the session is in a transaction, and this call commits its own: commit or roll back first, or pass the"
+            " engine"
+        )
+    return bind.engine
+
+
+def asynchronous_engine(source: AsyncEngine) -> AsyncEngine:
+    """Return the engine. Raises TypeError for anything else."""
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    if not _is(source, AsyncEngine):
+        raise TypeError(
+            f"engine must be an AsyncEngine here, got {type_name(source)}: an Engine is for ax.activity itself"
+        )
+    return source
 
 
 def session_factory(source: Engine | sessionmaker[Session]) -> Callable[[], Session]:

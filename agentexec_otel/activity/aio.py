@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 from sqlalchemy.orm import Session
 
 from agentexec_otel._model.text import type_name
-from agentexec_otel.activity import _feed, _lifecycle, _query
+from agentexec_otel.activity import _feed, _lifecycle, _query, _stats
 from agentexec_otel.activity._follow import follow_async
+from agentexec_otel.activity._follow_feed import follow_feed_async
+from agentexec_otel.activity._retention.archive import archive_async
+from agentexec_otel.activity._retention.restore import restore_async
 from agentexec_otel.activity._session_writes import store_pending
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 __all__ = [
+    "archive",
     "cancel",
     "cancel_pending",
     "complete",
@@ -31,12 +35,15 @@ __all__ = [
     "error",
     "feed",
     "follow",
+    "follow_feed",
     "get",
     "list",
     "logs",
     "reap",
+    "restore",
     "retry",
     "retry_many",
+    "stats",
     "update",
 ]
 
@@ -101,5 +108,10 @@ list = _query_twin(_query.list)
 logs = _query_twin(_query.logs)
 feed = _query_twin(_feed.feed)
 count_active = _query_twin(_query.count_active)
+stats = _query_twin(_stats.stats)
 
 follow = follow_async
+follow_feed = follow_feed_async
+
+archive = archive_async
+restore = restore_async

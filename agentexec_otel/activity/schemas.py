@@ -1,12 +1,23 @@
-"""Schemas that the queries return, with the documented fields and those that existing agentexec front ends read."""
+"""Schemas that the queries return, with the documented fields and those that existing agentexec front ends read.
+
+They can be built with agentexec's field names alone: what those leave out has a default.
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    WithJsonSchema,
+    computed_field,
+)
 
 from agentexec_otel._model.event import Status
 
@@ -18,20 +29,40 @@ __all__ = [
     "ActivityListItemSchema",
     "ActivityListSchema",
     "ActivityLogSchema",
+    "ActivityStatsBucketSchema",
+    "ActivityStatsSchema",
+    "ActivityTypeStatsSchema",
+    "PercentilesSchema",
 ]
+
+
+# A field with a default is always in the output, so that clients need not expect it to be absent.
+_CONFIG = ConfigDict(from_attributes=True, json_schema_serialization_defaults_required=True)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class _OrUUID:
+    """Accepts a UUID, too. Not part of the declared type, since our logs have integers."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type, handler: GetCoreSchemaHandler) -> Any:
+        return handler.generate_schema(int | UUID)
 
 
 class ActivityLogSchema(BaseModel):
     """One log. `seq` orders the logs of an activity and is the cursor of `ax.activity.logs`."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = _CONFIG
 
-    id: int
+    id: Annotated[int, _OrUUID, WithJsonSchema({"type": "integer"})]
     message: str
     status: Status
-    percentage: int | None
+    percentage: int | None = 0
     created_at: datetime
-    seq: int
+    seq: int = 0
     attempt: int = 1
     late: bool = False
 
@@ -39,14 +70,16 @@ class ActivityLogSchema(BaseModel):
 class _Summary(BaseModel):
     """Fields of both detail and list item."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = _CONFIG
 
     agent_id: UUID
     agent_type: str
     created_at: datetime
     updated_at: datetime
     status: Status
-    latest_percentage: int | None
+    latest_percentage: int | None = Field(
+        default=None, validation_alias=AliasChoices("latest_percentage", "percentage")
+    )
     started_at: datetime | None = None
     ended_at: datetime | None = None
     attempt: int = 1
@@ -62,7 +95,9 @@ class _Summary(BaseModel):
     reasoning_tokens: int | None = None
     model: str | None = None
     waiting: dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = Field(default=None, exclude=True)
+    metadata: dict[str, Any] | None = Field(
+        default=None, validation_alias=AliasChoices("metadata_", "metadata"), exclude=True
+    )
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -90,7 +125,7 @@ class _Summary(BaseModel):
 
     def _end(self) -> datetime:
         # A producer of schema 1 ends activities without a moment.
-        return (self.ended_at or self.updated_at) if self.status.terminal else datetime.now(UTC)
+        return (self.ended_at or self.updated_at) if self.status.terminal else _now()
 
 
 def _seconds(since: datetime, until: datetime) -> float:
@@ -101,13 +136,17 @@ def _seconds(since: datetime, until: datetime) -> float:
 class ActivityDetailSchema(_Summary):
     """An activity with all its logs. `metadata` is an attribute that is never serialised."""
 
-    logs: list[ActivityLogSchema]
+    id: UUID | None = None
+    status: Status = Status.QUEUED
+    logs: list[ActivityLogSchema] = Field(default_factory=list[ActivityLogSchema])
 
 
 class ActivityListItemSchema(_Summary):
     """An activity in a list, with its most recent log."""
 
-    latest_log: str | None
+    created_at: datetime = Field(default_factory=_now)
+    updated_at: datetime = Field(default_factory=_now)
+    latest_log: str | None = Field(default=None, validation_alias=AliasChoices("latest_log", "latest_log_message"))
     latest_log_timestamp: datetime | None = None
 
     @computed_field  # type: ignore[prop-decorator]
@@ -146,6 +185,54 @@ class ActivityCursorPageSchema(BaseModel):
     total: int | None = None
     page_size: int
     next_cursor: str | None = None
+
+
+class PercentilesSchema(BaseModel):
+    """Percentiles of some values, each one of the values: the smallest that so many of them do not exceed.
+
+    Without values (``count`` is 0) they are None.
+    """
+
+    count: int = 0
+    sum: int | float = 0
+    p50: int | float | None = None
+    p90: int | float | None = None
+    p95: int | float | None = None
+    p99: int | float | None = None
+    max: int | float | None = None
+
+
+class ActivityTypeStatsSchema(BaseModel):
+    """How the activities of one type did."""
+
+    agent_type: str
+    total: int
+    active: int
+    failed: int
+    duration_seconds: PercentilesSchema
+
+
+class ActivityStatsBucketSchema(BaseModel):
+    """How many activities started, ended and failed in a span of time. `failed` are among `ended`."""
+
+    start: datetime
+    started: int
+    ended: int
+    failed: int
+
+
+class ActivityStatsSchema(BaseModel):
+    """Counts and percentiles of activities."""
+
+    total: int
+    by_status: dict[Status, int]
+    by_type: list[ActivityTypeStatsSchema]
+    by_reason: dict[str, int]
+    duration_seconds: PercentilesSchema
+    queued_seconds: PercentilesSchema
+    input_tokens: PercentilesSchema
+    output_tokens: PercentilesSchema
+    series: list[ActivityStatsBucketSchema]
 
 
 class ActivityFeedLogSchema(ActivityLogSchema):

@@ -1,33 +1,48 @@
-"""The commands, with Typer."""
+"""The command line, with Typer. Each module beside this one has a group of commands, which are registered here."""
 
 from __future__ import annotations
 
+import io
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
-from agentexec_otel import __version__
-from agentexec_otel._errors import AgentExecError, MissingExtraError
-from agentexec_otel.cli import _db
+from agentexec_otel import AgentExecError, MissingExtraError, __version__
+from agentexec_otel.cli import _act, _db, _doctor, _list, _retention, _run, _show, _spool, _stats, _tail
+from agentexec_otel.cli._output import database_fault, note, one_line
 
 app = typer.Typer(
     name="agentexec-otel",
     help="Live activity history for AI-agent runs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+for group in (_list, _show, _tail, _stats, _act, _retention, _run, _spool, _doctor):
+    group.register(app)
 app.add_typer(_db.app, name="db")
 
 
 def run() -> None:
-    """Run the command line."""
+    """Run the command line. Exit codes: 0 done, 1 an error or nothing found, 2 wrong usage, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="agentexec-otel")
     except (AgentExecError, ValueError) as exc:
-        typer.echo(f"agentexec-otel: {exc}", err=True)
-        sys.exit(1)
+        fail(str(exc))
+    except OSError as exc:
+        fail(f"{exc.filename or 'failed'}: {exc.strerror or exc}")
+    except SQLAlchemyError as exc:
+        fail(database_fault(exc))
+
+
+def fail(words: str) -> NoReturn:
+    """End with one line on the error output, and exit code 1."""
+    note(f"agentexec-otel: {one_line(words)}")
+    sys.exit(1)
 
 
 def _version(wanted: bool) -> None:

@@ -7,76 +7,78 @@ from typing import Annotated
 import typer
 
 from agentexec_otel import db
-from agentexec_otel._config import CONF
-from agentexec_otel._errors import ConfigurationError
+from agentexec_otel.cli._options import AsJson, Database, database_url, existing_url
+from agentexec_otel.cli._output import print_json, print_text
 
 app = typer.Typer(help="Create, upgrade and check the tables.", no_args_is_help=True)
-
-_Database = Annotated[
-    str | None,
-    typer.Option("--database", "-d", help="SQLAlchemy URL.  [default: $AGENTEXEC_DATABASE_URL]", show_default=False),
-]
 
 
 @app.command()
 def upgrade(
-    database: _Database = None,
+    database: Database = None,
     pre_deploy: Annotated[
         bool, typer.Option("--pre-deploy", help="Only what programs of the version before can work with.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create the tables, or bring them to the schema of this version."""
-    url = _url(database)
+    url = database_url(database)
     before = db.current(url)
     db.upgrade(url, pre_deploy=pre_deploy)
-    typer.echo(f"{before or 'none'} → {db.current(url)}")
+    _report(before, db.current(url), as_json=as_json)
 
 
 @app.command()
-def downgrade(database: _Database = None) -> None:
+def downgrade(database: Database = None, as_json: AsJson = False) -> None:
     """Go back to schema 1: drop what schema 2 has added."""
-    url = _url(database)
+    url = existing_url(database)
     before = db.current(url)
     db.downgrade(url)
-    typer.echo(f"{before} → {db.current(url)}")
+    _report(before, db.current(url), as_json=as_json)
 
 
 @app.command()
-def current(database: _Database = None) -> None:
+def current(database: Database = None, as_json: AsJson = False) -> None:
     """Print the revision of the tables, or "none"."""
-    typer.echo(db.current(_url(database)) or "none")
+    revision = db.current(existing_url(database))
+    if as_json:
+        print_json({"revision": revision})
+    else:
+        print_text(revision or "none")
 
 
 @app.command()
-def check(database: _Database = None) -> None:
+def check(database: Database = None, as_json: AsJson = False) -> None:
     """Print in what the tables differ from this version. The exit code is 1 if they do."""
-    problems = db.check(_url(database))
-    for problem in problems:
-        typer.echo(problem)
+    problems = db.check(existing_url(database))
+    if as_json:
+        print_json({"problems": problems})
+    else:
+        for line in problems or ["the tables are up to date"]:
+            print_text(line)
     if problems:
         raise typer.Exit(1)
-    typer.echo("the tables are up to date")
 
 
 @app.command()
 def sql(
-    database: _Database = None,
+    database: Database = None,
     start: Annotated[str | None, typer.Option("--from", help="Revision of the tables that are there.")] = None,
 ) -> None:
     """Print the SQL of an upgrade, without connecting."""
-    typer.echo(db.sql(_url(database), start=start), nl=False)
+    typer.echo(db.sql(database_url(database), start=start), nl=False)
 
 
 @app.command()
 def stamp(
-    revision: Annotated[str, typer.Argument(help="The revision that the tables have.")], database: _Database = None
+    revision: Annotated[str, typer.Argument(help="The revision that the tables have.")], database: Database = None
 ) -> None:
     """State the revision of the tables, and change nothing else."""
-    db.stamp(_url(database), revision)
+    db.stamp(database_url(database), revision)
 
 
-def _url(database: str | None) -> str:
-    found = database or CONF.database_url
-    if found is None:
-        raise ConfigurationError("no database is named: give --database, or set AGENTEXEC_DATABASE_URL")
-    return found
+def _report(before: str | None, after: str | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"before": before, "after": after})
+    else:
+        print_text(f"{before or 'none'} → {after}")

@@ -19,15 +19,15 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from agentexec_otel._errors import ActivityNotStoredError, MisconfiguredExportError, guarded
+from agentexec_otel._model.codec import encode
 from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel._model.results import Ack, ExportResult, Reject, Retry
 from agentexec_otel._sdk import suppressed_instrumentation
 from agentexec_otel.export._backlog import Backlog, Job
-from agentexec_otel.export._dead_letters import keep_dead_letter, keep_message
+from agentexec_otel.export._dead_letters import keep_dead_letter, keep_message, taking_events
 from agentexec_otel.export._delivery import Answered, ClosingError, Delivery, DeliveryCounts, Entry, Storing
 from agentexec_otel.export._protocol import ActivityExporter
 from agentexec_otel.export._replay import Replay
@@ -269,8 +269,19 @@ class ActivityProcessor:
         if self._spool is not None and self._spool.size():
             self.start()
 
-    def replay(self, timeout: float) -> int:
-        """Deliver what dead processes left in the spool, within `timeout` seconds. Returns the number of events."""
+    def replay(self, timeout: float, *, dead_letters: bool = False) -> int:
+        """Deliver what dead processes left in the spool, within `timeout` seconds. Returns the number of events.
+
+        Args:
+            dead_letters: Try the events among the dead letters once more. Those that are refused become dead letters
+                again.
+
+        Raises:
+            SpoolError, OSError: The dead letters cannot be read, or not be spooled. They stay.
+        """
+        if dead_letters and self._spool is not None:
+            with taking_events(self._spool.path) as events:
+                self._spool.leave(map(encode, events))
         before = self._counts.replayed
         deadline = time.monotonic() + timeout
         self.call_soon(self._replay.now)
@@ -461,16 +472,11 @@ class ActivityProcessor:
             self._counts.rejected += 1  # The producer raises an exception.
         else:
             self._counts.dead_lettered += 1
-            keep_dead_letter(self._dead_letters, entry.event, result.reason)
-
-    @property
-    def _dead_letters(self) -> Path | None:
-        """The folder for what can never be stored."""
-        return self._spool.path if self._spool is not None else None
+            keep_dead_letter(self._spool, entry.event, result.reason)
 
     def keep_message(self, message: str, reason: str) -> None:
         """Keep a message of a task queue that no worker can run with the dead letters, and log the reason."""
-        keep_message(self._dead_letters, message, reason)
+        keep_message(self._spool, message, reason)
 
     def _drop(self, entry: Entry) -> None:
         entry.answered = True

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 from uuid import UUID
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, guarded
 from agentexec_otel._model.event import Status
-from agentexec_otel._model.waiting import MOST_ITEMS
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.process import active
 from agentexec_otel._runtime.reader import RowUnavailableError
@@ -27,6 +27,8 @@ __all__ = [
     "on_event_loop",
     "wait_for_approval",
 ]
+
+_MOST_CALLS: Final = 50  # more might not fit on the row
 
 
 def known(agent_id: UUID) -> LiveActivity | None:
@@ -63,7 +65,7 @@ def wait_for_approval(block: ActivityRun, calls: Sequence[Mapping[str, str | Non
     """Have the activity wait for the approval of these calls of tools."""
     runtime = active()
     message = f"Stopped for the approval of {len(calls)} tool call{'s' if len(calls) > 1 else ''}."
-    runtime.wait(block.view or runtime.find(block.agent_id), "approval", calls[:MOST_ITEMS], message)
+    runtime.wait(block.view or runtime.find(block.agent_id), "approval", calls[:_MOST_CALLS], message)
 
 
 def continue_if_waiting(block: ActivityRun) -> None:

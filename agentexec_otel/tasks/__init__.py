@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING, Any
 from agentexec_otel._errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from agentexec_otel.tasks._agentexec import gather, get_result
     from agentexec_otel.tasks._pool import Pool, enqueue
     from agentexec_otel.tasks._task import Task
     from agentexec_otel.tasks.taskiq.middleware import ActivityMiddleware
 
-__all__ = ["ActivityMiddleware", "Pool", "Task", "enqueue"]
+__all__ = ["ActivityMiddleware", "Pool", "Task", "enqueue", "gather", "get_result"]
 
 # A user of Celery may have no taskiq: each name is imported on first access.
-_LAZY = {"ActivityMiddleware": "taskiq.middleware", "Pool": "_pool", "Task": "_task", "enqueue": "_pool"}
+_LAZY = {
+    "ActivityMiddleware": "taskiq.middleware",
+    "Pool": "_pool",
+    "Task": "_task",
+    "enqueue": "_pool",
+    "gather": "_agentexec",
+    "get_result": "_agentexec",
+}
 
 
 def __getattr__(name: str) -> Any:

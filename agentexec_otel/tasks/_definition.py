@@ -51,8 +51,11 @@ class Definition:
     typed: bool
 
     @classmethod
-    def of(cls, name: str, function: TaskFunction) -> Definition:
+    def of(cls, name: str, function: TaskFunction, context_type: Any = None, result_type: Any = None) -> Definition:
         """Read a function's signature.
+
+        Args:
+            context_type, result_type: Used instead of the annotations.
 
         Raises:
             TypeError: The function does not take ``(agent_id, context)``, or the context has no type.
@@ -64,7 +67,9 @@ class Definition:
                 f"the task {name!r} takes ({', '.join(parameters)}): define"
                 f" {target}(agent_id: UUID, context: YourModel)"
             )
+        given = {"context": context_type, "return": result_type}
         hints = get_type_hints(function, include_extras=True)
+        hints |= {name: type_ for name, type_ in given.items() if type_ is not None}
         if "context" not in hints:
             raise TypeError(
                 f"the context of the task {name!r} has no type: write {target}(agent_id, context: YourModel)"

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from uuid import UUID
 
 from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker, SendTaskError, TaskiqEvents, TaskiqState
@@ -18,7 +18,7 @@ from agentexec_otel._errors import ConfigurationError, TaskNotSentError, Unknown
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import as_text, describe
 from agentexec_otel.activity import current
-from agentexec_otel.tasks import _activities, _sdk
+from agentexec_otel.tasks import _activities, _agentexec, _sdk
 from agentexec_otel.tasks._activities import RefusedMessageError
 from agentexec_otel.tasks._definition import Definition, TaskFunction
 from agentexec_otel.tasks._task import Task
@@ -50,6 +50,8 @@ class Pool:
     Args:
         engine_or_url: Passed to `ax.configure`. Default: the existing configuration, else `AGENTEXEC_DATABASE_URL`,
             else a local SQLite file.
+        engine, database_url: The same, as agentexec names it. Without `broker`, the pool then uses the Redis server of
+            ``AGENTEXEC_REDIS_URL`` or ``REDIS_URL``, if one of them is set.
         broker: ``redis://``, ``amqp://`` (RabbitMQ) or ``nats://`` (JetStream), or a taskiq broker. None runs tasks in
             the process that enqueues them, on its event loop.
         results: Where results are kept: ``redis://``, ``nats://`` or a taskiq result backend. Default: in the broker.
@@ -61,7 +63,8 @@ class Pool:
     Raises:
         ConfigurationError: The URL's scheme is not supported.
         MissingExtraError: The package for that scheme is not installed.
-        ValueError: The broker does not accept a queue of that name, or `concurrency` is below 1.
+        ValueError: The broker does not accept a queue of that name, `concurrency` is below 1, or several databases are
+            given.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class Pool:
         engine_or_url: str | URL | Engine | AsyncEngine | None = None,
         broker: str | AsyncBroker | None = None,
         *,
+        engine: Engine | AsyncEngine | None = None,
+        database_url: str | URL | None = None,
         results: str | AsyncResultBackend[Any] | None = None,
         queue: str = "agentexec",
         concurrency: int = 100,
@@ -76,6 +81,9 @@ class Pool:
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency!r}: a worker process runs at least one task at once")
+        database = _agentexec.one_database(engine_or_url, engine, database_url)
+        if broker is None and database is not None and engine_or_url is None:
+            broker = _agentexec.redis_url()
         self.broker: Final = make_broker(broker, results, queue, concurrency)
         self.concurrency: Final = concurrency
         self._tasks: dict[str, tuple[Definition, AsyncTaskiqDecoratedTask[Any, Any]]] = {}
@@ -86,8 +94,8 @@ class Pool:
         self.broker.middlewares.insert(0, self.broker.middlewares.pop())
         self.broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, self._note_started)
         _fail_unknown_tasks(self.broker, self._tasks)
-        if engine_or_url is not None or not _activities.is_configured():
-            _activities.configure(engine_or_url, create_tables=create_tables)
+        if database is not None or not _activities.is_configured():
+            _activities.configure(database, create_tables=create_tables)
         _pools.append(weakref.ref(self))
 
     # -- tasks ----------------------------------------------------------------------------------------------
@@ -105,22 +113,34 @@ class Pool:
             TypeError: The function has another signature, or no name is given.
             ValueError: The name is taken, or empty.
         """
-        if not isinstance(cast("object", name), str):
-            raise TypeError(f'the name of a task is {describe(name)}: write @pool.task("research") above the function')
-        if not name.strip():
-            raise ValueError(f"{name!r} is no name for a task: use a non-empty string")
+        _check_name(name)
 
         def register(function: _Function) -> _Function:
-            definition = Definition.of(name, function)
-            taken = self._tasks.get(name)
-            if taken is not None and not _is_reloaded(taken[0].function, function):
-                raise ValueError(f"this pool has a task {name!r} already: give the second one another name")
-            # No other worker may run a task that has started, so its message is not needed any more.
-            settings = {"ack_type": "when_received", **labels}
-            self._tasks[name] = definition, self.broker.register_task(_adapted(definition), name, **settings)
+            self.add_task(name, function, **labels)
             return function
 
         return register
+
+    def add_task(
+        self, name: str, func: TaskFunction, *, context_type: Any = None, result_type: Any = None, **labels: Any
+    ) -> None:
+        """As `task`, without a decorator.
+
+        Args:
+            context_type, result_type: Types of the context and of the result. Default: the function's annotations.
+
+        Raises:
+            TypeError, ValueError: As `task`.
+        """
+        _check_name(name)
+        _agentexec.check_labels(labels)
+        definition = Definition.of(name, func, context_type, result_type)
+        taken = self._tasks.get(name)
+        if taken is not None and not _is_reloaded(taken[0].function, func):
+            raise ValueError(f"this pool has a task {name!r} already: give the second one another name")
+        # No other worker may run a task that has started, so its message is not needed any more.
+        settings = {"ack_type": "when_received", **labels}
+        self._tasks[name] = definition, self.broker.register_task(_adapted(definition), name, **settings)
 
     @property
     def tasks(self) -> frozenset[str]:
@@ -249,6 +269,13 @@ async def enqueue(
         if task_name in pool.tasks:
             return await pool.enqueue(task_name, context, metadata, agent_id=agent_id, message=message)
     raise UnknownTaskError(task_name, {name for pool in pools for name in pool.tasks})
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f'the name of a task is {describe(name)}: write @pool.task("research") above the function')
+    if not name.strip():
+        raise ValueError(f"{name!r} is no name for a task: use a non-empty string")
 
 
 def _is_reloaded(one: TaskFunction, other: TaskFunction) -> bool:

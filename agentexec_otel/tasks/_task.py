@@ -52,6 +52,11 @@ class Task:
     _definition: Definition = field(repr=False)
     _broker: AsyncBroker = field(repr=False)
 
+    @property
+    def task_name(self) -> str:
+        """The same as `name`, as agentexec calls it."""
+        return self.name
+
     async def result(self, timeout: float | None = None) -> Any:
         """Wait until the activity has ended, and return the task's result as an instance of its return type.
 
@@ -69,8 +74,8 @@ class Task:
         if ended.status is Status.CANCELED:
             raise ActivityCanceledError(self.agent_id)
         if ended.status is Status.ERROR:
-            why = ended.outcome or Outcome()
-            raise TaskFailedError(self.name, self.agent_id, why.error_type, why.reason)
+            why, error = ended.outcome or Outcome(), await self._failure(deadline)
+            raise TaskFailedError(self.name, self.agent_id, why.error_type, why.reason, error, ended.attempt)
         return self._definition.unpack_result(await self._kept(deadline))
 
     async def execute(self) -> Any:
@@ -149,13 +154,18 @@ class Task:
             wait = pace - now % pace
             await asyncio.sleep(wait if deadline is None else min(wait, deadline - now))
 
-    async def _row(self, seconds: float) -> StoredActivity | None:
+    async def _failure(self, deadline: float | None) -> str:
+        """The message with which the activity has failed; empty if the database does not answer any more."""
+        found = await self._row(_READ_SECONDS if deadline is None else deadline - time.monotonic(), history=True)
+        return (found.failure if found is not None else None) or ""
+
+    async def _row(self, seconds: float, *, history: bool = False) -> StoredActivity | None:
         """The activity's row; None if the database does not answer in time, or reports an error."""
         runtime = _activities.active()
         if not runtime.has_store:
             raise ConfigurationError("this call needs a database: call ax.configure(engine_or_url)")
         try:
-            found = await runtime.read_async(self.agent_id, max(_SHORTEST_WAIT, seconds), history=False)
+            found = await runtime.read_async(self.agent_id, max(_SHORTEST_WAIT, seconds), history=history)
         except TimeoutError:
             if runtime.is_closed:
                 raise

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from fastapi.concurrency import run_in_threadpool
-from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy import URL, Engine
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
@@ -22,7 +22,7 @@ class Database:
     """The database that the status API reads.
 
     Args:
-        database: An engine, or a URL, for which an engine is made at the first query. None: the one that
+        database: An engine, or a URL, for which a synchronous engine is made at the first query. None: the one that
             `ax.configure()` was given, or ``AGENTEXEC_DATABASE_URL``.
     """
 
@@ -43,19 +43,10 @@ class Database:
     def _opened(self) -> Engine | AsyncEngine:
         if self._engine is None:
             found = self._given if self._given is not None else ax.configured_database()
-            self._engine = _engine_for(found) if isinstance(found, str | URL) else found
+            self._engine = ax.db.engine(found) if isinstance(found, str | URL) else found
         return self._engine
 
 
 def _ask(engine: Engine, query: Callable[[Session], _T]) -> _T:
     with Session(engine) as session:
         return query(session)
-
-
-def _engine_for(database: str | URL) -> Engine | AsyncEngine:
-    url = make_url(database)
-    if not url.get_dialect().is_async:
-        return create_engine(url)
-    from sqlalchemy.ext.asyncio import create_async_engine
-
-    return create_async_engine(url)

@@ -201,7 +201,7 @@ def test_commands_exist(block: Block) -> None:
 def test_variables_exist(page: Path) -> None:
     """Every environment variable of ours that a page mentions is read somewhere; a prefix (`..._*`) has one."""
     known = {f"AGENTEXEC_{name.upper()}" for name in Settings.model_fields}
-    for source in ("tests/databases.py", "benchmarks/__main__.py"):
+    for source in ("tests/databases.py", "benchmarks/__main__.py", "agentexec_otel/tasks/_agentexec.py"):
         known |= set(_VARIABLE.findall((ROOT / source).read_text(encoding="utf-8")))
     for found in _VARIABLE.findall(page.read_text(encoding="utf-8")):
         matching = [name for name in known if name == found or (found.endswith("_") and name.startswith(found))]

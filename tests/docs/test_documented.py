@@ -19,6 +19,7 @@ MODULES = (
     "agentexec_otel.db",
     "agentexec_otel.export",
     "agentexec_otel.reasons",
+    "agentexec_otel.spool",
     "agentexec_otel.tasks",
     "agentexec_otel.tasks.celery",
     "agentexec_otel.testing",

@@ -96,7 +96,7 @@ def test_each_committed_log_arrives_once(database: Database, isolation: str) -> 
     chance = random.Random(isolation)
     done, written = Event(), Event()
     found: list[list[ActivityFeedLogSchema]] = []
-    writers: list[Write] = [write_in_transactions] * 6 + [write_batches] * 2
+    writers: list[Write] = [*(write_in_transactions for _ in range(6)), write_batches, write_batches]
     with ThreadPoolExecutor(10) as pool:
         readings = [pool.submit(read_all, engine, random.Random(chance.random()), written) for _ in range(2)]
         writings = [pool.submit(write, engine, random.Random(chance.random()), done) for write in writers]

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 import agentexec_otel as ax
 from agentexec_otel.activity import ActivityLogSchema, aio
-from agentexec_otel.activity._follow import Pace
+from agentexec_otel.activity._polling import Pace
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel.export import Opening
 from tests.databases import Database
@@ -229,13 +229,13 @@ async def test_bad_arguments_raise_at_the_call(database: Database, engine: Engin
 def test_polls_become_rare_without_news_and_frequent_with_it() -> None:
     """20 ms after news; then twice as long each time, at most a second; never beyond the timeout."""
     now = 0.0
-    pace = Pace()
+    pace = Pace(None, "x")
     assert [pace.pause(news=False) for _ in range(8)] == [0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0]
     assert [pace.pause(news=news) for news in (True, False, True)] == [0.02, 0.04, 0.02]
-    limited = Pace(0.03, lambda: now)
+    limited = Pace(0.03, "the end has not come", lambda: now)
     assert limited.pause(news=True) == 0.02
     now = 0.02
     assert limited.pause(news=False) == pytest.approx(0.01)
     now = 0.03
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"the end has not come within 0\.03 s"):
         limited.pause(news=False)

@@ -460,27 +460,36 @@ def test_revisions_are_those_of_the_scripts() -> None:
 
 
 def test_missing_indexes_are_built(bare: Database) -> None:
-    """An index that is missing is built by the upgrade; on PostgreSQL without blocking writers."""
+    """An index that is missing is built by the upgrade, and a shorter one is replaced; on PostgreSQL concurrently."""
     first_version(bare.engine, activities(10))
-    name, table = "ix_agentexec_activity_status", "agentexec_activity"
-    execute(bare.engine, f"DROP INDEX {name}" + (f" ON {table}" if bare.kind == "mariadb" else ""))
+    table, of_table = "agentexec_activity", " ON agentexec_activity" if bare.kind == "mariadb" else ""
+    execute(bare.engine, f"DROP INDEX ix_{table}_created_at{of_table}")
     statements: list[str] = []
 
     def executed(connection: Connection, cursor: object, statement: str, *_: object) -> None:
-        statements.append(statement)
+        statements.append(statement.strip())
 
     event.listen(bare.engine, "before_cursor_execute", executed)
     ax.db.upgrade(bare.engine)
-    concurrently = "CONCURRENTLY " if bare.kind == "postgres" else ""
-    assert [one for one in statements if "INDEX" in one] == [f"CREATE INDEX {concurrently}{name} ON {table} (status)"]
+    how = "INDEX CONCURRENTLY" if bare.kind == "postgres" else "INDEX"
+    assert [one for one in statements if one.startswith(("CREATE INDEX", "DROP INDEX"))] == [
+        f"CREATE {how} ix_{table}_created_at ON {table} (created_at, id)",
+        f"CREATE {how} ix_{table}_agent_type ON {table} (agent_type, created_at, id)",
+        f"CREATE {how} ix_{table}_status_created_at ON {table} (status, created_at, id)",
+        f"DROP {how} ix_{table}_status{of_table}",
+    ]
     assert ax.db.check(bare.engine) == []
+    ax.db.downgrade(bare.engine)
+    assert {index["name"] for index in inspect(bare.engine).get_indexes(table)} == {
+        str(index.name) for index in schema_1.ACTIVITY.indexes
+    }
 
 
 @pytest.mark.parametrize("bare", ["postgres"], indirect=True)
 def test_broken_indexes_are_built_again(bare: Database) -> None:
     """An index that an interrupted build has left invalid is dropped and built again."""
     first_version(bare.engine, activities(10))
-    name = "ix_agentexec_activity_status"
+    name = "ix_agentexec_activity_created_at"
     execute(bare.engine, f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass")
     ax.db.upgrade(bare.engine)
     valid = text(f"SELECT indisvalid FROM pg_index WHERE indexrelid = '{name}'::regclass")

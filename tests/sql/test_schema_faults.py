@@ -21,6 +21,7 @@ QUERIES: list[Callable[[Session], object]] = [
     partial(ax.activity.logs, agent_id=uuid4()),
     ax.activity.list,
     ax.activity.count_active,
+    ax.activity.stats,
 ]
 MISSING = "agentexec_activity and agentexec_activity_log are not there: .*agentexec-otel db upgrade, create_tables"
 OLD = "lack columns of this version: run agentexec-otel db upgrade"

@@ -4,13 +4,14 @@
 
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal, assert_type
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastapi import APIRouter
 from pydantic import BaseModel
-from sqlalchemy import URL, Engine, MetaData
+from sqlalchemy import URL, Engine, MetaData, RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 from taskiq import InMemoryBroker
@@ -20,9 +21,15 @@ from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel.activity.schemas import (
     ActivityCursorPageSchema,
     ActivityDetailSchema,
+    ActivityFeedLogSchema,
+    ActivityFeedSchema,
     ActivityListItemSchema,
     ActivityListSchema,
     ActivityLogSchema,
+    ActivityStatsBucketSchema,
+    ActivityStatsSchema,
+    ActivityTypeStatsSchema,
+    PercentilesSchema,
 )
 from agentexec_otel.export import (
     Ack,
@@ -64,6 +71,12 @@ def set_up(url: str, engine: Engine) -> None:
     ax.reasons.register(PermissionError, "auth")
     assert_type(ax.reasons.REASONS, tuple[ax.reasons.Reason, ...])
     assert_type(ax.recover(timeout=1.0), int)
+    assert_type(ax.recover(dead_letters=True), int)
+    assert_type(ax.Settings.unknown_variables(), dict[str, str | None])
+    assert_type(ax.spool.directory(), Path | None)
+    ax.spool.check()
+    assert_type(ax.spool.contents(), list[ax.spool.SpoolFolder])
+    assert_type(ax.spool.dead_letters(), list[ax.spool.DeadLetter])
 
 
 def other_set_ups(url: URL, async_engine: AsyncEngine) -> None:
@@ -84,10 +97,14 @@ def migrations(engine: Engine) -> None:
     ax.db.upgrade(engine, pre_deploy=True)
     ax.db.upgrade(engine.url)
     assert_type(ax.db.check(engine), list[str])
+    assert_type(ax.db.engine(engine.url), Engine)
+    assert_type(ax.db.server(engine), str)
+    assert_type(ax.db.rights(engine), dict[str, ExportError | None])
     assert_type(ax.db.sql(engine, start="0001"), str)
     ax.db.downgrade(engine)
     ax.db.upgrade(engine)
     assert_type(ax.db.include_object(None, None, "table", False, None), bool)
+    assert_type(ax.db.include_declared(None, None, "index", True, None), bool)
 
 
 def settings() -> None:
@@ -156,14 +173,49 @@ def read(session: Session, agent_id: UUID) -> None:
         assert_type(item.latest_log_timestamp, datetime | None)
         assert_type(item.elapsed_time_seconds, int)
     assert_type(ax.activity.count_active(session), int)
+    found_stats = assert_type(ax.activity.stats(session, bucket=timedelta(hours=1), **filters), ActivityStatsSchema)
+    assert_type(found_stats.by_status[Status.ERROR], int)
+    assert_type(found_stats.by_type, list[ActivityTypeStatsSchema])
+    assert_type(found_stats.by_reason, dict[str, int])
+    assert_type(found_stats.duration_seconds, PercentilesSchema)
+    assert_type(found_stats.duration_seconds.p95, int | float | None)
+    assert_type(found_stats.series, list[ActivityStatsBucketSchema])
     assert_type(ax.activity.logs(session, agent_id, after_seq=1, limit=5), list[ActivityLogSchema])
     assert_type(ax.activity.logs(session, agent_id, metadata_filter=None), list[ActivityLogSchema])
+    feed = assert_type(ax.activity.feed(session, "", limit=5), ActivityFeedSchema)
+    assert_type((feed.logs, feed.next_cursor, feed.has_more), tuple[list[ActivityFeedLogSchema], str, bool])
+    of_feed: ax.activity.ActivityFeedFilters = {"agent_type": ["task"], "metadata_filter": {"tenant": "acme"}}
+    assert_type(ax.activity.feed(session, feed.next_cursor, **of_feed), ActivityFeedSchema)
     rows = session.query(Activity).filter(Activity.logs.any(status=Status.QUEUED)).all()
     assert_type(rows, list[Activity])
     for row in rows:
         assert_type(row.logs, list[ActivityLog])
         assert_type(row.status, Status)
         assert_type(row.updated_at, datetime)
+
+
+def model(session: Session) -> None:
+    """The methods of agentexec's model, in a session, and its fields in our schemas."""
+    created = assert_type(Activity.create(session, uuid4(), "task", "In line.", {"tenant": "acme"}), Activity)
+    assert_type(Activity.append_log(session=session, agent_id=created.agent_id, message="", status=Status.ERROR), bool)
+    assert_type(Activity.get_by_agent_id(session, created.agent_id, {"tenant": "acme"}), Activity | None)
+    assert_type(Activity.get_list(session, page=1, page_size=5), list[RowMapping])
+    assert_type(Activity.get_pending_ids(session), list[UUID])
+    assert_type(Activity.get_active_count(session), int)
+    log = ActivityLogSchema(id=1, message="", status=Status("running"), created_at=created.created_at)
+    item = ActivityListItemSchema(agent_id=created.agent_id, agent_type="task", status=log.status)
+    assert_type(ActivityListSchema(items=[item], total=1, page=1, page_size=1).total_pages, int)
+
+
+async def model_asynchronously(session: AsyncSession) -> None:
+    """The same in an AsyncSession."""
+    agent_id = uuid4()
+    assert_type(await Activity.create(session, agent_id, "task", "In line."), Activity)
+    assert_type(await Activity.append_log(session, agent_id, "", Status.RUNNING, 5), bool)
+    assert_type(await Activity.get_by_agent_id(session, agent_id), Activity | None)
+    assert_type(await Activity.get_list(session), list[RowMapping])
+    assert_type(await Activity.get_pending_ids(session), list[UUID])
+    assert_type(await Activity.get_active_count(session), int)
 
 
 def run() -> UUID:
@@ -186,6 +238,9 @@ def following(engine: Engine, sessions: sessionmaker[Session], agent_id: UUID) -
     with closing(ax.activity.follow(engine, agent_id, after_seq=1, metadata_filter=None, timeout=5)) as logs:
         assert_type(next(logs), ActivityLogSchema)
     assert_type(ax.activity.follow(sessions, str(agent_id)), Generator[ActivityLogSchema])
+    with closing(ax.activity.follow_feed(engine, timeout=5, agent_type="task")) as feed:
+        assert_type(next(feed), ActivityFeedLogSchema)
+    assert_type(ax.activity.follow_feed(sessions, "now"), Generator[ActivityFeedLogSchema])
 
 
 async def following_asynchronously(
@@ -196,6 +251,29 @@ async def following_asynchronously(
         async for log in logs:
             assert_type(log, ActivityLogSchema)
     assert_type(ax.activity.aio.follow(sessions, str(agent_id)), AsyncGenerator[ActivityLogSchema])
+    async with aclosing(ax.activity.aio.follow_feed(engine, timeout=5)) as feed:
+        assert_type(await anext(feed), ActivityFeedLogSchema)
+    assert_type(ax.activity.aio.follow_feed(sessions, "now"), AsyncGenerator[ActivityFeedLogSchema])
+
+
+def retention(engine: Engine, folder: Path) -> None:
+    """To a file and back, with a progress bar."""
+
+    def progress(done: int, total: int) -> None:
+        assert done <= total
+
+    older_than, to = timedelta(0), folder / "archive.jsonl"
+    archived = ax.activity.archive(engine, older_than, to=to, batch_size=5, progress=progress, status=Status.COMPLETE)
+    assert_type(archived, int)
+    with Session(engine) as session:
+        assert_type(ax.activity.archive(session, datetime(2020, 1, 1, tzinfo=UTC)), int)
+        assert_type(ax.activity.restore(session, str(to), batch_size=5, progress=progress), int)
+
+
+async def retention_asynchronously(engine: AsyncEngine, folder: Path) -> None:
+    """The same for asyncio."""
+    assert_type(await ax.activity.aio.archive(engine, timedelta(0), to=folder / "aio.jsonl", agent_type="task"), int)
+    assert_type(await ax.activity.aio.restore(engine, folder / "aio.jsonl"), int)
 
 
 async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
@@ -213,8 +291,10 @@ async def asynchronous(session: AsyncSession, agent_id: UUID) -> None:
     assert_type(await ax.activity.aio.get(session, agent_id), ActivityListItemSchema | None)
     assert_type(await ax.activity.aio.list(session, page_size=5), ActivityListSchema)
     assert_type(await ax.activity.aio.list(session, cursor=""), ActivityCursorPageSchema)
+    assert_type(await ax.activity.aio.feed(session, limit=5), ActivityFeedSchema)
     assert_type(await ax.activity.aio.logs(session, agent_id), list[ActivityLogSchema])
     assert_type(await ax.activity.aio.count_active(session), int)
+    assert_type(await ax.activity.aio.stats(session, agent_type="task"), ActivityStatsSchema)
     assert_type(await session.run_sync(ax.activity.detail, agent_id), ActivityDetailSchema | None)
     async with ax.activity.run(agent_id) as block:
         assert_type(block, ax.activity.ActivityRun)
@@ -277,6 +357,7 @@ def errors(agent_id: UUID) -> None:
         (ax.ConfigurationError, ax.MissingExtraError),
         (ImportError, ax.MissingExtraError),
         (LookupError, ax.ActivityNotFoundError),
+        (ValueError, ax.ActivityNotFoundError),
         (ax.AgentExecError, ax.TaskFailedError),
         (ax.AgentExecError, ax.TaskNotSentError),
         (ax.AgentExecError, ax.TaskResultError),
@@ -304,6 +385,7 @@ async def tasks() -> None:
     async def research(agent_id: UUID, context: Topic) -> str:
         return context.company
 
+    pool.add_task("report", research, context_type=Topic, result_type=str, timeout=60)
     assert_type(await research(UUID(int=1), Topic(company="Acme")), str)
     async with pool:
         task = await ax.enqueue("research", Topic(company="Acme"), metadata={"tenant": "one"})
@@ -311,6 +393,9 @@ async def tasks() -> None:
         assert_type(task.agent_id, UUID)
         assert await task.result(timeout=10.0) == await task.execute() == "Acme"
         assert_type(await pool.enqueue("research", {"company": "Acme"}), ax.Task)
+        assert_type(task.task_name, str)
+        assert_type(await ax.gather(task, timeout=10), tuple[Any, ...])
+        assert await ax.get_result(task, timeout=10) == "Acme"
     broker = InMemoryBroker()
     broker.add_middlewares(ActivityMiddleware(strict=True))
 

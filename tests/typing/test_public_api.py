@@ -27,6 +27,7 @@ SOURCE = Path(public_api.__file__).read_text()
         ("agentexec_otel.db", r"ax\.db\."),
         ("agentexec_otel.export", r"\b"),
         ("agentexec_otel.reasons", r"ax\.reasons\."),
+        ("agentexec_otel.spool", r"ax\.spool\."),
         ("agentexec_otel.tasks", r"\b"),
         ("agentexec_otel.testing", r"\b"),
     ],
@@ -48,7 +49,9 @@ async def test_it_is_true_when_it_runs(tmp_path: Path) -> None:
     agent_id = await in_thread(url, tmp_path)
     async with AsyncSession(async_engine) as session:
         await public_api.asynchronous(session, agent_id)
+        await public_api.model_asynchronously(session)
     await public_api.following_asynchronously(async_engine, async_sessionmaker(async_engine), agent_id)
+    await public_api.retention_asynchronously(async_engine, tmp_path)
     await public_api.tasks()
     public_api.agents(agent_id)
     public_api.plug_in(url)
@@ -67,7 +70,9 @@ async def in_thread(url: str, tmp_path: Path) -> UUID:
         with Session(engine) as session:
             public_api.write_in(session, agent_id)
             public_api.read(session, agent_id)
+            public_api.model(session)
         public_api.following(engine, sessionmaker(engine), agent_id)
+        public_api.retention(engine, tmp_path)
         public_api.errors(UUID(int=5))
         engine.dispose()
         return agent_id

@@ -8,7 +8,16 @@ from uuid import UUID
 
 import pytest
 
-from agentexec_otel._model.event import ACTIVE, TERMINAL, ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.event import (
+    ACTIVE,
+    TERMINAL,
+    ActivityEvent,
+    Opening,
+    Outcome,
+    SpanRef,
+    Status,
+    parse_status,
+)
 from agentexec_otel._model.ids import uuid7
 
 EVENT = ActivityEvent(
@@ -18,16 +27,19 @@ SPAN = SpanRef("a" * 32, "b" * 16, sampled=True)
 
 
 def test_status_is_its_upper_case_name() -> None:
-    """A status is, prints, formats and serialises as the upper-case string, and is found by it."""
+    """A status is, prints, formats and serialises as the upper-case string, and is found by it or in lower case."""
     for status in Status:
         assert status == status.name == status.value == str(status) == f"{status}" == format(status, "")
         assert json.loads(json.dumps({"status": status})) == {"status": status.name}
-        assert Status(status.name) is status
+        assert Status(status.name) is parse_status(status.name) is status
+        assert Status(status.name.lower()) is parse_status(status.name.lower()) is status
     assert [str(status) for status in Status] == ["QUEUED", "RUNNING", "COMPLETE", "ERROR", "CANCELED"]
-    others: list[Any] = ["queued", "DONE", "", None]
+    others: list[Any] = ["Queued", "DONE", "done", "", None]
     for other in others:
         with pytest.raises(ValueError, match="is not a valid Status"):
             Status(other)
+        with pytest.raises(ValueError, match="is no status: use QUEUED, RUNNING"):
+            parse_status(other)
 
 
 def test_every_status_is_active_or_terminal() -> None:

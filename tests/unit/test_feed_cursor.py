@@ -67,8 +67,8 @@ def test_the_beginning_is_no_text() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [5, b"1", "x", "-1", "1 ", "1\n", "1.", "1.g", "1.gx", "1.w", "a.g5_0", "a.g5-2_1", "a.g0", "4.g5", "4.g3-2", "1.w1_x",
-     "1.w1_t", "f" * 16, "f.g" + "_".join(["2"] * (MOST_GAPS + 1)), "now.w1", "f.wf_3-1.g1"],
+    [5, b"1", "x", "-1", "1 ", "1\n", "1.", "1.g", "1.gx", "1.w", "a.g5_0", "a.g5-2_1", "a.g0", "4.g5", "4.g3-2",
+     "1.w1_x", "1.w1_t", "f" * 16, "f.g" + "_".join(["2"] * (MOST_GAPS + 1)), "now.w1", "f.wf_3-1.g1"],
 )  # fmt: skip
 def test_other_texts_are_refused(text: object) -> None:
     """What is no cursor raises ValueError, with what to pass."""

@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
-    *("all", "celery", "instruments", "migrations", "mysql", "nats", "openai-agents"),
-    *("otlp", "postgres", "rabbitmq", "redis", "tasks"),
+    *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats", "openai-agents"),
+    *("otlp", "parquet", "postgres", "rabbitmq", "redis", "tasks", "web"),
 }
 
 
@@ -189,7 +189,7 @@ def test_command_without_its_extra_is_one_sentence(clean_python: Path) -> None:
     command = [str(clean_python.with_name("agentexec-otel")), "worker", "app:pool"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (1, "")
-    assert "pip install 'agentexec-otel[tasks]'" in result.stderr
+    assert "pip install 'agentexec-otel[cli]'" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

@@ -94,6 +94,8 @@ class Journal:
         limits: tuple[int, int, int],
         clock: Callable[[], float] = time.monotonic,
         numbers: Iterator[int] | None = None,
+        *,
+        target: str = "",
     ) -> None:
         self._owner = this_process()
         self.pid = self._owner.pid
@@ -102,7 +104,7 @@ class Journal:
         self._max_bytes, self._reserve, self._max_segment = limits
         self._clock = clock
         self._rand = secrets.token_hex(4)
-        self._header = header(identity, self._owner)
+        self._header = header(identity, self._owner, target)
         # Guards the live segment and its file. Reentrant: a signal handler may append or acknowledge in the middle of
         # an append of the same thread.
         self._lock = threading.RLock()

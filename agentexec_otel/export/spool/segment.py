@@ -33,7 +33,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 from zlib import crc32
 
 from agentexec_otel.export.spool.directory import SpoolDirectory
@@ -55,7 +55,8 @@ KEPT_CORRUPT = 8
 _HEADER: Final = struct.Struct("<8sHHI")
 _CHECKED: Final = _HEADER.size - 4
 _LONGEST_HEADER: Final = _HEADER.size + 0xFFFF
-_REPAIRABLE: Final = 1024  # Bytes. Ours have about 250.
+_LONGEST_TARGET: Final = 300
+_REPAIRABLE: Final = 1024  # Bytes. Ours have 250 to 600.
 _RECORD: Final = struct.Struct("<II")
 _NAME = re.compile(r"([\w.-]+-\d+-\d+-[0-9a-f]{8})-(\d{6,12})(\.seg|\.left|\.corrupt)", re.ASCII).fullmatch
 
@@ -133,19 +134,32 @@ def split_name(name: str) -> tuple[str, str] | None:
 # -- header -----------------------------------------------------------------------------------------------------
 
 
-def header(identity: str, owner: Owner) -> bytes:
-    """The first bytes of a segment."""
-    body = json.dumps({"identity": identity, **asdict(owner)}).encode()
+class Header(NamedTuple):
+    """What a segment says about itself.
+
+    Attributes:
+        identity: A hash of what the records are meant for.
+        target: What they are meant for, in words. Empty if a version before this field has written the segment.
+    """
+
+    identity: str
+    owner: Owner
+    target: str = ""
+
+
+def header(identity: str, owner: Owner, target: str = "") -> bytes:
+    """The first bytes of a segment; see `Header`."""
+    body = json.dumps({"identity": identity, **asdict(owner), "target": target[:_LONGEST_TARGET]}).encode()
     start = _HEADER.pack(MAGIC, FORMAT, len(body), 0)[:_CHECKED]
     return start + struct.pack("<I", crc32(body, crc32(start))) + body
 
 
-def read_header(stream: BinaryIO, identity: str) -> Owner:
+def read_header(stream: BinaryIO) -> Header:
     """Read the header of a segment. The stream is at the first record after that.
 
     Raises:
         DamagedSegmentError: Not a header.
-        ForeignSegmentError: Another format version or another identity.
+        ForeignSegmentError: Another format version.
     """
     content = bytearray(stream.read(_LONGEST_HEADER))
     end = _header_end(content) or _repair(content)
@@ -155,14 +169,13 @@ def read_header(stream: BinaryIO, identity: str) -> Owner:
         raise ForeignSegmentError(f"is of spool format {version}, this version writes {FORMAT}")
     try:
         fields: Any = json.loads(content[_HEADER.size : end])
-        values = [fields[name] for name in ("identity", "pid", "started", "place")]
+        identity, *values = [fields[name] for name in ("identity", "pid", "started", "place")]
+        target = str(fields.get("target", ""))
     except (ValueError, RecursionError, TypeError, KeyError):
         raise DamagedSegmentError from None
-    if values[0] != identity:
-        raise ForeignSegmentError("belongs to another database or table prefix")
-    if [type(value) for value in values[1:]] != [int, int, str]:
+    if [type(value) for value in values] != [int, int, str]:
         raise DamagedSegmentError
-    return Owner(*values[1:])
+    return Header(identity, Owner(*values), target)
 
 
 def _header_end(content: bytearray) -> int:
@@ -269,6 +282,11 @@ _CREATE = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFO
 def _hold(stem: str) -> bool:
     token = object()
     return _held.setdefault((os.getpid(), stem), token) is token
+
+
+def is_held(stem: str) -> bool:
+    """Whether this process writes or replays a segment."""
+    return (os.getpid(), stem) in _held
 
 
 def let_go(stem: str) -> None:
@@ -392,10 +410,7 @@ def claim(directory: SpoolDirectory, name: str, identity: str) -> Orphan | None:
         except OSError as exc:
             raise ForeignSegmentError(f"cannot be read ({os.strerror(exc.errno or 0)})") from None
         with open(fd, "rb", closefd=False) as stream:
-            try:
-                owner = read_header(stream, identity)
-            except DamagedSegmentError:
-                owner = None
+            owner = _owner(stream, identity)
             offset = stream.tell()
         size = os.fstat(fd).st_size
         if owner is None and size:
@@ -406,6 +421,17 @@ def claim(directory: SpoolDirectory, name: str, identity: str) -> Orphan | None:
                 return Orphan(directory, name, fd, offset)
             directory.remove(name)
         return None
+
+
+def _owner(stream: BinaryIO, identity: str) -> Owner | None:
+    """Read the header. None if it is damaged."""
+    try:
+        found = read_header(stream)
+    except DamagedSegmentError:
+        return None
+    if found.identity != identity:
+        raise ForeignSegmentError("belongs to another database or table prefix")
+    return found.owner
 
 
 def _lock_file(fd: int, name: str, dir_fd: int) -> bool:

@@ -45,6 +45,7 @@ class Spool:
 
     Attributes:
         path: The directory of the segments of this identity.
+        target: The identity.
 
     Raises:
         SpoolUnavailableError: The directory cannot be used. The message says why.
@@ -64,13 +65,14 @@ class Spool:
         if os.name != "posix":
             raise SpoolUnavailableError("the spool needs a POSIX system")
         self.durability: Durability = durability
+        self.target = identity
         self._identity = hashlib.sha256(identity.encode()).hexdigest()
         self._directory = SpoolDirectory(Path(directory).absolute(), self._identity[:16])
         self.path = self._directory.path
         self._foreign: set[str] = set()
         self._kept: set[str] = set()
         limits = max_bytes, reserve_bytes, segment_bytes
-        self._new_journal = partial(Journal, self._directory, self._identity, limits, clock)
+        self._new_journal = partial(Journal, self._directory, self._identity, limits, clock, target=identity)
         self._journal = self._new_journal()
         self._journals = {self._journal.pid: self._journal}
         _spools.add(self)
@@ -139,6 +141,20 @@ class Spool:
         with suppress(SpoolError):
             self.sync()
         self._current().close()
+
+    def leave(self, payloads: Iterable[bytes]) -> None:
+        """Keep records that `recover` yields as if a dead process had left them, on the disk at the return.
+
+        Raises:
+            SpoolError: They cannot be kept. The first ones may be.
+        """
+        journal = self._new_journal()
+        try:
+            for payload in payloads:
+                journal.append(payload, vital=True)
+            journal.sync()
+        finally:
+            journal.close()
 
     # -- orphans ------------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ def classify(exc: BaseException, url: URL) -> ExportError:
     kind, code = _kind(exc, orig), error_code(orig) or (sqlstate_of_refusal(orig) if bare else None)
     label = ", ".join((type(orig if orig is not None else exc).__name__, *((code_label(code),) if code else ())))
     if kind is MisconfiguredExportError or (code or "").startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
-        return (kind or ExportError)(f"{server_words(orig)} ({label}){place_of(url)}: {remedy(orig, code)}")
+        return (kind or ExportError)(f"{server_words(orig)} ({label}){place_of(url)}", remedy=remedy(orig, code))
     if kind is PoisonExportError:
         return PoisonExportError(f"the database refuses a value ({label})")
     said = f": {server_words(orig)}" if bare else ""

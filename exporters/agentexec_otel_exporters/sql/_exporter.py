@@ -15,12 +15,13 @@ from agentexec_otel._model.event import ActivityEvent, SpanRef, late_cancellatio
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import EndedActivity, Ending, ExportError, ExportResult, StoredActivity
 from agentexec_otel_exporters.sql._errors import is_denied, is_unique_violation
+from agentexec_otel_exporters.sql._session_store import SQLSessionStore, end_in_chunks
 from agentexec_otel_exporters.sql.connect import Connector
 from agentexec_otel_exporters.sql.migrations.version import create_missing
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
 from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
 from agentexec_otel_exporters.sql.write.load import find_activities, load_activities
-from agentexec_otel_exporters.sql.write.transaction import join_transaction, write_events
+from agentexec_otel_exporters.sql.write.transaction import write_events
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -33,7 +34,7 @@ _PLACES: Final = frozenset(
 """What in a URL's query names another server, database or schema: PostgreSQL's search_path is one of the options."""
 
 
-class SQLExporter:
+class SQLExporter(SQLSessionStore):
     """Stores activities on SQLite, PostgreSQL or MySQL/MariaDB: one transaction per batch.
 
     Args:
@@ -112,7 +113,7 @@ class SQLExporter:
 
     def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
         """End what is RUNNING with an expired lease; see `ActivityStore.end_lost`."""
-        return self._in_chunks(None, partial(end_lost_chunk, ending=ending), CHUNK_LOST)
+        return self._end_in_chunks(partial(end_lost_chunk, ending=ending), CHUNK_LOST)
 
     def extend_leases(
         self, worker_id: str, attempts: Mapping[UUID, int], *, owned: Set[UUID] = frozenset()
@@ -126,23 +127,12 @@ class SQLExporter:
         with self._connector.translated(), self._connector.writing() as connection:
             release(connection, worker_id, agent_ids, spans)
 
-    # -- in a transaction of the caller: SQLAlchemy's exceptions pass through ------------------------------------
-
-    def load_in(self, connection: Connection, agent_id: UUID) -> StoredActivity | None:
-        """The present state of an activity; see `SessionStore.load_in`."""
-        join_transaction(connection)
-        return load_activities(connection, [agent_id]).get(agent_id)
-
-    def write_in(self, connection: Connection, events: Sequence[ActivityEvent]) -> Sequence[ExportResult]:
-        """Store events; see `SessionStore.write_in`."""
-        join_transaction(connection)
-        return write_events(connection, events)
+    # -- in a transaction of the caller, or in its own ------------------------------------------------------------
 
     def find_where(self, connection: Connection | None, criteria: Sequence[Any], most: int) -> Sequence[UUID]:
         """The activities that meet the criteria; see `SessionStore.find_where`."""
         if connection is not None:
-            join_transaction(connection)
-            return find_activities(connection, criteria, most)
+            return super().find_where(connection, criteria, most)
         with self._connector.translated(), self._connector.reading() as own:
             return find_activities(own, criteria, most)
 
@@ -150,27 +140,23 @@ class SQLExporter:
         self, connection: Connection | None, criteria: Sequence[Any], ending: Ending
     ) -> Sequence[EndedActivity]:
         """End what is QUEUED or RUNNING and meets the criteria; see `SessionStore.end_where`."""
-        return self._in_chunks(connection, partial(end_chunk, criteria=criteria, ending=ending), CHUNK)
+        if connection is not None:
+            return super().end_where(connection, criteria, ending)
+        return self._end_in_chunks(partial(end_chunk, criteria=criteria, ending=ending), CHUNK)
 
-    def end_lost_in(self, connection: Connection, ending: Ending) -> Sequence[EndedActivity]:
-        """End what is RUNNING with an expired lease; see `SessionStore.end_lost_in`."""
-        return self._in_chunks(connection, partial(end_lost_chunk, ending=ending), CHUNK_LOST)
+    @staticmethod
+    def session_store() -> SQLSessionStore:
+        """What writes in transactions of the caller alone, for a process that has configured no database."""
+        return SQLSessionStore()
 
-    def _in_chunks(
-        self, connection: Connection | None, end: Callable[[Connection], list[EndedActivity]], most: int
-    ) -> list[EndedActivity]:
-        """End chunk after chunk. Without a connection each chunk is committed, so that no lock is held for long."""
-        ended: list[EndedActivity] = []
-        while True:
-            if connection is not None:
-                join_transaction(connection)
-                chunk = end(connection)
-            else:
-                with self._connector.translated(), self._connector.writing() as own:
-                    chunk = end(own)
-            ended.extend(chunk)
-            if len(chunk) < most:
-                return ended
+    def _end_in_chunks(self, end: Callable[[Connection], list[EndedActivity]], most: int) -> list[EndedActivity]:
+        """End chunk after chunk. Each one is committed, so that no lock is held for long."""
+
+        def end_chunk_alone() -> list[EndedActivity]:
+            with self._connector.translated(), self._connector.writing() as own:
+                return end(own)
+
+        return end_in_chunks(end_chunk_alone, most)
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's connections without closing them."""

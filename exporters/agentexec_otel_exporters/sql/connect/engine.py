@@ -113,14 +113,14 @@ def writer_engine(database: str | URL | Engine | AsyncEngine) -> tuple[Engine, b
 
 
 def _own(url: URL, pool: Pool | None = None) -> Engine:
-    arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "connect_args": _connect_arguments(url)}
+    arguments: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "connect_args": connect_arguments(url)}
     if pool is not None:
         arguments = {"pool": pool}
     if url.get_backend_name() != "sqlite":
         # Whatever the application uses: AUTOCOMMIT keeps no lock, SERIALIZABLE refuses what our locks allow, and gap
         # locks of MySQL's REPEATABLE READ make concurrent inserts of new activities deadlock.
         arguments["isolation_level"] = "READ COMMITTED"
-    engine = _create(url, arguments)
+    engine = new_engine(url, arguments)
     _quieten(engine)
     if engine.dialect.name == "sqlite":
         prepare_sqlite(engine)
@@ -129,7 +129,8 @@ def _own(url: URL, pool: Pool | None = None) -> Engine:
     return engine
 
 
-def _create(url: URL, arguments: dict[str, Any]) -> Engine:
+def new_engine(url: URL, arguments: dict[str, Any]) -> Engine:
+    """As SQLAlchemy's `create_engine`. Raises ConfigurationError if the driver is not known or not installed."""
     try:
         return create_engine(url, hide_parameters=True, **arguments)
     except NoSuchModuleError:
@@ -143,7 +144,8 @@ def _drivers(url: URL) -> str:
     return f"write {backend}+{_DRIVERS[backend]}://, and leave the rest of the URL as it is"
 
 
-def _connect_arguments(url: URL) -> dict[str, Any]:
+def connect_arguments(url: URL) -> dict[str, Any]:
+    """The writer's time-outs as arguments of the driver's `connect`, unless the URL has its own."""
     timeouts = _TIMEOUTS.get(url.get_driver_name(), {})
     return {name: value for name, value in timeouts.items() if name not in url.query}
 

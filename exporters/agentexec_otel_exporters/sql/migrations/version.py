@@ -26,6 +26,8 @@ PRE_DEPLOY: Final = "0002"
 HEAD: Final = "0003"
 REVISIONS: Final = (SCHEMA_1, PRE_DEPLOY, HEAD)
 
+UPGRADE: Final = "run agentexec-otel db upgrade, or ax.db.upgrade(engine)"
+
 VERSION_TABLE: Final = f"{CONF.table_prefix}alembic_version"
 _VERSION: Final = Table(
     VERSION_TABLE,

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, select
 
-from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._model.fold import nanoseconds
 from agentexec_otel._model.results import StoredActivity
 from agentexec_otel_exporters.sql.write.batch import Row
@@ -27,6 +27,14 @@ _LOGS: Final = (
 )
 
 
+_FAILURES: Final = (
+    select(LOG.c.activity_id, LOG.c.message)
+    .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
+    .where(LOG.c.activity_id.in_(bindparam("ids", expanding=True)), LOG.c.seq > ACTIVITY.c.last_seq - _MOST_LOGS)
+    .where(LOG.c.attempt == ACTIVITY.c.attempt, LOG.c.status == Status.ERROR, LOG.c.late.is_(False))
+)
+
+
 def find_activities(connection: Connection, criteria: Sequence[Any], most: int) -> list[UUID]:
     """The ``agent_id`` of up to `most` activities that meet the criteria, in its order."""
     found = select(ACTIVITY.c.agent_id).where(*criteria).order_by(ACTIVITY.c.agent_id).limit(most)
@@ -40,7 +48,15 @@ def load_activities(
     rows = [Row(*values) for values in connection.execute(READ, {"agent_ids": agent_ids}).all()]
     without_span = {row.id: row for row in rows if row.span_id is None} if history else {}
     histories = _histories(connection, without_span)
-    return {row.agent_id: _stored_activity(row, histories.get(row.id, ())) for row in rows}
+    failures = _failures(connection, [row.id for row in rows if row.status is Status.ERROR]) if history else {}
+    return {row.agent_id: _stored_activity(row, histories.get(row.id, ()), failures.get(row.id)) for row in rows}
+
+
+def _failures(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """The message of the log that has ended each row's attempt as ERROR."""
+    if not ids:
+        return {}
+    return {row.activity_id: row.message for row in connection.execute(_FAILURES, {"ids": ids})}
 
 
 def _histories(connection: Connection, rows: Mapping[UUID, Row]) -> dict[UUID, tuple[ActivityEvent, ...]]:
@@ -59,7 +75,7 @@ def _histories(connection: Connection, rows: Mapping[UUID, Row]) -> dict[UUID, t
     return {activity_id: tuple(events) for activity_id, events in histories.items()}
 
 
-def _stored_activity(row: Row, history: tuple[ActivityEvent, ...]) -> StoredActivity:
+def _stored_activity(row: Row, history: tuple[ActivityEvent, ...], failure: str | None) -> StoredActivity:
     span = outcome = None
     if row.trace_id is not None and row.span_id is not None:
         span = SpanRef(row.trace_id, row.span_id, bool(row.sampled))
@@ -72,5 +88,5 @@ def _stored_activity(row: Row, history: tuple[ActivityEvent, ...]) -> StoredActi
     created_at_ns, counted = nanoseconds(row.created_at), row.requests is not None
     return StoredActivity(
         row.agent_id, opening, row.status, row.attempt, created_at_ns, span, history, counted, outcome,
-        row.waiting is not None,
+        row.waiting is not None, failure,
     )  # fmt: skip

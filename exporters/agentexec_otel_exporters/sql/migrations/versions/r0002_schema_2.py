@@ -3,11 +3,11 @@
 from typing import Any
 
 from alembic import op
-from sqlalchemy import JSON, BigInteger, Column, Numeric, String, inspect, text
-from sqlalchemy.engine.reflection import Inspector
+from sqlalchemy import JSON, BigInteger, Column, Numeric, String, inspect
 from sqlalchemy.types import TypeEngine
 
-from agentexec_otel.activity.models import UtcDateTime
+from agentexec_otel.activity.models import UtcDateTime, constraint_name
+from agentexec_otel_exporters.sql.migrations.indexes import index_names
 from agentexec_otel_exporters.sql.migrations.operations import short_transactions
 from agentexec_otel_exporters.sql.migrations.schema_1 import ACTIVITY, METADATA
 
@@ -23,6 +23,12 @@ _COLUMNS: dict[str, TypeEngine[Any]] = {
     "waiting": JSON(none_as_null=True),
     "span_exported_at": UtcDateTime(),
 }
+_INDEXES = {
+    constraint_name(f"ix_{ACTIVITY.name}_agent_type"): ["agent_type", "created_at", "id"],
+    constraint_name(f"ix_{ACTIVITY.name}_status_created_at"): ["status", "created_at", "id"],
+}
+_REPLACED = constraint_name(f"ix_{ACTIVITY.name}_status")
+"""An index of schema 1, of which `status_created_at` is the longer form."""
 
 
 def upgrade() -> None:
@@ -34,42 +40,48 @@ def upgrade() -> None:
     for name, kind in _COLUMNS.items():
         if name not in present:
             op.add_column(ACTIVITY.name, Column(name, kind))
-    if not as_sql:
-        _create_missing_indexes(inspect(op.get_bind()))
+    with short_transactions():
+        if not as_sql:
+            _create_missing_indexes()
+        _create_indexes(_INDEXES, [_REPLACED])
 
 
 def downgrade() -> None:
-    """Drop the columns."""
+    """Drop the columns, and the indexes of schema 2."""
     present = set(_COLUMNS) if op.get_context().as_sql else _present()
     for name in reversed(_COLUMNS):
         if name in present:
             op.drop_column(ACTIVITY.name, name)
+    with short_transactions():
+        _create_indexes({_REPLACED: ["status"]}, list(_INDEXES))
 
 
 def _present() -> set[str]:
     return {column["name"] for column in inspect(op.get_bind()).get_columns(ACTIVITY.name)}
 
 
-def _create_missing_indexes(inspector: Inspector) -> None:
+def _create_indexes(names: dict[str, list[str]], instead_of: list[str]) -> None:
+    found = dict.fromkeys(instead_of, True) if op.get_context().as_sql else index_names(op.get_bind(), ACTIVITY.name)
+    for name, columns in names.items():
+        _create_index(name, ACTIVITY.name, columns, found)
+    for name in filter(found.__contains__, instead_of):
+        op.drop_index(name, ACTIVITY.name, postgresql_concurrently=True)
+
+
+def _create_missing_indexes() -> None:
+    """Make the indexes of schema 1 that are missing, or that a killed CREATE INDEX CONCURRENTLY has left broken."""
     for table in METADATA.sorted_tables:
-        broken = _broken_indexes(table.name)
-        present = {index["name"] for index in inspector.get_indexes(table.name)} - broken
-        missing = [index for index in table.indexes if index.name not in present]
-        if missing:
-            with short_transactions():
-                for index in missing:
-                    if index.name in broken:
-                        op.drop_index(index.name, postgresql_concurrently=True)
-                    columns = [column.name for column in index.columns]
-                    op.create_index(index.name, table.name, columns, unique=index.unique, postgresql_concurrently=True)
+        found = index_names(op.get_bind(), table.name)
+        for index in table.indexes:
+            if index.name != _REPLACED:
+                _create_index(
+                    str(index.name), table.name, [column.name for column in index.columns], found, bool(index.unique)
+                )
 
 
-def _broken_indexes(table: str) -> set[str]:
-    """What a CREATE INDEX CONCURRENTLY has left that was interrupted."""
-    if op.get_context().dialect.name != "postgresql":
-        return set()
-    invalid = text(
-        "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
-        " WHERE i.indrelid = CAST(:name AS regclass) AND NOT i.indisvalid"
-    )
-    return set(op.get_bind().scalars(invalid, {"name": table}))
+def _create_index(name: str, table: str, columns: list[str], found: dict[str, bool], unique: bool = False) -> None:
+    if found.get(name):
+        return
+    if name in found:
+        op.drop_index(name, table, postgresql_concurrently=True)
+    op.create_index(name, table, columns, unique=unique, postgresql_concurrently=True)
