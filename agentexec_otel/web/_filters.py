@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from typing import Annotated, Any, Final, cast
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +18,7 @@ class FilterParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    agent_id: list[UUID] = []
     status: Annotated[list[Status], Field(description="QUEUED, RUNNING, COMPLETE, ERROR or CANCELED.")] = []
     agent_type: Annotated[list[str], Field(description="The name of the task or agent.")] = []
     metadata: Annotated[
@@ -37,6 +39,7 @@ class FilterParameters(BaseModel):
     updated_before: datetime | None = None
     ended_after: datetime | None = None
     ended_before: datetime | None = None
+    waiting: Annotated[bool | None, Field(description="Whether it waits, such as for an approval.")] = None
     text: Annotated[str | None, Field(description="Part of the latest message, in any case.", min_length=1)] = None
 
     def filters(self) -> ActivityFilters:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 from uuid import UUID
@@ -19,7 +20,13 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel.activity import ActivityDetailSchema, ActivityFilters, ActivityListItemSchema, ActivityLogSchema
+from agentexec_otel.activity import (
+    ActivityDetailSchema,
+    ActivityFilters,
+    ActivityListItemSchema,
+    ActivityLogSchema,
+    ActivityStatsSchema,
+)
 from agentexec_otel.web._agui import AguiRun, RunAgentInput
 from agentexec_otel.web._database import Database
 from agentexec_otel.web._filters import FilterParameters
@@ -78,6 +85,7 @@ def router(
     api.get("/activities")(endpoints.list_activities)
     api.get("/activities/{agent_id}", response_model=ActivityDetail | Activity)(endpoints.get_activity)
     api.get("/activities/{agent_id}/logs")(endpoints.get_logs)
+    api.get("/stats")(endpoints.get_stats)
     api.get("/activities/{agent_id}/events", response_class=StreamingResponse)(endpoints.follow_activity)
     api.post("/activities/{agent_id}/agui", response_class=StreamingResponse)(endpoints.join_run)
     api.get("/events", response_class=StreamingResponse)(endpoints.follow_list)
@@ -99,6 +107,12 @@ class ListParameters(FilterParameters):
         str | None, Field(description="`next_cursor` of the page before, or empty for the first page. Counts nothing.")
     ] = None
     total: Annotated[int | None, Field(ge=0, description="The total of an earlier page, which saves the count.")] = None
+
+
+class StatsParameters(FilterParameters):
+    """Which activities to count, and the width of a bucket."""
+
+    bucket: Annotated[int | None, Field(ge=1, description="Seconds in a bucket of `series`.", examples=[3600])] = None
 
 
 class StreamParameters(FilterParameters):
@@ -178,6 +192,13 @@ class _Endpoints:
             lambda session: _existing_logs(session, agent_id, after_seq, limit, scope.metadata_filter)
         )
         return [shown_log(log, scope) for log in found]
+
+    async def get_stats(self, request: Request, query: Annotated[StatsParameters, Query()]) -> ActivityStatsSchema:
+        """Count activities by status, type and reason, with percentiles of their durations, waits and tokens."""
+        scope = await scope_of(self._authorize, request)
+        filters = scoped(query.filters(), scope)
+        bucket = None if query.bucket is None else timedelta(seconds=query.bucket)
+        return await self._database.ask(lambda session: ax.activity.stats(session, bucket=bucket, **filters))
 
     async def follow_activity(
         self,

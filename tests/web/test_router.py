@@ -50,6 +50,8 @@ async def test_list(serve: Serve) -> None:
         ("text=ANSWER", ["write"]),
         ("order=oldest", ["research", "write"]),
         ("reason=other", []),
+        ("waiting=true", []),
+        (f"agent_id={uuid4()}", []),
         (f"created_after={(datetime.now(UTC) + timedelta(days=1)).isoformat().replace('+', '%2B')}", []),
         ("ended_after=2020-01-01", ["write"]),
     ],
@@ -106,6 +108,20 @@ async def test_etag_of_an_ended_activity(serve: Serve) -> None:
     ax.flush()
     late = await client.get(f"/activities/{ended}?include_late=true", headers={"If-None-Match": etag})
     assert late.status_code == 200
+
+
+async def test_stats(serve: Serve) -> None:
+    """Counts, percentiles and a series, of what meets the filters."""
+    client = serve()
+    await activity(tenant="acme")
+    await activity("write", ended=True)
+    answer = await client.get("/stats?bucket=3600")
+    assert answer.status_code == 200, answer.text
+    stats = answer.json()
+    assert (stats["total"], stats["by_status"]["ERROR"], stats["by_status"]["QUEUED"]) == (2, 1, 0)
+    assert sum(bucket["failed"] for bucket in stats["series"]) == 1
+    assert (await client.get("/stats?metadata=tenant=acme")).json()["total"] == 1
+    assert (await client.get("/stats?bucket=-1")).status_code == 422
 
 
 async def test_cancel(serve: Serve) -> None:
