@@ -31,12 +31,13 @@ from agentexec_otel._errors import (
     TaskResultError,
     UnknownTaskError,
 )
-from agentexec_otel._runtime.process import configure, flush, health, recover, shutdown
+from agentexec_otel._runtime.process import configure, configured_database, flush, health, recover, shutdown
 from agentexec_otel._runtime.signals import install_signal_handlers
 from agentexec_otel.activity.models import Base
 from agentexec_otel.instrumentation import instrument, uninstrument
 
 if TYPE_CHECKING:
+    from agentexec_otel import web
     from agentexec_otel.instrumentation.openai_agents import AgentExecInstrumentor, OpenAIRunner
     from agentexec_otel.tasks import Pool, Task, enqueue, gather, get_result
 
@@ -63,6 +64,7 @@ __all__ = [
     "UnknownTaskError",
     "activity",
     "configure",
+    "configured_database",
     "db",
     "enqueue",
     "flush",
@@ -76,10 +78,12 @@ __all__ = [
     "shutdown",
     "spool",
     "uninstrument",
+    "web",
 ]
 
-# What needs an extra: the module that has it, the package that may be missing, the extra that brings it.
+# What needs an extra: the module that has it or is it, the package that may be missing, the extra that brings it.
 _LAZY = {
+    "web": ("agentexec_otel.web", "fastapi", "web"),
     "AgentExecInstrumentor": ("agentexec_otel.instrumentation.openai_agents", "agents", "openai-agents"),
     "OpenAIRunner": ("agentexec_otel.instrumentation.openai_agents", "agents", "openai-agents"),
     "Pool": ("agentexec_otel.tasks", "taskiq", "tasks"),
@@ -89,7 +93,7 @@ _LAZY = {
     "get_result": ("agentexec_otel.tasks", "taskiq", "tasks"),
 }
 _OF_AGENTEXEC = frozenset(("BaseAgentRunner", "Pipeline", "Priority", "Tracker"))
-_PACKAGES = {"agents": "openai-agents", "taskiq": "taskiq"}
+_PACKAGES = {"agents": "openai-agents", "fastapi": "fastapi", "taskiq": "taskiq"}
 
 
 def __getattr__(name: str) -> Any:
@@ -101,11 +105,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'agentexec_otel' has no attribute {name!r}")
     module, needs, extra = _LAZY[name]
     try:
-        return getattr(import_module(module), name)
+        found = import_module(module)
     except ImportError:
         if find_spec(needs) is not None:
             raise
         raise MissingExtraError(f"ax.{name}", _PACKAGES[needs], extra) from None
+    return found if module.endswith(f".{name}") else getattr(found, name)
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ from agentexec_otel._runtime.runtime import Runtime, forget_complaints
 from agentexec_otel._runtime.setup import (
     check_hooks,
     checked_exporters,
+    default_database,
     flush_at_exit_of_child,
     set_up_otlp,
     sql_exporter,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from agentexec_otel._runtime.setup import Database
 
 _runtime: Runtime | None = None
+_database: Database | None = None  # what the runtime was set up with
 _lock = threading.RLock()  # Guards `_runtime`; held by a first call that configures from the environment, too.
 
 
@@ -62,10 +64,11 @@ def configure(
         ConfigurationError: the arguments contradict each other or the application's set-up.
         MissingExtraError: a driver or exporter package is not installed.
     """
-    global _runtime
+    global _runtime, _database  # noqa: PLW0603
     check_hooks(redact, tracer_provider=tracer_provider, logger_provider=logger_provider, meter_provider=meter_provider)
     sinks = checked_exporters(exporters)
-    if database is not None or exporters is None:
+    stores = database is not None or exporters is None
+    if stores:
         sinks.insert(0, sql_exporter(database, create_tables))
     if otlp_endpoint is not None:
         tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=CONF.event_mode != "span_event")
@@ -75,6 +78,7 @@ def configure(
         if _runtime is not None:
             runtime.take_over(_runtime)
         previous, _runtime = _runtime, runtime
+        _database = (default_database() if database is None else database) if stores else None
     register(meter_provider, health)
     # Handlers run last in, first out: ours must end spans before the provider that was set up earlier goes.
     atexit.unregister(shutdown)
@@ -86,6 +90,22 @@ def configure(
 def is_configured() -> bool:
     """Whether `configure` was called, here or in the process that this one was forked from."""
     return _runtime is not None
+
+
+def configured_database() -> Database:
+    """The database that activities are stored in, as `configure` was given it.
+
+    Raises:
+        ConfigurationError: `configure` was not called, or was given exporters only, and ``AGENTEXEC_DATABASE_URL`` is
+            not set.
+    """
+    if _runtime is None and CONF.database_url is not None:
+        return CONF.database_url
+    if _database is None:
+        raise ConfigurationError(
+            "no database is configured: call ax.configure(engine_or_url), or set AGENTEXEC_DATABASE_URL"
+        )
+    return _database
 
 
 def active() -> Runtime:
@@ -171,9 +191,9 @@ def recover(timeout: float = 60.0, *, dead_letters: bool = False) -> int:
 
 def reset_for_tests() -> None:
     """Forget the set-up without waiting long; what `agentexec_otel.testing` uses between tests."""
-    global _runtime  # noqa: PLW0603  # as `configure` does
+    global _runtime, _database  # noqa: PLW0603  # as `configure` does
     shutdown(1.0)
-    _runtime = None
+    _runtime = _database = None
     forget_complaints()
 
 

@@ -93,11 +93,10 @@ def flush_at_exit_of_child(shutdown: Callable[[], bool]) -> None:
 
 def sql_exporter(database: Database | None, create_tables: bool | None) -> ActivityExporter:
     """The SQL exporter."""
-    target = database if database is not None else CONF.database_url
     create = CONF.create_tables if create_tables is None else create_tables
-    if target is None:
-        target, create = f"sqlite:///{Path.cwd() / _DEFAULT_FILE}", True
-    exporter = _sql_exporter_class()(target)
+    if database is None:
+        database, create = default_database(), create or CONF.database_url is None
+    exporter = _sql_exporter_class()(database)
     if create:
         try:
             with suppressed_instrumentation():
@@ -105,6 +104,11 @@ def sql_exporter(database: Database | None, create_tables: bool | None) -> Activ
         except ExportError as exc:
             raise ConfigurationError(f"the tables cannot be created: {exc}") from exc
     return exporter  # type: ignore[no-any-return]
+
+
+def default_database() -> str:
+    """The URL for a set-up that names none."""
+    return CONF.database_url or f"sqlite:///{Path.cwd() / _DEFAULT_FILE}"
 
 
 def session_store() -> SessionStore:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, assert_type
 from uuid import UUID, uuid4
 
+from fastapi import APIRouter
 from pydantic import BaseModel
 from sqlalchemy import URL, Engine, MetaData, RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -83,6 +84,9 @@ def other_set_ups(url: URL, async_engine: AsyncEngine) -> None:
     ax.configure()
     ax.configure(url, tracer_provider=None, logger_provider=None, otlp_endpoint="http://localhost:4318")
     ax.configure(async_engine)
+    assert_type(ax.configured_database(), str | URL | Engine | AsyncEngine)
+    assert_type(ax.web.router(authorize=ax.web.public, database=async_engine, prefix="/api"), APIRouter)
+    ax.web.router(authorize=lambda request: ax.web.Scope({"tenant": "acme"}), on_retry=print)
     ax.install_signal_handlers()
 
 

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
     *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats", "openai-agents"),
-    *("otlp", "parquet", "postgres", "rabbitmq", "redis", "tasks"),
+    *("otlp", "parquet", "postgres", "rabbitmq", "redis", "tasks", "web"),
 }
 
 

@@ -1,0 +1,75 @@
+"""Errors as problem details (RFC 9457)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from agentexec_otel import ActivityNotFoundError, ActivityNotStoredError, ActivityStateError, ConfigurationError
+
+
+class Problem(BaseModel):
+    """Problem details, as RFC 9457 has them."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = None
+
+
+_STATUSES: Final[Mapping[type[Exception], int]] = {
+    ActivityNotFoundError: 404,
+    ActivityStateError: 409,
+    ActivityNotStoredError: 503,
+    ConfigurationError: 503,
+    ValueError: 422,
+}
+
+RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    status: {
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        "model": Problem,
+    }
+    for status in (403, 404, 409, 422, 503)
+}
+
+
+class ProblemRoute(APIRoute):
+    """A route that answers errors with problem details, whatever handlers the application has."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap FastAPI's handler."""
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as exc:
+                errors = [{name: error[name] for name in ("loc", "msg", "type")} for error in exc.errors()]
+                first = errors[0]
+                where = ".".join(str(part) for part in first["loc"])
+                return problem(422, f"{where}: {first['msg']}", errors=errors)
+            except HTTPException as exc:
+                return problem(exc.status_code, str(exc.detail), headers=exc.headers)
+            except tuple(_STATUSES) as exc:
+                status = next(status for kind, status in _STATUSES.items() if isinstance(exc, kind))
+                return problem(status, str(exc))
+
+        return handled
+
+
+def problem(
+    status: int, detail: str, *, errors: list[dict[str, Any]] | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """A response with problem details."""
+    content = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+    return JSONResponse(content.model_dump(exclude_none=True), status, headers, media_type="application/problem+json")

@@ -1,0 +1,326 @@
+"""The status API."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+from pydantic import Field
+from sqlalchemy import URL, Engine
+from sqlalchemy.orm import Session
+
+import agentexec_otel as ax
+from agentexec_otel.activity import (
+    ActivityDetailSchema,
+    ActivityFilters,
+    ActivityListItemSchema,
+    ActivityLogSchema,
+    ActivityStatsSchema,
+)
+from agentexec_otel.web._agui import AguiRun, RunAgentInput
+from agentexec_otel.web._database import Database
+from agentexec_otel.web._filters import FilterParameters
+from agentexec_otel.web._hub import Hub
+from agentexec_otel.web._problems import RESPONSES, ProblemRoute
+from agentexec_otel.web._schemas import (
+    Act,
+    Activity,
+    ActivityDetail,
+    ActivityPage,
+    Canceled,
+    CanceledMany,
+    Retried,
+    RetriedMany,
+)
+from agentexec_otel.web._scope import Authorize, Scope, require_action, scope_of, scoped, shown, shown_log
+from agentexec_otel.web._sse import streamed
+from agentexec_otel.web._streams import ActivityStream, ListStream
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["router"]
+
+OnRetry: TypeAlias = Callable[[ActivityListItemSchema], Awaitable[object] | object]
+
+_MOST_PER_PAGE: Final = 200
+_MOST_LOGS: Final = 1_000
+
+
+def router(
+    *,
+    authorize: Authorize,
+    database: str | URL | Engine | AsyncEngine | None = None,
+    on_retry: OnRetry | None = None,
+    prefix: str = "",
+    tags: list[str] | None = None,
+) -> APIRouter:
+    """Return a FastAPI router with the status API.
+
+    Below the prefix: ``activities``, ``activities/{agent_id}``, ``activities/{agent_id}/logs``,
+    ``activities/{agent_id}/cancel`` and ``cancel``; with `on_retry` also ``activities/{agent_id}/retry`` and ``retry``.
+    Errors are problem details (RFC 9457). A change needs the header ``X-AgentExec-Action``.
+
+    Args:
+        authorize: Called with each request, maybe asynchronous. Returns the `Scope` of the caller; None, or a raised
+            HTTPException, refuses the request. `ax.web.public` allows everything to everybody.
+        database: An engine, sync or async, or a URL. Default: what `ax.configure()` was given.
+        on_retry: Called with each activity that was re-opened, maybe asynchronous, to hand it to a worker. If it
+            raises, the activity ends as ERROR again. Without it, the API offers no retry.
+        prefix: As for FastAPI's APIRouter.
+        tags: As for FastAPI's APIRouter. Default: ``activities``.
+    """
+    api = APIRouter(prefix=prefix, tags=list(tags or ["activities"]), route_class=ProblemRoute, responses=RESPONSES)
+    endpoints = _Endpoints(authorize, Database(database), on_retry)
+    api.get("/activities")(endpoints.list_activities)
+    api.get("/activities/{agent_id}", response_model=ActivityDetail | Activity)(endpoints.get_activity)
+    api.get("/activities/{agent_id}/logs")(endpoints.get_logs)
+    api.get("/stats")(endpoints.get_stats)
+    api.get("/activities/{agent_id}/events", response_class=StreamingResponse)(endpoints.follow_activity)
+    api.post("/activities/{agent_id}/agui", response_class=StreamingResponse)(endpoints.join_run)
+    api.get("/events", response_class=StreamingResponse)(endpoints.follow_list)
+    api.post("/activities/{agent_id}/cancel")(endpoints.cancel_activity)
+    api.post("/cancel")(endpoints.cancel_activities)
+    if on_retry is not None:
+        api.post("/activities/{agent_id}/retry")(endpoints.retry_activity)
+        api.post("/retry")(endpoints.retry_activities)
+    return api
+
+
+class ListParameters(FilterParameters):
+    """Which page, and the filters."""
+
+    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    page_size: Annotated[int, Field(ge=1, le=_MOST_PER_PAGE)] = 50
+    order: Annotated[Literal["newest", "oldest"], Field(description="Created first: `newest` or `oldest`.")] = "newest"
+    cursor: Annotated[
+        str | None, Field(description="`next_cursor` of the page before, or empty for the first page. Counts nothing.")
+    ] = None
+    total: Annotated[int | None, Field(ge=0, description="The total of an earlier page, which saves the count.")] = None
+
+
+class StatsParameters(FilterParameters):
+    """Which activities to count, and the width of a bucket."""
+
+    bucket: Annotated[int | None, Field(ge=1, description="Seconds in a bucket of `series`.", examples=[3600])] = None
+
+
+class StreamParameters(FilterParameters):
+    """Where to continue, and the filters."""
+
+    after: Annotated[str | None, Field(description="The `id` of the last event seen.")] = None
+
+
+class ManyParameters(FilterParameters):
+    """Which activities to change."""
+
+    all: Annotated[bool, Field(description="Required to change activities without any filter.")] = False
+
+    def selection(self) -> ActivityFilters:
+        """The filters. Raises HTTPException if there are none, and `all` is not set."""
+        found = self.filters()
+        if not found and not self.all:
+            raise HTTPException(422, "Name a filter, or send all=true to change every activity.")
+        return found
+
+
+class _Endpoints:
+    def __init__(self, authorize: Authorize, database: Database, on_retry: OnRetry | None) -> None:
+        self._authorize = authorize
+        self._database = database
+        self._on_retry = on_retry
+        self._hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = WeakKeyDictionary()
+
+    async def list_activities(self, request: Request, query: Annotated[ListParameters, Query()]) -> ActivityPage:
+        """List activities, newest first, each with its most recent log."""
+        scope = await scope_of(self._authorize, request)
+        filters = scoped(query.filters(), scope)
+
+        def read(session: Session) -> ActivityPage:
+            page, size, order, total = query.page, query.page_size, query.order, query.total
+            if query.cursor is None:
+                found = ax.activity.list(session, page, size, order=order, total=total, **filters)
+                return ActivityPage.model_validate(found)
+            behind = ax.activity.list(session, page, size, order=order, cursor=query.cursor, total=total, **filters)
+            return ActivityPage.model_validate(behind)
+
+        page = await self._database.ask(read)
+        page.items = [shown(item, scope) for item in page.items]
+        return page
+
+    async def get_activity(
+        self,
+        request: Request,
+        agent_id: UUID,
+        logs: Annotated[bool, Query(description="Include the logs, oldest first.")] = True,
+        include_late: Annotated[bool, Query(description="Include logs that came after their attempt ended.")] = False,
+    ) -> Any:
+        """Get an activity. One that has ended has an ETag."""
+        scope = await scope_of(self._authorize, request)
+
+        def query(session: Session) -> ActivityDetailSchema | ActivityListItemSchema | None:
+            if logs:
+                return ax.activity.detail(session, agent_id, scope.metadata_filter, include_late=include_late)
+            return ax.activity.get(session, agent_id, scope.metadata_filter)
+
+        found = await self._database.ask(query)
+        if found is None:
+            raise ax.ActivityNotFoundError(agent_id)
+        schema = ActivityDetail if logs else Activity
+        return _with_etag(request, shown(schema.model_validate(found, from_attributes=True), scope))
+
+    async def get_logs(
+        self,
+        request: Request,
+        agent_id: UUID,
+        after_seq: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for all.")] = 0,
+        limit: Annotated[int, Query(ge=1, le=_MOST_LOGS)] = _MOST_LOGS,
+    ) -> list[ActivityLogSchema]:
+        """Get the logs after a cursor, oldest first, late ones included."""
+        scope = await scope_of(self._authorize, request)
+        found = await self._database.ask(
+            lambda session: _existing_logs(session, agent_id, after_seq, limit, scope.metadata_filter)
+        )
+        return [shown_log(log, scope) for log in found]
+
+    async def get_stats(self, request: Request, query: Annotated[StatsParameters, Query()]) -> ActivityStatsSchema:
+        """Count activities by status, type and reason, with percentiles of their durations, waits and tokens."""
+        scope = await scope_of(self._authorize, request)
+        filters = scoped(query.filters(), scope)
+        bucket = None if query.bucket is None else timedelta(seconds=query.bucket)
+        return await self._database.ask(lambda session: ax.activity.stats(session, bucket=bucket, **filters))
+
+    async def follow_activity(
+        self,
+        request: Request,
+        agent_id: UUID,
+        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for all.")] = 0,
+        last_event_id: Annotated[str | None, Header(description="As `after`, from a browser that reconnects.")] = None,
+    ) -> StreamingResponse:
+        """Follow an activity as Server-Sent Events: `log` with each log, then `end` with the activity."""
+        scope = await scope_of(self._authorize, request)
+        seq = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+        stream = ActivityStream(self._database, self._hub(), scope, agent_id, seq)
+        await stream.load()
+        return streamed(stream.events())
+
+    async def join_run(
+        self,
+        request: Request,
+        agent_id: UUID,
+        run: RunAgentInput,
+        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for a snapshot.")] = 0,
+        last_event_id: Annotated[str | None, Header(description="As `after`.")] = None,
+    ) -> StreamingResponse:
+        """Join an activity as a run of the AG-UI protocol."""
+        scope = await scope_of(self._authorize, request)
+        seq = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
+        stream = ActivityStream(self._database, self._hub(), scope, agent_id, seq)
+        await stream.load()
+        return streamed(AguiRun(stream, run, scope, resumes=seq > 0).events())
+
+    async def follow_list(
+        self,
+        request: Request,
+        query: Annotated[StreamParameters, Query()],
+        last_event_id: Annotated[str | None, Header(description="As `after`, from a browser that reconnects.")] = None,
+    ) -> StreamingResponse:
+        """Follow a list as Server-Sent Events: `ready`, then `activity` with each that changes, `left` and `reset`."""
+        scope = await scope_of(self._authorize, request)
+        stream = ListStream(self._database, self._hub(), scope, query.filters())
+        after = last_event_id or query.after
+        await stream.check(after)
+        return streamed(stream.events(after))
+
+    async def cancel_activity(self, request: Request, agent_id: UUID, act: Act | None = None) -> Canceled:
+        """Cancel an activity. Its worker is notified."""
+        scope = await self._acting(request)
+        message = act.message if act else None
+        canceled = await self._database.ask(
+            lambda session: ax.activity.cancel(agent_id, message, session, scope.metadata_filter)
+        )
+        return Canceled(canceled=canceled)
+
+    async def cancel_activities(self, request: Request, query: Annotated[ManyParameters, Query()]) -> CanceledMany:
+        """Cancel every activity that is QUEUED or RUNNING and meets the filters."""
+        scope = await self._acting(request)
+        filters = scoped(query.selection(), scope)
+        canceled = await self._database.ask(lambda session: ax.activity.cancel_pending(session, **filters))
+        return CanceledMany(canceled=canceled)
+
+    async def retry_activity(self, request: Request, agent_id: UUID, act: Act | None = None) -> Retried:
+        """Re-open an activity that has ended, as its next attempt, and hand it to a worker."""
+        scope = await self._acting(request)
+        message = act.message if act else None
+        attempt = await run_in_threadpool(ax.activity.retry, agent_id, message, scope.metadata_filter)
+        await self._hand_over([agent_id])
+        return Retried(attempt=attempt)
+
+    async def retry_activities(self, request: Request, query: Annotated[ManyParameters, Query()]) -> RetriedMany:
+        """Re-open every activity that has ended and meets the filters, and hand each to a worker. Default: ERROR."""
+        scope = await self._acting(request)
+        filters = scoped(query.selection(), scope)
+        attempts = await self._database.ask(lambda session: ax.activity.retry_many(session, **filters))
+        await self._hand_over(attempts)
+        return RetriedMany(attempts=attempts)
+
+    def _hub(self) -> Hub:
+        loop = asyncio.get_running_loop()
+        if loop not in self._hubs:
+            self._hubs[loop] = Hub(self._database)
+        return self._hubs[loop]
+
+    async def _acting(self, request: Request) -> Scope:
+        scope = await scope_of(self._authorize, request)
+        require_action(scope, request)
+        return scope
+
+    async def _hand_over(self, agent_ids: Iterable[UUID]) -> None:
+        """Ask the application to run these activities. One that it cannot run ends as ERROR again."""
+        failed = [agent_id for agent_id in agent_ids if not await self._is_taken(agent_id)]
+        if failed:
+            raise HTTPException(502, f"{len(failed)} activities could not be handed to a worker, and ended as ERROR.")
+
+    async def _is_taken(self, agent_id: UUID) -> bool:
+        activity = await self._database.ask(partial(ax.activity.get, agent_id=agent_id))
+        if activity is None or self._on_retry is None:
+            return True
+        try:
+            done = self._on_retry(activity)
+            if inspect.isawaitable(done):
+                await done
+        except Exception as exc:  # noqa: BLE001  # of the application
+            text = f"The activity could not be handed to a worker: {type(exc).__name__}"
+            await self._database.ask(lambda session: ax.activity.error(agent_id, text, session=session))
+            return False
+        return True
+
+
+def _existing_logs(
+    session: Session, agent_id: UUID, after_seq: int, limit: int, metadata_filter: Mapping[str, Any] | None
+) -> list[ActivityLogSchema]:
+    found = ax.activity.logs(session, agent_id, after_seq, limit, metadata_filter)
+    if not found and ax.activity.get(session, agent_id, metadata_filter) is None:
+        raise ax.ActivityNotFoundError(agent_id)
+    return found
+
+
+def _with_etag(request: Request, activity: ActivityDetail | Activity) -> Response:
+    """The response; while the activity is active its durations tick, so that an ETag would never match."""
+    body = activity.model_dump_json().encode()
+    headers: dict[str, str] = {}
+    if activity.status.terminal:
+        headers["ETag"] = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+        if headers["ETag"] in request.headers.get("If-None-Match", ""):
+            return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")

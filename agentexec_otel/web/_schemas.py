@@ -1,0 +1,67 @@
+"""What the status API returns beside the schemas of the queries."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentexec_otel.activity import ActivityDetailSchema, ActivityListItemSchema
+
+
+class Activity(ActivityListItemSchema):
+    """An activity with its most recent log and its metadata."""
+
+    metadata: dict[str, Any] | None = Field(default=None, examples=[{"tenant": "acme"}])
+
+
+class ActivityDetail(ActivityDetailSchema):
+    """An activity with its logs and its metadata."""
+
+    metadata: dict[str, Any] | None = None
+
+
+class ActivityPage(BaseModel):
+    """A page of activities. `total`, `page` and `pages` are null on a page behind a cursor."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    items: list[Activity]
+    page_size: int
+    total: int | None = None
+    page: int | None = None
+    pages: int | None = None
+    next_cursor: str | None = None
+
+
+class Act(BaseModel):
+    """The body of a change."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: str | None = Field(default=None, max_length=2_000, examples=["Canceled by support."])
+
+
+class Canceled(BaseModel):
+    """Whether the activity was canceled. False if it had ended before."""
+
+    canceled: bool
+
+
+class CanceledMany(BaseModel):
+    """How many activities were canceled."""
+
+    canceled: int
+
+
+class Retried(BaseModel):
+    """The number of the new attempt."""
+
+    attempt: int
+
+
+class RetriedMany(BaseModel):
+    """The number of the new attempt of each activity that was re-opened."""
+
+    attempts: dict[UUID, int]

@@ -1,0 +1,187 @@
+"""Streams of one activity, and of a list."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+from pydantic import BaseModel
+
+import agentexec_otel as ax
+from agentexec_otel.activity import ActivityFeedLogSchema, ActivityFilters, ActivityListItemSchema, ActivityLogSchema
+from agentexec_otel.web._database import Database
+from agentexec_otel.web._hub import MOST, Hub, Page, Viewer, activities_of
+from agentexec_otel.web._schemas import Activity
+from agentexec_otel.web._scope import Scope, scoped, shown, shown_log
+from agentexec_otel.web._sse import HEARTBEAT, encoded
+
+_PAGE: Final = 1_000
+_HEARTBEAT_SECONDS: Final = 15.0
+
+
+class Left(BaseModel):
+    """An activity that changed, and meets the filters no longer."""
+
+    agent_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Logs of an activity, and its state then or later."""
+
+    logs: Sequence[ActivityFeedLogSchema]
+    activity: ActivityListItemSchema
+
+
+class ActivityStream:
+    """The logs of an activity behind a cursor, until it ends.
+
+    Events: ``log`` has a log, and its ``seq`` as id; ``end`` has the activity, and is the last one.
+
+    Attributes:
+        activity: Its state, as of the logs that were returned last, or later.
+    """
+
+    activity: ActivityListItemSchema
+
+    def __init__(self, database: Database, hub: Hub, scope: Scope, agent_id: UUID, after_seq: int) -> None:
+        self._database = database
+        self._hub = hub
+        self._scope = scope
+        self._agent_id = agent_id
+        self._seq = after_seq
+
+    async def load(self) -> None:
+        """Read the activity. Raises ActivityNotFoundError."""
+        query = partial(ax.activity.get, agent_id=self._agent_id, metadata_filter=self._scope.metadata_filter)
+        found = await self._database.ask(query)
+        if found is None:
+            raise ax.ActivityNotFoundError(self._agent_id)
+        self.activity = found
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """The events as they are sent."""
+        async for logs in self.logs():
+            if not logs:
+                yield HEARTBEAT
+            for log in logs:
+                yield encoded("log", log, str(log.seq))
+        if self.activity.status.terminal:
+            yield encoded("end", shown(Activity.model_validate(self.activity), self._scope))
+
+    async def logs(self) -> AsyncGenerator[Sequence[ActivityLogSchema]]:
+        """The next logs, as they come, until the activity ends or the server stops. An empty
+        list after those that are stored, and if there are none for 15 s."""
+        async with self._hub.viewing(self._agent_id, self._changes) as (viewer, _):
+            await self.load()
+            async for stored in self._stored():
+                yield stored
+            yield []
+            while not (self.activity.status.terminal or viewer.closed):
+                changes = await viewer.take(_HEARTBEAT_SECONDS)
+                async for logs in self._continued(viewer, changes):
+                    yield logs
+            if self.activity.status.terminal:
+                async for stored in self._stored():
+                    yield stored
+
+    async def _changes(self, page: Page) -> list[Change]:
+        activity = page.activities.get(self._agent_id)
+        return (
+            [] if activity is None else [Change([one for one in page.logs if one.agent_id == self._agent_id], activity)]
+        )
+
+    async def _continued(
+        self, viewer: Viewer[Change], changes: Sequence[Change]
+    ) -> AsyncGenerator[Sequence[ActivityLogSchema]]:
+        """The logs behind the last one. They come from the database if the changes leave some of them out."""
+        fresh = [log for change in changes for log in change.logs if log.seq > self._seq]
+        if changes:
+            self.activity = changes[-1].activity
+        if viewer.missed:
+            await self.load()
+        if viewer.missed or any(log.seq != seq for seq, log in enumerate(fresh, self._seq + 1)):
+            viewer.missed = False
+            async for stored in self._stored():
+                yield stored
+        else:
+            yield self._returned(fresh)
+
+    async def _stored(self) -> AsyncGenerator[Sequence[ActivityLogSchema]]:
+        """The logs in the database behind the last one."""
+        query = partial(ax.activity.logs, agent_id=self._agent_id, limit=_PAGE)
+        while found := await self._database.ask(partial(query, after_seq=self._seq)):
+            yield self._returned(found)
+
+    def _returned(self, logs: Sequence[ActivityLogSchema]) -> list[ActivityLogSchema]:
+        if logs:
+            self._seq = logs[-1].seq
+        kept = [ActivityLogSchema.model_validate(log, from_attributes=True) for log in logs]
+        return [shown_log(log, self._scope) for log in kept]
+
+
+class ListStream:
+    """The activities of a list that change.
+
+    Events: ``ready`` comes first; ``activity`` has an activity that is new, has a new log or has ended; ``left`` has
+    the id of one that meets the filters no longer; ``reset`` says that too much has changed to be sent. Each has the
+    cursor of the feed as its id.
+    """
+
+    def __init__(self, database: Database, hub: Hub, scope: Scope, filters: ActivityFilters) -> None:
+        self._database = database
+        self._hub = hub
+        self._scope = scope
+        self._filters = scoped(filters, scope)
+        self._topic = repr((self._filters, scope))
+
+    async def events(self, after: str | None) -> AsyncGenerator[bytes]:
+        """The events as they are sent, those behind the cursor first."""
+        async with self._hub.viewing(self._topic, self._changes) as (viewer, cursor):
+            if after is None:
+                yield encoded("ready", "{}", cursor)
+            else:
+                for event in await self._changes_since(after):
+                    yield event
+            while not viewer.closed:
+                news = await viewer.take(_HEARTBEAT_SECONDS)
+                if viewer.missed:
+                    viewer.missed = False
+                    yield encoded("reset", "{}")
+                for event in news or [HEARTBEAT]:
+                    yield event
+
+    async def check(self, after: str | None) -> None:
+        """Raise ValueError if the cursor is malformed."""
+        await self._database.ask(partial(ax.activity.feed, after=after, limit=1))
+
+    async def _changes_since(self, after: str) -> list[bytes]:
+        agent_ids: set[UUID] = set()
+        more = True
+        while more:
+            query = partial(ax.activity.feed, after=after, metadata_filter=self._scope.metadata_filter)
+            page = await self._database.ask(query)
+            agent_ids |= {log.agent_id for log in page.logs}
+            after, more = page.next_cursor, page.has_more and len(agent_ids) <= MOST
+        if len(agent_ids) > MOST:
+            return [encoded("reset", "{}", after)]
+        return [encoded("ready", "{}", after), *await self._events_of(agent_ids, after)]
+
+    async def _changes(self, page: Page) -> list[bytes]:
+        return await self._events_of(page.activities, page.cursor)
+
+    async def _events_of(self, agent_ids: Collection[UUID], cursor: str) -> list[bytes]:
+        own: ActivityFilters = {"metadata_filter": self._scope.metadata_filter}
+        inside = await activities_of(self._database, agent_ids, own)
+        matching = await activities_of(self._database, inside, self._filters) if self._filters else inside
+        left = [Left(agent_id=agent_id) for agent_id in inside if agent_id not in matching]
+        return [
+            *(
+                encoded("activity", shown(Activity.model_validate(item), self._scope), cursor)
+                for item in matching.values()
+            ),
+            *(encoded("left", one, cursor) for one in left),
+        ]
