@@ -11,6 +11,8 @@ from agentexec_otel import Pool
 from agentexec_otel.activity.models import Activity
 from tests.docs.blocks import ROOT, blocks_of
 
+pytestmark = pytest.mark.one_python
+
 PAGE = ROOT / "docs" / "how-to" / "coming-from-agentexec.md"
 
 

@@ -15,7 +15,7 @@ from tests.chaos.proxy import Proxy
 from tests.databases import Database
 from tests.sql.recorder import Recorder
 
-pytestmark = pytest.mark.parametrize("database", ["postgres"], indirect=True)
+pytestmark = [pytest.mark.one_python, pytest.mark.parametrize("database", ["postgres"], indirect=True)]
 
 HANGS = 12.0
 

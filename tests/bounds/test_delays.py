@@ -15,6 +15,8 @@ import agentexec_otel as ax
 from tests.chaos.proxy import Proxy
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 PAUSE = 1.0
 
 

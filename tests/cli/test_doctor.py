@@ -15,6 +15,8 @@ from tests.cli.terminal import Done, Terminal, run
 from tests.databases import Database
 from tests.sql.rows import count_rows
 
+pytestmark = pytest.mark.one_python
+
 TABLES = "agentexec_activity, agentexec_activity_log"
 
 

@@ -18,6 +18,8 @@ from agentexec_otel.activity.schemas import ActivityListItemSchema
 from agentexec_otel.cli import _run
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 COMMAND = Path(sys.executable).with_name("agentexec-otel")
 LINE = "agentexec-otel: recording; see agentexec-otel list -d sqlite:///agentexec.db\n"
 

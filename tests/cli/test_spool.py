@@ -10,6 +10,8 @@ import agentexec_otel as ax
 from tests.cli.terminal import Terminal, run
 from tests.conftest import reset_runtime
 
+pytestmark = pytest.mark.one_python
+
 HOSTILE = "venom \x1b[31m\u202e" + "poison " * 40
 
 

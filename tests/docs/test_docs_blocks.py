@@ -19,6 +19,8 @@ from agentexec_otel._config import Settings
 from tests.docs import page as activity_page
 from tests.docs.blocks import ROOT, Block, blocks_of, pages
 
+pytestmark = pytest.mark.one_python
+
 PAGES = pages()
 # The blocks of the activity page are run one by one, by test_page_*.py.
 SCRIPTS = [

@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.docs.blocks import ROOT, blocks_of
+
+pytestmark = pytest.mark.one_python
 
 PAGE = ROOT / "docs" / "how-to" / "run-any-program.md"
 

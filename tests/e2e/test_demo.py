@@ -13,6 +13,8 @@ import pytest
 from rich.style import Style
 from rich.text import Text
 
+pytestmark = pytest.mark.one_python
+
 ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 80
 

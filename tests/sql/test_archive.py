@@ -30,6 +30,8 @@ from tests.sql.plans import plan_of, scans_the_log
 from tests.sql.rows import count_rows, row, store
 from tests.sql.rows import event as reported
 
+pytestmark = pytest.mark.one_python
+
 ONE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 SERVERS = pytest.mark.parametrize("database", ["postgres", "mariadb"], indirect=True)
 KINDS = pytest.mark.parametrize("name", ["archive.jsonl", "archive"])

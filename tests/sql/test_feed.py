@@ -25,6 +25,8 @@ from tests.databases import Database
 from tests.sql.plans import analyze, plan_of, scans_the_log
 from tests.sql.rows import event, opening, store
 
+pytestmark = pytest.mark.one_python
+
 PATIENCE = 60.0
 SERVERS = pytest.mark.parametrize("database", ["postgres", "mariadb"], indirect=True)
 

@@ -29,6 +29,8 @@ from tests.sql.rows import event as log
 from tests.sql.rows import opening, store
 from tests.sql.test_metadata_filter import VALUES
 
+pytestmark = pytest.mark.one_python
+
 TABLE = "agentexec_activity"
 TENANT = f"ix_{TABLE}_metadata_tenant"
 
@@ -184,7 +186,10 @@ def names(database: Database) -> set[str]:
     queries = {
         "sqlite": f"SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = '{TABLE}'",
         "postgres": f"SELECT indexname FROM pg_indexes WHERE tablename = '{TABLE}'",
-        "mariadb": f"SELECT DISTINCT index_name FROM information_schema.statistics WHERE table_name = '{TABLE}'",
+        "mariadb": (
+            "SELECT DISTINCT index_name FROM information_schema.statistics"
+            f" WHERE table_schema = DATABASE() AND table_name = '{TABLE}'"
+        ),
     }
     with database.engine.connect() as connection:
         return {name for name in connection.scalars(text(queries[database.kind])) if "_metadata_" in name}

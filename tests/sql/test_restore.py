@@ -18,6 +18,8 @@ from tests.databases import KINDS, Database, Servers, open_database
 from tests.sql.archives import ENDED, EVERYTHING, LONG_AGO, OLD, Rows, Seen, archived, contents, fill, without_log_ids
 from tests.sql.rows import count_rows, event, gap_free, lines, store
 
+pytestmark = pytest.mark.one_python
+
 ONE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 NAMES = pytest.mark.parametrize("name", ["archive.jsonl", "archive"])
 

@@ -27,6 +27,8 @@ from agentexec_otel.activity.models import Activity, Status
 from tests.databases import Database
 from tests.sql.plans import analyze, is_range_of_created_at, plan_of, scans_the_log, statements_of
 
+pytestmark = pytest.mark.one_python
+
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.one_python
+
 
 def stderr_of_import(variables: dict[str, str]) -> list[str]:
     """What a fresh process writes when it imports the SDK twice and configures nothing."""

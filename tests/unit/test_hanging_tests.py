@@ -8,6 +8,8 @@ import pytest
 
 from tests.chaos.processes import ROOT, environment_with
 
+pytestmark = pytest.mark.one_python
+
 HANGS = """
 import time
 import pytest

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.one_python
+
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
     *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats", "openai-agents"),

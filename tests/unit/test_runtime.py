@@ -222,6 +222,7 @@ def test_exit_flushes(url: str) -> None:
     """What was reported before the interpreter ends is stored; its output and exit code are its own."""
     result = python(PROCESS, url)
     agent_id = result.stdout.strip()
+    assert agent_id, result.stderr
     assert [text for _, text in history(url, agent_id)][1:] == [f"Line {number}." for number in range(200)]
     assert result.stderr.splitlines()[-1] == "RuntimeError: the application failed"
     assert "agentexec-otel" not in result.stderr

@@ -21,7 +21,7 @@ from tests.web.test_streams import server, url
 __all__ = ["server", "url"]
 
 AGUI = Path(__file__).with_name("agui")
-pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.one_python, pytest.mark.parametrize("database", ["sqlite"], indirect=True)]
 RUN: dict[str, Any] = {
     "threadId": "t",
     "runId": "r",

@@ -11,6 +11,7 @@ from agentexec_otel.activity import aio
 from tests.web.conftest import ACT, Serve
 
 pytestmark = [
+    pytest.mark.one_python,
     pytest.mark.parametrize("database", ["sqlite"], indirect=True),
     pytest.mark.parametrize("serve", ["sync"], indirect=True),
 ]

@@ -16,6 +16,8 @@ from agentexec_otel.activity.schemas import ActivityListItemSchema
 from tests.databases import Database
 from tests.web.conftest import ACT, Serve
 
+pytestmark = pytest.mark.one_python
+
 
 async def activity(name: str = "research", *, ended: bool = False, **metadata: Any) -> UUID:
     """An activity with two logs, or three if it has ended."""

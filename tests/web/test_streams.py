@@ -16,6 +16,8 @@ import agentexec_otel as ax
 from agentexec_otel.activity import aio
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 
 class Event(NamedTuple):
     """A server-sent event."""
