@@ -12,8 +12,8 @@ STAMP := $(VENV)/.ready
 DEMO_VENV := .venv-demo
 CANDIDATES := python3.14 python3.13 python3.12 python3.11 python3
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
-# As many test processes as the machine has processors, up to four: most tests wait for a database or a process.
-PARALLEL := -n logical --maxprocesses 4
+# Three test processes, also on two processors: most tests wait for a database or a process.
+PARALLEL := -n 3
 VERSION := import platform, sys; print(platform.python_version(), sys.implementation.cache_tag)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -259,6 +259,7 @@ def _queries(database: Database, session: Session, history: History) -> Iterator
         lambda s: hand.rows(s, after, agent_id=raw_id),
     )
     yield from _stats_queries(database, history)
+    yield from _feed_queries(session, history)
 
 
 def _cursor_queries(database: Database, session: Session, history: History) -> Iterator[_Query]:

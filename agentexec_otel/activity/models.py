@@ -6,7 +6,6 @@ meaning. The other columns are internal, and nullable or defaulted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -78,7 +77,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         aware = _utc(value)
         return aware if dialect.name == "postgresql" else aware.replace(tzinfo=None)
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None]:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         """Restore the zone. One function per value instead of SQLAlchemy's three, since a page has a hundred times."""
         parse = self.impl_instance.result_processor(dialect, coltype)
 
@@ -100,7 +99,7 @@ class StatusText(TypeDecorator[Status]):
     def process_bind_param(self, value: Status | str | None, dialect: Dialect) -> str | None:
         return None if value is None else Status(value).value
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Status | None]:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         """Find the status of a stored string."""
         return _find_status
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel.activity import ActivityFilters
-from agentexec_otel.export import Opening
+from agentexec_otel.export import ActivityEvent, Opening
 from agentexec_otel_exporters.sql.migrations.version import HEAD
 from tests.conftest import reset_runtime
 from tests.databases import KINDS, Database, Servers, open_database
@@ -64,7 +64,7 @@ def fill(database: Database, metadata: list[dict[str, Any]]) -> None:
     """One activity each, oldest first, with an error, named by its place."""
     now = time.time_ns() - 3600 * 10**9
     for start in range(0, len(metadata), 500):
-        events = []
+        events: list[ActivityEvent] = []
         for place, one in enumerate(metadata[start : start + 500], start):
             made = opening(uuid4(), f"task {place % 3}", at_ns=now + place * 10**9)
             events.append(made._replace(opening=Opening(str(place), one)))
