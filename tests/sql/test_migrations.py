@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, cre
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
-from agentexec_otel.activity.models import Activity, ActivityLog
+from agentexec_otel.activity.models import Activity, ActivityLog, Status
 from agentexec_otel.export import MisconfiguredExportError, TransientExportError
 from agentexec_otel_exporters.sql import SQLExporter
 from agentexec_otel_exporters.sql.migrations import schema_1
@@ -73,7 +74,7 @@ def history(engine: Engine) -> dict[Any, list[tuple[Any, ...]]]:
 
 
 def assert_same(engine: Engine, told: list[Told], *, with_metadata: bool = True) -> None:
-    """Each activity reads as it was told, by the list and by the detail."""
+    """Each activity reads as it was told, by the list, the detail and in the stats."""
     with Session(engine) as session:
         items = {
             item.agent_id: item
@@ -97,6 +98,14 @@ def assert_same(engine: Engine, told: list[Told], *, with_metadata: bool = True)
             assert detail is not None
             assert [(log.message, log.status, log.percentage) for log in detail.logs] == one.logs
             assert [log.created_at for log in detail.logs] == [one.at(place) for place in range(len(one.logs))]
+        stats = ax.activity.stats(session)
+        assert stats.total == len(told)
+        assert {status: count for status, count in stats.by_status.items() if count} == Counter(
+            Status(one.status) for one in told
+        )
+        assert {one.agent_type: one.total for one in stats.by_type} == Counter(one.agent_type for one in told)
+        durations = [item.duration_seconds for item in items.values() if item.status.terminal]
+        assert stats.duration_seconds.count == sum(one is not None for one in durations)
 
 
 def live_through(database: Database, told: list[Told]) -> None:
