@@ -64,17 +64,27 @@ def check(database: Database = None, as_json: AsJson = False) -> None:
 def sql(
     database: Database = None,
     start: Annotated[str | None, typer.Option("--from", help="Revision of the tables that are there.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the SQL of an upgrade, without connecting."""
-    typer.echo(db.sql(database_url(database), start=start), nl=False)
+    statements = db.sql(database_url(database), start=start)
+    if as_json:
+        print_json({"sql": statements})
+    else:
+        typer.echo(statements, nl=False)
 
 
 @app.command()
 def stamp(
-    revision: Annotated[str, typer.Argument(help="The revision that the tables have.")], database: Database = None
+    revision: Annotated[str, typer.Argument(help="The revision that the tables have.")],
+    database: Database = None,
+    as_json: AsJson = False,
 ) -> None:
     """State the revision of the tables, and change nothing else."""
-    db.stamp(database_url(database), revision)
+    url = database_url(database)
+    before = db.current(url)
+    db.stamp(url, revision)
+    _report(before, db.current(url), as_json=as_json)
 
 
 def _report(before: str | None, after: str | None, *, as_json: bool) -> None:

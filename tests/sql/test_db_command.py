@@ -1,5 +1,6 @@
 """`agentexec-otel db`: the migrations from a terminal."""
 
+import json
 import os
 import subprocess
 import sys
@@ -38,9 +39,13 @@ def test_life_of_a_schema(tmp_path: Path) -> None:
     assert run("upgrade", "-d", url) == (0, "0002 → 0003\n", "")
     assert run("check", url=url) == (0, "the tables are up to date\n", "")
     assert run("downgrade", url=url) == (0, "0003 → 0001\n", "")
-    assert run("stamp", "0002", url=url) == (0, "", "")
+    assert run("stamp", "0002", url=url) == (0, "0001 → 0002\n", "")
     assert ax.db.current(engine) == "0002"
     assert run("sql", "--from", "0002", url=url) == (0, ax.db.sql(engine, start="0002"), "")
+    code, printed, _ = run("sql", "--from", "0002", "--json", url=url)
+    assert (code, json.loads(printed)) == (0, {"sql": ax.db.sql(engine, start="0002")})
+    code, printed, _ = run("stamp", "0003", "--json", url=url)
+    assert (code, json.loads(printed)) == (0, {"before": "0002", "after": "0003"})
     engine.dispose()
 
 
