@@ -21,6 +21,8 @@ from tests.e2e import agent_script
 from tests.e2e.collector import Collector, collecting
 from tests.e2e.forked import Forked
 
+pytestmark = pytest.mark.one_python
+
 ROOT = Path(__file__).parents[2]
 
 APP = """

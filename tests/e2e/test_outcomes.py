@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.outcome_scenarios import LIBRARIES, OTHERS, OURS, SCENARIOS, Scenario, installed
 
 # All is played once, before the first test.
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.one_python, pytest.mark.timeout(600)]
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "outcomes.md"
 TITLES = {"openinference": "OpenInference", "logfire": "Logfire", "official": "OpenTelemetry GenAI"}

@@ -23,7 +23,7 @@ from tests.databases import Database
 from tests.e2e.scripted import call, scripted
 from tests.sql.rows import row
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.one_python, pytest.mark.parametrize("database", ["sqlite"], indirect=True)]
 
 QUOTA = {"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota"}}
 MCP_SERVER = """

@@ -53,6 +53,8 @@ from tests.databases import Database
 from tests.e2e import poison
 from tests.sql.rows import count_rows, event, gap_free, lines, row, store
 
+pytestmark = pytest.mark.one_python
+
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 on_postgres = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 

@@ -22,6 +22,8 @@ from tests.sql.processes import Peer
 from tests.sql.retries import retry_at_once, retry_each
 from tests.sql.rows import count_rows, eventually, lines, row
 
+pytestmark = pytest.mark.one_python
+
 Call = Callable[[UUID], object]
 on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 

@@ -12,6 +12,8 @@ from agentexec_otel_exporters.sql.write.statements import ACTIVITY, UPDATE_ROWS,
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, gap_free, lines, opening, row, store
 
+pytestmark = pytest.mark.one_python
+
 SIZES = pytest.mark.parametrize("size", [1, 7, 180])
 HOSTILE = (
     'a "quoted" word', "back\\slash and \\N and \\.", "tab\there", "two\nlines\r\n", "{braces,commas}", "NULL", "null",

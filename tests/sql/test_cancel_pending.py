@@ -17,6 +17,8 @@ from tests.sql.processes import Peer
 from tests.sql.remote import cancel_pending_together, configure, stop
 from tests.sql.rows import event, eventually, gap_free, lines, opening, row, store
 
+pytestmark = pytest.mark.one_python
+
 
 def statuses(database: Database) -> dict[str, str]:
     with Session(database.engine) as session:

@@ -17,6 +17,8 @@ from agentexec_otel.activity.models import Status
 from tests.databases import Database
 from tests.sql.rows import count_rows, lines, row
 
+pytestmark = pytest.mark.one_python
+
 only_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 LIMIT = 8_192

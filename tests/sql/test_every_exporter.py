@@ -22,7 +22,7 @@ from tests.databases import Database
 from tests.sql.recorder import Recorder
 from tests.sql.rows import eventually, lines, row
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.one_python, pytest.mark.parametrize("database", ["sqlite"], indirect=True)]
 
 Log: TypeAlias = tuple[UUID, str, str, int | None, int | None]
 """Event id, status, message, percentage and attempt."""

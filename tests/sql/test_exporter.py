@@ -31,6 +31,8 @@ from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, gap_free, lines, opening, row, store
 
+pytestmark = pytest.mark.one_python
+
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 

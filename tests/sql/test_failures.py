@@ -33,6 +33,8 @@ from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, eventually, gap_free, lines, opening, row
 
+pytestmark = pytest.mark.one_python
+
 POISON: list[dict[str, Any]] = [
     {"message": "secret lone \ud800 surrogate"},
     {"message": "secret", "percentage": 101},

@@ -22,6 +22,8 @@ from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
 from tests.sql.rows import event, opening
 
+pytestmark = pytest.mark.one_python
+
 SECONDS = 3.0
 ENDING = Ending(Status.CANCELED, "canceled", Outcome(reason="canceled"))
 

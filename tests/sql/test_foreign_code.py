@@ -34,7 +34,7 @@ from tests.sql import remote
 from tests.sql.processes import Peer
 from tests.sql.rows import eventually
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.one_python, pytest.mark.parametrize("database", ["sqlite"], indirect=True)]
 
 Provide = Callable[[SpanProcessor], Any]
 

@@ -13,6 +13,8 @@ from tests.sql.processes import Peer
 from tests.sql.remote import configure, end_each, stop, update_many
 from tests.sql.rows import gap_free, lines, row
 
+pytestmark = pytest.mark.one_python
+
 ROUNDS = 100
 
 

@@ -18,6 +18,8 @@ from tests.databases import Database
 from tests.sql.plans import analyze, is_range_of_created_at, plan_of, scans_the_log, statements_of
 from tests.sql.rows import event, opening, store
 
+pytestmark = pytest.mark.one_python
+
 SECOND = 10**9
 RUNNING_ID = uuid4()
 

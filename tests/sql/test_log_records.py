@@ -16,7 +16,7 @@ from agentexec_otel.export import SpanRef
 from tests.databases import Database
 from tests.sql.rows import event, lines, row, store
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.one_python, pytest.mark.parametrize("database", ["sqlite"], indirect=True)]
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from sqlalchemy.orm import Session
 import agentexec_otel as ax
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 # Each is stored under the key "value" of one activity, named by its place.
 VALUES: list[Any] = [
     "acme", "Acme", "5", 5, 5.0, 5.5, "5.5", True, "true", 1, "1", False, 0, "", None, "null", [5], {"a": 5}, -1, 2**62,

@@ -16,6 +16,8 @@ from tests.databases import Database
 from tests.sql.processes import Peer
 from tests.sql.remote import life, names_in_metadata
 
+pytestmark = pytest.mark.one_python
+
 PREFIX = "my_application_0123456789_0123456789_012"
 
 

@@ -17,6 +17,8 @@ from tests.sql.remote import configure, stop
 from tests.sql.retries import retry_many_together
 from tests.sql.rows import event, gap_free, lines, opening, row, store
 
+pytestmark = pytest.mark.one_python
+
 ENDS = (Status.ERROR, Status.ERROR, Status.CANCELED, Status.COMPLETE)
 
 

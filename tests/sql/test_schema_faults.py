@@ -15,6 +15,8 @@ import agentexec_otel as ax
 from agentexec_otel.activity import aio
 from tests.databases import KINDS, Database
 
+pytestmark = pytest.mark.one_python
+
 QUERIES: list[Callable[[Session], object]] = [
     partial(ax.activity.get, agent_id=uuid4()),
     partial(ax.activity.detail, agent_id=uuid4()),

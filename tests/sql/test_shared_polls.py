@@ -27,6 +27,8 @@ from tests.databases import Database
 from tests.sql.rows import event, eventually, opening, statements, store
 from tests.unit.spool_kit import fork
 
+pytestmark = pytest.mark.one_python
+
 PATIENCE = 60.0
 MANY = 100
 

@@ -25,6 +25,8 @@ from tests.databases import Database
 from tests.sql.rows import count_rows, gap_free, lines, row, store
 from tests.sql.rows import event as line
 
+pytestmark = pytest.mark.one_python
+
 
 @pytest.fixture
 def elsewhere(tracer_provider: TracerProvider) -> None:

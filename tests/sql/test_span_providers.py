@@ -25,6 +25,8 @@ from tests.databases import Database
 from tests.sql.recorder import Recorder
 from tests.sql.rows import row, stored_activity
 
+pytestmark = pytest.mark.one_python
+
 
 def test_sampler_that_drops(database: Database) -> None:
     """Not sampled: no span is exported, and SQL is complete all the same."""

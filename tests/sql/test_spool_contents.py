@@ -21,7 +21,7 @@ from tests.databases import Database
 from tests.sql.rows import count_rows, event, lines, opening
 from tests.unit.spool_kit import Child, fork
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+pytestmark = [pytest.mark.one_python, pytest.mark.parametrize("database", ["sqlite"], indirect=True)]
 
 
 def base() -> Path:

@@ -19,6 +19,8 @@ from tests.sql.processes import Peer
 from tests.sql.remote import call, configure
 from tests.sql.rows import eventually, lines, row
 
+pytestmark = pytest.mark.one_python
+
 CALLS = [{"tool": "refund", "call_id": "call_1"}, {"tool": "send_mail", "call_id": "call_2"}]
 LONG_AGO = datetime.now(UTC) - timedelta(days=30)
 

@@ -12,6 +12,8 @@ from agentexec_otel_exporters.sql.connect._sdk import file_descriptor
 from agentexec_otel_exporters.sql.connect.watchdog import Watchdog
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 
 def copy_of(driver: Any) -> socket.socket:
     number = file_descriptor(driver)

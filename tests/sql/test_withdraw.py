@@ -14,6 +14,8 @@ from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
 from tests.sql.rows import count_rows, event, lines, opening, row
 
+pytestmark = pytest.mark.one_python
+
 
 def test_creation_is_removed(database: Database, exporter: SQLExporter) -> None:
     """The row and its log are deleted, nothing else is, and the same id can be created in the same batch."""
