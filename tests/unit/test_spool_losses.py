@@ -173,6 +173,7 @@ def test_the_writer_notices_that_the_spool_was_removed(tmp_path: Path, caplog: p
     assert processor.force_flush(5)
     shutil.rmtree(tmp_path / "state")
     assert eventually(lambda: processor.health()["spool_restored"] == 1)
+    assert eventually(lambda: "are written again" in caplog.text)
     assert len(segment_files(spool)) == 1
     assert len([record for record in caplog.records if "are written again" in record.getMessage()]) == 1
     assert processor.shutdown(5)
