@@ -182,6 +182,19 @@ def list(
 ) -> ActivityCursorPageSchema: ...
 
 
+@overload
+def list(
+    session: Session,
+    page: int = 1,
+    page_size: int = 50,
+    *,
+    order: Order = "newest",
+    cursor: str | None,
+    total: int | None = None,
+    **filters: Unpack[ActivityFilters],
+) -> ActivityListSchema | ActivityCursorPageSchema: ...
+
+
 def list(
     session: Session,
     page: int = 1,

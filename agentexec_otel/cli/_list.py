@@ -74,8 +74,6 @@ def list_activities(
         def read(most: int) -> _Page:
             order: Literal["newest", "oldest"] = "oldest" if oldest else "newest"
             with Session(engine) as session:
-                if cursor is None:
-                    return ax.activity.list(session, page, most, order=order, **filters)
                 return ax.activity.list(session, page, most, order=order, cursor=cursor, **filters)
 
         if watch:
