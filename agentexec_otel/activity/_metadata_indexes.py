@@ -5,7 +5,7 @@ one letter, and the value. Equal values have equal texts: ``7`` and ``7.0`` are 
 the expression. MariaDB, and MySQL with it, index a virtual column.
 
 The indexes are no part of the models, which know neither the database nor later changes of the setting. They are made
-behind the table, whoever creates it with the models.
+after the table, also if the application creates it with `create_all()`.
 """
 
 from __future__ import annotations

@@ -147,12 +147,16 @@ class _Endpoints:
         filters = scoped(query.filters(), scope)
 
         def read(session: Session) -> ActivityPage:
-            page, size, order, total = query.page, query.page_size, query.order, query.total
-            if query.cursor is None:
-                found = ax.activity.list(session, page, size, order=order, total=total, **filters)
-                return ActivityPage.model_validate(found)
-            behind = ax.activity.list(session, page, size, order=order, cursor=query.cursor, total=total, **filters)
-            return ActivityPage.model_validate(behind)
+            found = ax.activity.list(
+                session,
+                query.page,
+                query.page_size,
+                order=query.order,
+                cursor=query.cursor,
+                total=query.total,
+                **filters,
+            )
+            return ActivityPage.model_validate(found)
 
         page = await self._database.ask(read)
         page.items = [shown(item, scope) for item in page.items]
@@ -209,9 +213,7 @@ class _Endpoints:
     ) -> StreamingResponse:
         """Follow an activity as Server-Sent Events: `log` with each log, then `end` with the activity."""
         scope = await scope_of(self._authorize, request)
-        seq = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
-        stream = ActivityStream(self._database, self._hub(), scope, agent_id, seq)
-        await stream.load()
+        stream = await self._stream(scope, agent_id, _seen(after, last_event_id))
         return streamed(stream.events())
 
     async def join_run(
@@ -224,9 +226,8 @@ class _Endpoints:
     ) -> StreamingResponse:
         """Join an activity as a run of the AG-UI protocol."""
         scope = await scope_of(self._authorize, request)
-        seq = int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
-        stream = ActivityStream(self._database, self._hub(), scope, agent_id, seq)
-        await stream.load()
+        seq = _seen(after, last_event_id)
+        stream = await self._stream(scope, agent_id, seq)
         return streamed(AguiRun(stream, run, scope, resumes=seq > 0).events())
 
     async def follow_list(
@@ -274,6 +275,12 @@ class _Endpoints:
         await self._hand_over(attempts)
         return RetriedMany(attempts=attempts)
 
+    async def _stream(self, scope: Scope, agent_id: UUID, seq: int) -> ActivityStream:
+        """The stream of an activity. Raises ActivityNotFoundError before the response begins."""
+        stream = ActivityStream(self._database, self._hub(), scope, agent_id, seq)
+        await stream.load()
+        return stream
+
     def _hub(self) -> Hub:
         loop = asyncio.get_running_loop()
         if loop not in self._hubs:
@@ -304,6 +311,11 @@ class _Endpoints:
             await self._database.ask(lambda session: ax.activity.error(agent_id, text, session=session))
             return False
         return True
+
+
+def _seen(after: int, last_event_id: str | None) -> int:
+    """The last ``seq`` that the client has seen."""
+    return int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
 
 
 def _existing_logs(

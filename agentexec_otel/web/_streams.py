@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -135,6 +135,7 @@ class ListStream:
         self._database = database
         self._hub = hub
         self._scope = scope
+        self._own = scoped({}, scope)
         self._filters = scoped(filters, scope)
         self._topic = repr((self._filters, scope))
 
@@ -168,15 +169,20 @@ class ListStream:
             after, more = page.next_cursor, page.has_more and len(agent_ids) <= MOST
         if len(agent_ids) > MOST:
             return [encoded("reset", "{}", after)]
-        return [encoded("ready", "{}", after), *await self._events_of(agent_ids, after)]
+        inside = await activities_of(self._database, agent_ids, self._own)
+        return [encoded("ready", "{}", after), *await self._events_of(inside, after)]
 
     async def _changes(self, page: Page) -> list[bytes]:
-        return await self._events_of(page.activities, page.cursor)
+        inside = page.activities
+        if self._own:
+            inside = await activities_of(self._database, inside, self._own)
+        return await self._events_of(inside, page.cursor)
 
-    async def _events_of(self, agent_ids: Collection[UUID], cursor: str) -> list[bytes]:
-        own: ActivityFilters = {"metadata_filter": self._scope.metadata_filter}
-        inside = await activities_of(self._database, agent_ids, own)
-        matching = await activities_of(self._database, inside, self._filters) if self._filters else inside
+    async def _events_of(self, inside: Mapping[UUID, ActivityListItemSchema], cursor: str) -> list[bytes]:
+        """The events of activities that are inside the scope."""
+        matching = inside
+        if self._filters != self._own:
+            matching = await activities_of(self._database, inside, self._filters)
         left = [Left(agent_id=agent_id) for agent_id in inside if agent_id not in matching]
         return [
             *(
