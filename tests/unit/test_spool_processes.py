@@ -401,9 +401,10 @@ def test_a_signal_handler_may_append_in_the_middle_of_an_append(directory: Path,
         def handler(number: int, frame: FrameType | None) -> None:
             if len(running) < 3:  # Python interrupts a handler by the next signal, without end
                 running.append(number)
-                handled.append(append(b"a longer one, from the handler "))
+                position = append(b"a longer one, from the handler ")
+                handled.append(position)
                 if rng.randrange(20):
-                    ack(handled[-1:])
+                    ack([position])
                 running.pop()
 
         with signals(handler):
