@@ -41,6 +41,7 @@ from agentexec_otel.web._schemas import (
     CanceledMany,
     Retried,
     RetriedMany,
+    SessionInfo,
 )
 from agentexec_otel.web._scope import Authorize, Scope, require_action, scope_of, scoped, shown, shown_log
 from agentexec_otel.web._sse import streamed
@@ -82,6 +83,7 @@ def router(
     """
     api = APIRouter(prefix=prefix, tags=list(tags or ["activities"]), route_class=ProblemRoute, responses=RESPONSES)
     endpoints = _Endpoints(authorize, Database(database), on_retry)
+    api.get("/session")(endpoints.get_session)
     api.get("/activities")(endpoints.list_activities)
     api.get("/activities/{agent_id}", response_model=ActivityDetail | Activity)(endpoints.get_activity)
     api.get("/activities/{agent_id}/logs")(endpoints.get_logs)
@@ -140,6 +142,15 @@ class _Endpoints:
         self._database = database
         self._on_retry = on_retry
         self._hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = WeakKeyDictionary()
+
+    async def get_session(self, request: Request) -> SessionInfo:
+        """Get what the caller may do, and the version of the server."""
+        scope = await scope_of(self._authorize, request)
+        return SessionInfo(
+            may_act=scope.may_act,
+            may_see_content=scope.may_see_content,
+            may_retry=scope.may_act and self._on_retry is not None,
+        )
 
     async def list_activities(self, request: Request, query: Annotated[ListParameters, Query()]) -> ActivityPage:
         """List activities, newest first, each with its most recent log."""

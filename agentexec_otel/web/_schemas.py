@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentexec_otel import __version__
 from agentexec_otel.activity import ActivityDetailSchema, ActivityListItemSchema
 
 
@@ -65,3 +66,12 @@ class RetriedMany(BaseModel):
     """The number of the new attempt of each activity that was re-opened."""
 
     attempts: dict[UUID, int]
+
+
+class SessionInfo(BaseModel):
+    """What the caller may do."""
+
+    may_act: Annotated[bool, Field(description="Whether the caller may cancel activities.")]
+    may_see_content: Annotated[bool, Field(description="Whether the caller sees messages, errors and metadata.")]
+    may_retry: Annotated[bool, Field(description="Whether the caller may retry activities that have ended.")]
+    version: Annotated[str, Field(description="The version of agentexec-otel.")] = __version__

@@ -75,6 +75,29 @@ async def test_read_only(serve: Serve, path: str) -> None:
     assert status == (403 if path in CHANGES else 200)
 
 
+@pytest.mark.parametrize(
+    ("scope", "may_act", "may_see_content", "may_retry"),
+    [
+        (Scope(may_act=True), True, True, True),
+        (Scope(), False, True, False),
+        (Scope(may_act=True, may_see_content=False), True, False, True),
+    ],
+)
+async def test_session(
+    serve: Serve, scope: ax.web.Scope, may_act: bool, may_see_content: bool, may_retry: bool
+) -> None:
+    """A client can ask what it may do."""
+    expected = {
+        "may_act": may_act,
+        "may_see_content": may_see_content,
+        "may_retry": may_retry,
+        "version": ax.__version__,
+    }
+    assert (await serve(authorize=always(scope), on_retry=print).get("/session")).json() == expected
+    without = await serve(authorize=always(scope)).get("/session")
+    assert without.json() == {**expected, "may_retry": False}
+
+
 @pytest.mark.parametrize("path", CHANGES)
 async def test_change_needs_the_header(serve: Serve, path: str) -> None:
     """A form or a script of another site cannot send the header."""
