@@ -12,7 +12,14 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from agentexec_otel import ActivityNotFoundError, ActivityNotStoredError, ActivityStateError, ConfigurationError
+from agentexec_otel import (
+    ActivityNotFoundError,
+    ActivityNotStoredError,
+    ActivityStateError,
+    ConfigurationError,
+    TaskResultError,
+    UnknownTaskError,
+)
 
 
 class Problem(BaseModel):
@@ -28,6 +35,8 @@ class Problem(BaseModel):
 _STATUSES: Final[Mapping[type[Exception], int]] = {
     ActivityNotFoundError: 404,
     ActivityStateError: 409,
+    UnknownTaskError: 409,
+    TaskResultError: 503,
     ActivityNotStoredError: 503,
     ConfigurationError: 503,
     ValueError: 422,

@@ -63,9 +63,12 @@ class Retried(BaseModel):
 
 
 class RetriedMany(BaseModel):
-    """The number of the new attempt of each activity that was re-opened."""
+    """Which activities were retried."""
 
-    attempts: dict[UUID, int]
+    attempts: Annotated[dict[UUID, int], Field(description="The number of the new attempt of each activity.")]
+    refused: Annotated[
+        dict[UUID, str], Field(description="Why an activity was not re-opened, such as for want of its context.")
+    ] = {}
 
 
 class SessionInfo(BaseModel):
