@@ -24,9 +24,8 @@ class FilterParameters(BaseModel):
     metadata: Annotated[
         list[str],
         Field(
-            description="`key=value`. All of them must match. A value that is JSON, such as `5` or `true`, is a number"
-            ' or a boolean; write `"5"` for the string.',
-            examples=[["tenant=acme"]],
+            description="`key=text`, or `key:=JSON` for a number, `true` or `false`. All of them must match.",
+            examples=[["tenant=acme", "priority:=5"]],
         ),
     ] = []
     reason: Annotated[list[str], Field(description="Why it ended, such as `timeout`.")] = []
@@ -53,18 +52,17 @@ _SHARED: Final = sorted(ActivityFilters.__annotations__.keys() & FilterParameter
 
 
 def metadata_of(pairs: list[str]) -> dict[str, Any]:
-    """Read ``key=value`` pairs. Raises ValueError for anything else."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise ValueError(f"metadata is {pair[:80]!r}: write key=value")
-        found[key] = _value(value)
-    return found
+    """Read ``key=text`` and ``key:=JSON`` pairs. Raises ValueError for anything else."""
+    return dict(_pair(pair) for pair in pairs)
 
 
-def _value(text: str) -> Any:
+def _pair(pair: str) -> tuple[str, Any]:
+    key, equals, value = pair.partition("=")
+    if not (key.removesuffix(":") and equals):
+        raise ValueError(f"metadata is {pair[:80]!r}: write key=text, or key:=JSON")
+    if not key.endswith(":"):
+        return key, value
     try:
-        return json.loads(text)
+        return key[:-1], json.loads(value)
     except ValueError:
-        return text
+        raise ValueError(f"metadata is {pair[:80]!r}: what follows := is no JSON") from None
