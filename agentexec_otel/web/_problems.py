@@ -6,11 +6,12 @@ from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from agentexec_otel import (
     ActivityNotFoundError,
@@ -42,14 +43,7 @@ _STATUSES: Final[Mapping[type[Exception], int]] = {
     ValueError: 422,
 }
 
-RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    status: {
-        "description": HTTPStatus(status).phrase,
-        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        "model": Problem,
-    }
-    for status in (403, 404, 409, 422, 503)
-}
+PROBLEM_TYPE: Final = "application/problem+json"
 
 
 class ProblemRoute(APIRoute):
@@ -81,4 +75,4 @@ def problem(
 ) -> JSONResponse:
     """A response with problem details."""
     content = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
-    return JSONResponse(content.model_dump(exclude_none=True), status, headers, media_type="application/problem+json")
+    return JSONResponse(content.model_dump(exclude_none=True), status, headers, media_type=PROBLEM_TYPE)

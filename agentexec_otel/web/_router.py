@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 from sqlalchemy import URL, Engine
@@ -26,9 +26,11 @@ from agentexec_otel.activity import (
 )
 from agentexec_otel.web._agui import AguiRun, RunAgentInput
 from agentexec_otel.web._database import Database
+from agentexec_otel.web._examples import AGENT_ID
 from agentexec_otel.web._filters import FilterParameters
 from agentexec_otel.web._hub import Hub
-from agentexec_otel.web._problems import RESPONSES, ProblemRoute
+from agentexec_otel.web._openapi import ENDPOINTS
+from agentexec_otel.web._problems import ProblemRoute
 from agentexec_otel.web._retry import HandOver, OnRetry, PoolRetries, Retries
 from agentexec_otel.web._schemas import (
     Act,
@@ -86,25 +88,35 @@ def router(
     Raises:
         ValueError: Both `on_retry` and `pool` are given.
     """
-    api = APIRouter(prefix=prefix, tags=list(tags or ["activities"]), route_class=ProblemRoute, responses=RESPONSES)
+    api = APIRouter(prefix=prefix, tags=list(tags or ["activities"]), route_class=ProblemRoute)
     opened = Database(database)
     retries = _retries(opened, on_retry, pool)
     endpoints = _Endpoints(authorize, opened, can_retry=retries is not None)
-    api.get("/session")(endpoints.get_session)
-    api.get("/activities")(endpoints.list_activities)
-    api.get("/activities/{agent_id}", response_model=ActivityDetail | Activity)(endpoints.get_activity)
-    api.get("/activities/{agent_id}/logs")(endpoints.get_logs)
-    api.get("/stats")(endpoints.get_stats)
-    api.get("/activities/{agent_id}/events", response_class=StreamingResponse)(endpoints.follow_activity)
-    api.post("/activities/{agent_id}/agui", response_class=StreamingResponse)(endpoints.join_run)
-    api.get("/events", response_class=StreamingResponse)(endpoints.follow_list)
-    api.post("/activities/{agent_id}/cancel")(endpoints.cancel_activity)
-    api.post("/cancel")(endpoints.cancel_activities)
-    if retries is not None:
-        retrying = _RetryEndpoints(authorize, retries)
-        api.post("/activities/{agent_id}/retry")(retrying.retry_activity)
-        api.post("/retry")(retrying.retry_activities)
+    retrying = None if retries is None else _RetryEndpoints(authorize, retries)
+    for method, path, endpoint in _routes(endpoints, retrying):
+        api.add_api_route(path, endpoint, methods=[method], **ENDPOINTS[endpoint.__name__])
     return api
+
+
+def _routes(endpoints: _Endpoints, retrying: _RetryEndpoints | None) -> list[tuple[str, str, Callable[..., Any]]]:
+    routes: list[tuple[str, str, Callable[..., Any]]] = [
+        ("GET", "/session", endpoints.get_session),
+        ("GET", "/activities", endpoints.list_activities),
+        ("GET", "/activities/{agent_id}", endpoints.get_activity),
+        ("GET", "/activities/{agent_id}/logs", endpoints.get_logs),
+        ("GET", "/activities/{agent_id}/events", endpoints.follow_activity),
+        ("POST", "/activities/{agent_id}/agui", endpoints.join_run),
+        ("GET", "/events", endpoints.follow_list),
+        ("GET", "/stats", endpoints.get_stats),
+        ("POST", "/activities/{agent_id}/cancel", endpoints.cancel_activity),
+        ("POST", "/cancel", endpoints.cancel_activities),
+    ]
+    if retrying is not None:
+        routes += [
+            ("POST", "/activities/{agent_id}/retry", retrying.retry_activity),
+            ("POST", "/retry", retrying.retry_activities),
+        ]
+    return routes
 
 
 def _retries(database: Database, on_retry: OnRetry | None, pool: Pool | None) -> Retries | None:
@@ -118,13 +130,20 @@ def _retries(database: Database, on_retry: OnRetry | None, pool: Pool | None) ->
 class ListParameters(FilterParameters):
     """Which page, and the filters."""
 
-    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    page_size: Annotated[int, Field(ge=1, le=_MOST_PER_PAGE)] = 50
-    order: Annotated[Literal["newest", "oldest"], Field(description="Created first: `newest` or `oldest`.")] = "newest"
+    page: Annotated[int, Field(ge=1, le=1_000_000, description="Number of the page.", examples=[1])] = 1
+    page_size: Annotated[int, Field(ge=1, le=_MOST_PER_PAGE, description="Activities per page.", examples=[50])] = 50
+    order: Annotated[
+        Literal["newest", "oldest"], Field(description="Created first: `newest` or `oldest`.", examples=["newest"])
+    ] = "newest"
     cursor: Annotated[
-        str | None, Field(description="`next_cursor` of the page before, or empty for the first page. Counts nothing.")
+        str | None,
+        Field(
+            description="`next_cursor` of the page before, or empty for the first page. Counts nothing.", examples=[""]
+        ),
     ] = None
-    total: Annotated[int | None, Field(ge=0, description="The total of an earlier page, which saves the count.")] = None
+    total: Annotated[
+        int | None, Field(ge=0, description="The total of an earlier page, which saves the count.", examples=[120])
+    ] = None
 
 
 class StatsParameters(FilterParameters):
@@ -136,13 +155,15 @@ class StatsParameters(FilterParameters):
 class StreamParameters(FilterParameters):
     """Where to continue, and the filters."""
 
-    after: Annotated[str | None, Field(description="The `id` of the last event seen.")] = None
+    after: Annotated[str | None, Field(description="The `id` of the last event seen.", examples=["67"])] = None
 
 
 class ManyParameters(FilterParameters):
     """Which activities to change."""
 
-    all: Annotated[bool, Field(description="Required to change activities without any filter.")] = False
+    all: Annotated[bool, Field(description="Required to change activities without any filter.", examples=[True])] = (
+        False
+    )
 
     def selection(self) -> ActivityFilters:
         """The filters. Raises HTTPException if there are none, and `all` is not set."""
@@ -150,6 +171,11 @@ class ManyParameters(FilterParameters):
         if not found and not self.all:
             raise HTTPException(422, "Name a filter, or send all=true to change every activity.")
         return found
+
+
+_AgentId = Annotated[UUID, Path(description="The activity.", examples=[str(AGENT_ID)])]
+_LastEventId = Annotated[str | None, Header(description="As `after`, from a browser that reconnects.", examples=["3"])]
+_AfterSeq = Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for all.", examples=[0])]
 
 
 class _Endpoints:
@@ -192,9 +218,11 @@ class _Endpoints:
     async def get_activity(
         self,
         request: Request,
-        agent_id: UUID,
-        logs: Annotated[bool, Query(description="Include the logs, oldest first.")] = True,
-        include_late: Annotated[bool, Query(description="Include logs that came after their attempt ended.")] = False,
+        agent_id: _AgentId,
+        logs: Annotated[bool, Query(description="Include the logs, oldest first.", examples=[True])] = True,
+        include_late: Annotated[
+            bool, Query(description="Include logs that came after their attempt ended.", examples=[False])
+        ] = False,
     ) -> Any:
         """Get an activity. One that has ended has an ETag."""
         scope = await scope_of(self._authorize, request)
@@ -213,9 +241,11 @@ class _Endpoints:
     async def get_logs(
         self,
         request: Request,
-        agent_id: UUID,
-        after_seq: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for all.")] = 0,
-        limit: Annotated[int, Query(ge=1, le=_MOST_LOGS)] = _MOST_LOGS,
+        agent_id: _AgentId,
+        after_seq: _AfterSeq = 0,
+        limit: Annotated[
+            int, Query(ge=1, le=_MOST_LOGS, description="How many logs at most.", examples=[100])
+        ] = _MOST_LOGS,
     ) -> list[ActivityLogSchema]:
         """Get the logs after a cursor, oldest first, late ones included."""
         scope = await scope_of(self._authorize, request)
@@ -234,9 +264,9 @@ class _Endpoints:
     async def follow_activity(
         self,
         request: Request,
-        agent_id: UUID,
-        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for all.")] = 0,
-        last_event_id: Annotated[str | None, Header(description="As `after`, from a browser that reconnects.")] = None,
+        agent_id: _AgentId,
+        after: _AfterSeq = 0,
+        last_event_id: _LastEventId = None,
     ) -> StreamingResponse:
         """Follow an activity as Server-Sent Events: `log` with each log, then `end` with the activity."""
         scope = await scope_of(self._authorize, request)
@@ -246,10 +276,10 @@ class _Endpoints:
     async def join_run(
         self,
         request: Request,
-        agent_id: UUID,
+        agent_id: _AgentId,
         run: RunAgentInput,
-        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for a snapshot.")] = 0,
-        last_event_id: Annotated[str | None, Header(description="As `after`.")] = None,
+        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for a snapshot.", examples=[0])] = 0,
+        last_event_id: _LastEventId = None,
     ) -> StreamingResponse:
         """Join an activity as a run of the AG-UI protocol."""
         scope = await scope_of(self._authorize, request)
@@ -261,7 +291,7 @@ class _Endpoints:
         self,
         request: Request,
         query: Annotated[StreamParameters, Query()],
-        last_event_id: Annotated[str | None, Header(description="As `after`, from a browser that reconnects.")] = None,
+        last_event_id: _LastEventId = None,
     ) -> StreamingResponse:
         """Follow a list as Server-Sent Events: `ready`, then `activity` with each that changes, `left` and `reset`."""
         scope = await scope_of(self._authorize, request)
@@ -270,7 +300,7 @@ class _Endpoints:
         await stream.check(after)
         return streamed(stream.events(after))
 
-    async def cancel_activity(self, request: Request, agent_id: UUID, act: Act | None = None) -> Canceled:
+    async def cancel_activity(self, request: Request, agent_id: _AgentId, act: Act | None = None) -> Canceled:
         """Cancel an activity. Its worker is notified."""
         scope = await acting_scope(self._authorize, request)
         message = act.message if act else None
@@ -304,7 +334,7 @@ class _RetryEndpoints:
         self._authorize = authorize
         self._retries = retries
 
-    async def retry_activity(self, request: Request, agent_id: UUID, act: Act | None = None) -> Retried:
+    async def retry_activity(self, request: Request, agent_id: _AgentId, act: Act | None = None) -> Retried:
         """Re-open an activity that has ended, as its next attempt, and hand it to a worker."""
         scope = await acting_scope(self._authorize, request)
         message = act.message if act else None

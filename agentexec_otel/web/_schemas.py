@@ -39,9 +39,9 @@ class ActivityPage(BaseModel):
 class Act(BaseModel):
     """The body of a change."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"message": "Asked for by support."}]})
 
-    message: str | None = Field(default=None, max_length=2_000, examples=["Canceled by support."])
+    message: Annotated[str | None, Field(max_length=2_000, description="The log of the change.")] = None
 
 
 class Canceled(BaseModel):

@@ -42,8 +42,8 @@ class Job(BaseModel):
 class Tasks:
     """A pool in the process that keeps contexts. Its task fails the first time."""
 
-    def __init__(self, **settings: bool) -> None:
-        self.pool = ax.Pool(**{"keep_contexts": True, **settings})
+    def __init__(self, *, keep_contexts: bool = True) -> None:
+        self.pool = ax.Pool(keep_contexts=keep_contexts)
         self.seen: list[int] = []
         self.pool.add_task("job", self.job)
 
