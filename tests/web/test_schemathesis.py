@@ -45,6 +45,9 @@ served = Served()
 # The stream of a list has no end: see test_streams.py.
 schema = schemathesis.openapi.from_asgi("/openapi.json", served).exclude(path="/api/events")
 
+parametrize: Any = schema.parametrize()
+PATIENT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
+
 
 @schema.hook
 def map_path_parameters(ctx: Any, path_parameters: Any) -> Any:
@@ -80,16 +83,16 @@ def validate(case: Any) -> None:
     case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
 
-@schema.parametrize()
-@settings(max_examples=10, suppress_health_check=list(HealthCheck), deadline=None)
+@parametrize
+@settings(max_examples=10, suppress_health_check=PATIENT, deadline=None)
 def test_any_request(case: Any, activities: None) -> None:
     """No error of the server, and no answer that the document does not describe."""
     validate(case)
 
 
 @pytest.mark.slow
-@schema.parametrize()
-@settings(max_examples=1_000, suppress_health_check=list(HealthCheck), deadline=None)
+@parametrize
+@settings(max_examples=1_000, suppress_health_check=PATIENT, deadline=None)
 def test_many_requests(case: Any, activities: None) -> None:
     """The same, with a hundred times as many."""
     validate(case)
