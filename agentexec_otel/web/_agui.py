@@ -52,7 +52,7 @@ class AguiRun:
         async for logs in self._stream.logs():
             if not logs:
                 yield HEARTBEAT
-            for event in self._progress(logs):
+            for event in self._progress([log.log for log in logs]):
                 yield event
             if self._stream.activity.waiting is not None:
                 break

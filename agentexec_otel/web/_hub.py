@@ -66,7 +66,8 @@ class Viewer(Generic[_T]):
     async def take(self, seconds: float) -> list[_T]:
         """Return the news as soon as there are some, at the latest after `seconds`."""
         try:
-            await asyncio.wait_for(self._arrived.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
         except TimeoutError:
             return []
         self._arrived.clear()
