@@ -134,9 +134,12 @@ async def _measure(database: Database, port: int, load: Load) -> Figures:
         viewers = [asyncio.create_task(_view(port, ids[at % len(ids)], ready, waits)) for at in range(load.viewers)]
         for _ in viewers:
             await ready.acquire()
+        producing = asyncio.create_task(_produce(database, load.logs, load.rate, ids))
+        while not waits:  # noqa: ASYNC110
+            await asyncio.sleep(_LIST_PAUSE)
         before, began = await _figures(port), time.monotonic()
         asking = asyncio.create_task(_list(port, lists))
-        await _produce(database, load.logs, load.rate, ids)
+        await producing
         after, seconds = await _figures(port), time.monotonic() - began
         asking.cancel()
         each = await asyncio.gather(*viewers)

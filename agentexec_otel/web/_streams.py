@@ -42,9 +42,9 @@ class StreamLog:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Logs of an activity, and its state then or later."""
+    """A log of an activity, and its state then or later."""
 
-    logs: Sequence[StreamLog]
+    log: StreamLog
     activity: ActivityListItemSchema
 
 
@@ -105,13 +105,14 @@ class ActivityStream:
         activity = page.activities.get(self._agent_id)
         if activity is None:
             return []
-        return [Change(self._shown([log for log in page.logs if log.agent_id == self._agent_id]), activity)]
+        logs = self._shown([log for log in page.logs if log.agent_id == self._agent_id])
+        return [Change(log, activity) for log in logs]
 
     async def _continued(
         self, viewer: Viewer[Change], changes: Sequence[Change]
     ) -> AsyncGenerator[Sequence[StreamLog]]:
         """The logs behind the last one. They come from the database if the changes leave some of them out."""
-        fresh = [log for change in changes for log in change.logs if log.log.seq > self._seq]
+        fresh = [change.log for change in changes if change.log.log.seq > self._seq]
         if changes:
             self.activity = changes[-1].activity
         if viewer.missed:

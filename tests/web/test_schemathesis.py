@@ -13,7 +13,12 @@ from starlette.types import Receive, Scope, Send
 import agentexec_otel as ax
 from tests.databases import Database
 
-pytestmark = [pytest.mark.one_python, pytest.mark.parametrize("database", ["sqlite"], indirect=True)]
+pytestmark = [
+    pytest.mark.one_python,
+    pytest.mark.parametrize("database", ["sqlite"], indirect=True),
+    # schemathesis uses `random` in its strategies.
+    pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning"),
+]
 
 NAMES = ["queued", "running", "complete", "error", "canceled", "waiting"]
 IDS = {name: UUID(int=number) for number, name in enumerate(NAMES, 1)}
@@ -91,8 +96,9 @@ def test_any_request(case: Any, activities: None) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @parametrize
-@settings(max_examples=1_000, suppress_health_check=PATIENT, deadline=None)
+@settings(max_examples=200, suppress_health_check=PATIENT, deadline=None)
 def test_many_requests(case: Any, activities: None) -> None:
-    """The same, with a hundred times as many."""
+    """The same, with twenty times as many."""
     validate(case)
