@@ -105,8 +105,7 @@ class ActivityStream:
         activity = page.activities.get(self._agent_id)
         if activity is None:
             return []
-        logs = self._shown([log for log in page.logs if log.agent_id == self._agent_id])
-        return [Change(log, activity) for log in logs]
+        return [Change(log, activity) for log in self._shown(page.logs[self._agent_id])]
 
     async def _continued(
         self, viewer: Viewer[Change], changes: Sequence[Change]
