@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import create_engine, event
@@ -29,8 +30,8 @@ def main(url: str) -> None:
     app.include_router(ax.web.router(authorize=ax.web.public, database=engine))
 
     @app.get("/figures")
-    async def figures() -> dict[str, int]:
-        return {**counts, "rss": psutil.Process().memory_info().rss}
+    async def figures() -> dict[str, float]:
+        return {**counts, "rss": psutil.Process().memory_info().rss, "cpu": time.process_time()}
 
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

@@ -52,6 +52,7 @@ class Figures:
     lists: list[float]
     feeds: float
     statements: float
+    cpu: float
 
 
 def run(context: Context) -> Section:
@@ -89,6 +90,7 @@ def _table(context: Context, database: Database) -> Table:
         ),
         Row("queries of the feed", "/s", [many.feeds], [one.feeds], Target(_POLLS_PER_SECOND, of="value")),
         Row("statements, lists included", "/s", [many.statements], [one.statements]),
+        Row("CPU time of the server", "% of a core", [many.cpu], [one.cpu]),
         Row("memory of the server", "MiB", [before]),
         Row(f"memory, {_UNREAD} viewers that read nothing", "MiB", [after], [before], Target(1.5)),
     ]  # fmt: skip
@@ -146,7 +148,7 @@ async def _measure(database: Database, port: int, load: Load) -> Figures:
     logs = load.logs // load.activities + 3  # queued, ready, complete
     assert all(seen == list(range(1, logs + 1)) for seen in each), "a viewer has missed a log, or has got one twice"
     spent = {name: (after[name] - before[name]) / seconds for name in after}
-    return Figures(waits, lists, spent["feeds"], spent["statements"])
+    return Figures(waits, lists, spent["feeds"], spent["statements"], 100 * spent["cpu"])
 
 
 async def _view(port: int, agent_id: UUID, ready: asyncio.Semaphore, waits: list[float]) -> list[int]:
@@ -176,8 +178,8 @@ async def _list(port: int, waits: list[float]) -> None:
         await asyncio.sleep(_LIST_PAUSE)
 
 
-async def _figures(port: int) -> dict[str, int]:
-    figures: dict[str, int] = await _get(port, "/figures")
+async def _figures(port: int) -> dict[str, float]:
+    figures: dict[str, float] = await _get(port, "/figures")
     return figures
 
 
@@ -196,7 +198,7 @@ def _request(path: str) -> bytes:
 # -- viewers that read nothing -----------------------------------------------------------------------------------
 
 
-async def _flood(database: Database, port: int, logs: int) -> int:
+async def _flood(database: Database, port: int, logs: int) -> float:
     """Bytes of the server's memory after so many logs were sent to viewers that read nothing."""
     ids = _create(database, 1)
     unread = [socket.socket() for _ in range(_UNREAD)]

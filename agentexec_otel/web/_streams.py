@@ -18,7 +18,8 @@ from agentexec_otel.web._schemas import Activity
 from agentexec_otel.web._scope import Scope, scoped, shown, shown_log
 from agentexec_otel.web._sse import HEARTBEAT, encoded
 
-_PAGE: Final = 1_000
+_PAGE: Final = 200
+"""Logs that are read at once. A viewer that reads nothing holds one page."""
 _HEARTBEAT_SECONDS: Final = 15.0
 
 
@@ -77,10 +78,7 @@ class ActivityStream:
     async def events(self) -> AsyncGenerator[bytes]:
         """The events as they are sent."""
         async for logs in self.logs():
-            if not logs:
-                yield HEARTBEAT
-            for log in logs:
-                yield log.event
+            yield b"".join(log.event for log in logs) or HEARTBEAT
         if self.activity.status.terminal:
             yield encoded("end", shown(Activity.model_validate(self.activity), self._scope))
 
