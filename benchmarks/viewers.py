@@ -95,6 +95,7 @@ def _table(context: Context, database: Database) -> Table:
         Row(f"memory, {_UNREAD} viewers that read nothing", "MiB", [after], [before], Target(1.5)),
     ]  # fmt: skip
     notes = [
+        "One run; the percentiles are those of all logs at all viewers, and of all lists.",
         "Each viewer gets each log of its activity once, in order: checked.",
         f"Those that read nothing are sent {load.flood:,} logs at full speed.",
         "Server, producer, viewers and database share the machine's cores.",

@@ -58,7 +58,6 @@ _SUMMARY: Final[dict[str, Any]] = {
 _ACTIVITY: Final = Activity(**_SUMMARY, latest_log=_LOGS[-1].message, latest_log_timestamp=_LOGS[-1].created_at)
 _PERCENTILES: Final = PercentilesSchema(count=3, sum=93, p50=20, p90=61, p95=61, p99=61, max=61)
 
-ACTIVITY: Final = _ACTIVITY.model_dump(mode="json")
 DETAIL: Final = ActivityDetail(**_SUMMARY, logs=_LOGS).model_dump(mode="json")
 LOGS: Final = [log.model_dump(mode="json") for log in _LOGS]
 PAGE: Final = ActivityPage(items=[_ACTIVITY], page_size=50, total=1, page=1, pages=1).model_dump(mode="json")

@@ -88,5 +88,5 @@ def _pair(pair: str) -> tuple[str, Any]:
         return key, value
     try:
         return key[:-1], json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"metadata is {pair[:80]!r}: what follows := is no JSON") from None

@@ -15,7 +15,6 @@ from tests.databases import Database
 
 pytestmark = [
     pytest.mark.one_python,
-    pytest.mark.parametrize("database", ["sqlite"], indirect=True),
     # schemathesis uses `random` in its strategies.
     pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning"),
 ]
@@ -88,6 +87,7 @@ def validate(case: Any) -> None:
     case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @parametrize
 @settings(max_examples=10, suppress_health_check=PATIENT, deadline=None)
 def test_any_request(case: Any, activities: None) -> None:
@@ -97,8 +97,9 @@ def test_any_request(case: Any, activities: None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("database", ["sqlite", "postgres", "mariadb"], indirect=True)
 @parametrize
 @settings(max_examples=200, suppress_health_check=PATIENT, deadline=None)
 def test_many_requests(case: Any, activities: None) -> None:
-    """The same, with twenty times as many."""
+    """The same with more requests, on each database."""
     validate(case)
