@@ -1,13 +1,14 @@
 """schemathesis: whatever is sent, each answer is one that the OpenAPI document describes."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
 import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import positive_data_acceptance  # pyright: ignore[reportUnknownVariableType]
 from starlette.types import Receive, Scope, Send
 
 import agentexec_otel as ax
@@ -45,15 +46,23 @@ class Served:
         await self.app(scope, receive, send)
 
 
+Test = TypeVar("Test", bound=Callable[..., None])
+
 served = Served()
 # The stream of a list has no end: see test_streams.py.
-schema = schemathesis.openapi.from_asgi("/openapi.json", served).exclude(path="/api/events")
+whole: Any = schemathesis.openapi.from_asgi("/openapi.json", served)
+schema: Any = whole.exclude(path="/api/events")
 
-parametrize: Any = schema.parametrize()
+
+def parametrize(test: Test) -> Test:
+    """Run a test for each operation. schemathesis has no type for it."""
+    made: Test = schema.parametrize()(test)
+    return made
+
+
 PATIENT = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 
-@schema.hook
 def map_path_parameters(ctx: Any, path_parameters: Any) -> Any:
     """Take an activity that exists for most of the ids; of those that are streamed, one that has ended."""
     try:
@@ -63,6 +72,9 @@ def map_path_parameters(ctx: Any, path_parameters: Any) -> Any:
     streamed = ctx.operation.path.endswith(("/events", "/agui"))
     known = [*(ENDED if streamed else IDS.values()), UUID(int=99)]
     return {**path_parameters, "agent_id": str(known[number % len(known)])}
+
+
+schema.hook(map_path_parameters)
 
 
 @pytest.fixture
