@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Final
+from typing import Final, cast
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -152,6 +152,7 @@ class ListStream:
         self._scope = scope
         self._own = scoped({}, scope)
         self._filters = scoped(filters, scope)
+        self._named = cast(Collection[UUID] | None, filters.get("agent_id"))
         self._topic = repr((self._filters, scope))
 
     async def events(self, after: str | None) -> AsyncGenerator[bytes]:
@@ -195,6 +196,8 @@ class ListStream:
 
     async def _events_of(self, inside: Mapping[UUID, ActivityListItemSchema], cursor: str) -> list[bytes]:
         """The events of activities that are inside the scope."""
+        if self._named is not None:  # `activities_of` asks for ids of its own
+            inside = {agent_id: item for agent_id, item in inside.items() if agent_id in self._named}
         matching = inside
         if self._filters != self._own:
             matching = await activities_of(self._database, inside, self._filters)
