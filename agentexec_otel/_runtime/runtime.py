@@ -549,7 +549,8 @@ class Runtime:
         for event, result in zip(events, results, strict=True):
             if isinstance(result, Ack):
                 opened[event.agent_id] = result.attempt
-                self._to_others(event)
+                # Decided: another exporter may not have seen the end of the attempt before.
+                self._to_others(event._replace(attempt=result.attempt, claims=False))
                 self._following.emit_record(event)
                 self._live.join(event.agent_id, result.attempt)
         return opened

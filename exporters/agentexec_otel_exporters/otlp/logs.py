@@ -96,7 +96,8 @@ class OTLPActivityExporter:
     def _send(self, events: Sequence[ActivityEvent]) -> list[ExportResult]:
         wanted = [event for event in events if not event.withdraws]
         acks, states = self._seen.answers(wanted)
-        rejection = self._request(wanted, acks) if wanted else None
+        typed = [_with_type(event, states[event.agent_id].agent_type) for event in wanted]
+        rejection = self._request(typed, acks) if typed else None
         if rejection is None:
             self._seen.keep(states)
         answers = iter(acks)
@@ -174,6 +175,10 @@ class OTLPActivityExporter:
         sender, self._sender = self._sender, None
         if sender is not None:
             sender.close()
+
+
+def _with_type(event: ActivityEvent, agent_type: str) -> ActivityEvent:
+    return event if event.agent_type is not None or not agent_type else event._replace(agent_type=agent_type)
 
 
 def record_mapping(resource: Resource) -> Callable[[ActivityEvent, bool], Any]:
