@@ -187,6 +187,8 @@ class _GRPCSender:
         except self._rpc_error as exc:
             code = exc.code().name
             return Refused(code, exc.details() or "", _retry_info(dict(exc.trailing_metadata() or ())))
+        except (RuntimeError, ValueError) as exc:  # No thread can be started, or the channel is closed: at exit.
+            return Unanswered(type(exc).__name__)
         return _partial_success(response)
 
     def close(self) -> None:

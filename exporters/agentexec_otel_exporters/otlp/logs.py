@@ -59,6 +59,8 @@ class OTLPActivityExporter:
         check_installed(self._endpoint)
         self._headers = headers
         self._resource = resource
+        # Made now, because it takes a thread pool, which there is none of at exit.
+        self._default_resource = Resource.create() if resource is None else resource
         self._warned: set[str] = set()
         self._seen = SeenActivities()
         self._reset()
@@ -67,6 +69,7 @@ class OTLPActivityExporter:
         self._sender: Sender | None = None
         self._to_record: Callable[[ActivityEvent, bool], Any] | None = None
         self._wait_until = 0.0  # The receiver has asked for that.
+        self._is_sending = self._is_closed = False
 
     @property
     def identity(self) -> str:
@@ -88,8 +91,9 @@ class OTLPActivityExporter:
 
     def _check_wait(self) -> None:
         left = self._wait_until - time.monotonic()
-        if left > 0:
-            error = TransientExportError(f"{self._endpoint.place} has asked to wait", after=left)
+        if left > 0 or self._is_closed:
+            why = "the exporter is closed" if self._is_closed else f"{self._endpoint.place} has asked to wait"
+            error = TransientExportError(why, after=max(0.0, left))
             error.sent = False
             raise error
 
@@ -116,7 +120,11 @@ class OTLPActivityExporter:
         sender = self._connected()
         to_record = self._to_record = self._to_record or self._mapping()
         records = [to_record(event, ack.late) for event, ack in zip(events, acks, strict=True)]
+        self._is_sending = True
         answer = sender.send(records)
+        self._is_sending = False
+        if self._is_closed:
+            sender.close()
         if not isinstance(answer, Accepted):
             error = error_of(answer, self._endpoint.place)
             if isinstance(error, TransientExportError) and error.after:
@@ -159,7 +167,7 @@ class OTLPActivityExporter:
             _logger.warning(text)
 
     def _mapping(self) -> Callable[[ActivityEvent, bool], Any]:
-        return record_mapping(_resource() if self._resource is None else self._resource)
+        return record_mapping(self._resource or _provided_resource() or self._default_resource)
 
     def force_flush(self, timeout: float) -> bool:
         """Do nothing: no event is buffered."""
@@ -171,10 +179,10 @@ class OTLPActivityExporter:
         self._reset()
 
     def shutdown(self, timeout: float) -> None:
-        """Close the connections. Returns at once."""
-        sender, self._sender = self._sender, None
-        if sender is not None:
-            sender.close()
+        """Close the connections, after the request that is under way. Returns at once."""
+        self._is_closed = True
+        if self._sender is not None and not self._is_sending:
+            self._sender.close()
 
 
 def _with_type(event: ActivityEvent, agent_type: str) -> ActivityEvent:
@@ -224,14 +232,15 @@ def _context_of(event: ActivityEvent) -> Context:
     return propagate.extract(carrier, Context()) if carrier else Context()
 
 
-def _resource() -> Resource:
+def _provided_resource() -> Resource | None:
+    """The resource of the application's providers. None if it has set none up."""
     from opentelemetry._logs import get_logger_provider
 
     for provider in (get_logger_provider(), trace.get_tracer_provider()):
         resource = getattr(provider, "resource", None)
         if isinstance(resource, Resource):
             return resource
-    return Resource.create()
+    return None
 
 
 def _chunks(events: Sequence[ActivityEvent]) -> Iterator[Sequence[ActivityEvent]]:
