@@ -5,7 +5,7 @@ import socket
 import subprocess
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,21 @@ class Rotel:
         """The bodies of the log records in the order of their arrival. It passes on several requests at once."""
         return re.findall(r"^Body: Str\((.*)\)$", self.log.read_text(), re.MULTILINE)
 
+    known: set[str] = field(default_factory=set[str])
+
+    def forget(self) -> None:
+        """Leave out what it has passed on so far, also if it does so again."""
+        self.known.update(map(uid_of, Collector.records))
+
     @property
     def records(self) -> list[LogRecord]:
-        """The log records that it has passed on."""
-        return list(Collector.records)
+        """The log records that it has passed on, each once, in the order in which they were reported."""
+        found = {uid: record for record in list(Collector.records) if (uid := uid_of(record)) not in self.known}
+        return [found[uid] for uid in sorted(found)]
 
     def wait_for(self, records: int, timeout: float = 20.0) -> list[LogRecord]:
         """The log records, once there are as many."""
-        await_that(lambda: len(Collector.records) >= records, timeout, f"{records} log records")
+        await_that(lambda: len(self.records) >= records, timeout, f"{records} log records")
         return self.records
 
 
@@ -79,6 +86,10 @@ def free_ports(number: int) -> list[int]:
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def uid_of(record: LogRecord) -> str:
+    return str(plain(record.attributes)["log.record.uid"])
 
 
 def plain(attributes: Sequence[KeyValue]) -> dict[str, Any]:

@@ -38,9 +38,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rotel]:
 @pytest.fixture
 def receiver(running: Rotel) -> Rotel:
     """Rotel, with nothing passed on yet."""
-    from tests.e2e.collector import Collector
-
-    Collector.records.clear()
+    running.forget()
     return running
 
 
