@@ -60,7 +60,7 @@ def rotel(folder: Path) -> Generator[Rotel]:
                 "start",
                 *("--otlp-http-endpoint", f"127.0.0.1:{ports[0]}", "--otlp-grpc-endpoint", f"127.0.0.1:{ports[1]}"),
                 *("--exporter", "otlp", "--otlp-exporter-endpoint", behind, "--otlp-exporter-protocol", "http"),
-                *("--otlp-exporter-compression", "none", "--disable-batching"),
+                "--disable-batching",
                 *("--debug-log", "logs", "--debug-log-verbosity", "detailed"),
             ],
             stdout=log,
