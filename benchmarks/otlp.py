@@ -192,7 +192,7 @@ def _receiver(folder: Path) -> Generator[_Receiver]:
     with (folder / "rotel.log").open("wb") as log:
         rotel = subprocess.Popen(
             [
-                distribution("rotel").locate_file("rotel/rotel-agent"),
+                str(distribution("rotel").locate_file("rotel/rotel-agent")),
                 *("start", "--otlp-http-endpoint", http, "--otlp-grpc-endpoint", grpc, "--disable-batching"),
                 *("--exporter", "otlp", "--otlp-exporter-endpoint", address, "--otlp-exporter-protocol", "http"),
             ],

@@ -51,14 +51,14 @@ class Rotel:
 @contextmanager
 def rotel(folder: Path) -> Generator[Rotel]:
     """A Rotel at work."""
-    ports = free_ports(2)
+    http, grpc = free_ports(2)
     path = folder / "rotel.log"
     with collecting() as behind, path.open("ab") as log:
         process = subprocess.Popen(
             [
-                distribution("rotel").locate_file("rotel/rotel-agent"),
+                str(distribution("rotel").locate_file("rotel/rotel-agent")),
                 "start",
-                *("--otlp-http-endpoint", f"127.0.0.1:{ports[0]}", "--otlp-grpc-endpoint", f"127.0.0.1:{ports[1]}"),
+                *("--otlp-http-endpoint", f"127.0.0.1:{http}", "--otlp-grpc-endpoint", f"127.0.0.1:{grpc}"),
                 *("--exporter", "otlp", "--otlp-exporter-endpoint", behind, "--otlp-exporter-protocol", "http"),
                 "--disable-batching",
                 *("--debug-log", "logs", "--debug-log-verbosity", "detailed"),
@@ -67,9 +67,8 @@ def rotel(folder: Path) -> Generator[Rotel]:
             stderr=log,
         )
         try:
-            for port in ports:
-                await_that(lambda port=port: answers(port), 20, "Rotel")
-            yield Rotel(*(f"http://127.0.0.1:{port}" for port in ports), path)
+            await_that(lambda: answers(http) and answers(grpc), 20, "Rotel")
+            yield Rotel(f"http://127.0.0.1:{http}", f"http://127.0.0.1:{grpc}", path)
         finally:
             process.kill()
             process.wait()
