@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -106,6 +107,7 @@ def test_rejected_records_are_dead_letters(
     letters = [json.loads(line) for line in file.read_text().splitlines()]
     assert [letter["event"][4] for letter in letters] == script.bodies[1]
     assert f"has rejected 1 of the {len(letters)} log records of a request: no such tenant" in letters[0]["reason"]
+    assert ax.activity.update(UUID(letters[0]["event"][2]), "The activity is still known")
 
 
 @pytest.mark.parametrize(

@@ -121,10 +121,12 @@ class OTLPActivityExporter:
         to_record = self._to_record = self._to_record or self._mapping()
         records = [to_record(event, ack.late) for event, ack in zip(events, acks, strict=True)]
         self._is_sending = True
-        answer = sender.send(records)
-        self._is_sending = False
-        if self._is_closed:
-            sender.close()
+        try:
+            answer = sender.send(records)
+        finally:
+            self._is_sending = False
+            if self._is_closed:
+                sender.close()
         if not isinstance(answer, Accepted):
             error = error_of(answer, self._endpoint.place)
             if isinstance(error, TransientExportError) and error.after:
