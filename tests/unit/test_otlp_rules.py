@@ -40,7 +40,7 @@ HTTP, GRPC = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL"
     ],
 )
 def test_where_logs_go(
-    environment: dict[str, str], arguments: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], arguments: dict[str, Any], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the variables of OpenTelemetry, unless the arguments say otherwise. The name of the receiver has no secret."""
     for name, value in environment.items():
@@ -57,7 +57,7 @@ def test_where_logs_go(
         ({"protocol": "http/json"}, "the OTLP protocol is 'http/json': use http/protobuf or grpc"),
     ],
 )
-def test_endpoints_that_cannot_be_used(arguments: dict[str, str], expected: str) -> None:
+def test_endpoints_that_cannot_be_used(arguments: dict[str, Any], expected: str) -> None:
     """One sentence that says how to write it."""
     with pytest.raises(ax.ConfigurationError, match=expected) as caught:
         OTLPActivityExporter(**arguments)
@@ -158,7 +158,8 @@ def test_exporters_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> No
     monkeypatch.setattr(ax.CONF, "exporters", ("sql",))
     ax.configure(f"sqlite:///{tmp_path}/x.db", create_tables=True)
     assert [one["exporter"] for one in ax.health()["exporters"]] == ["SQLExporter"]
-    assert ax.Settings(exporters=" sql, otlp,").exporters == ("sql", "otlp")
+    monkeypatch.setenv("AGENTEXEC_EXPORTERS", " sql, otlp,")
+    assert ax.Settings().exporters == ("sql", "otlp")  # type: ignore[call-arg]
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

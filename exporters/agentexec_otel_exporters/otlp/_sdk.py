@@ -18,15 +18,15 @@ from agentexec_otel._errors import MissingExtraError
 from agentexec_otel_exporters.otlp._answers import Accepted, Answer, Refused, Unanswered, Unsendable
 from agentexec_otel_exporters.otlp._endpoint import Endpoint
 
-_HTTP: Final = "opentelemetry.exporter.otlp.proto.http._log_exporter"
-_GRPC: Final = "opentelemetry.exporter.otlp.proto.grpc._log_exporter"
+HTTP_EXPORTER: Final = "opentelemetry.exporter.otlp.proto.http._log_exporter"
+GRPC_EXPORTER: Final = "opentelemetry.exporter.otlp.proto.grpc._log_exporter"
 _MESSAGES: Final = "opentelemetry.proto.collector.logs.v1.logs_service_pb2"
 _PACKAGES: Final = {
-    "http/protobuf": (_HTTP, "opentelemetry-exporter-otlp-proto-http", "otlp"),
-    "grpc": (_GRPC, "opentelemetry-exporter-otlp-proto-grpc", "otlp-grpc"),
+    "http/protobuf": (HTTP_EXPORTER, "opentelemetry-exporter-otlp-proto-http", "otlp"),
+    "grpc": (GRPC_EXPORTER, "opentelemetry-exporter-otlp-proto-grpc", "otlp-grpc"),
 }
 # A channel that has failed waits before it connects again, by default up to two minutes.
-_RECONNECT: Final = (
+RECONNECT: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
@@ -60,7 +60,7 @@ def sender_for(endpoint: Endpoint, headers: Mapping[str, str] | None) -> Sender:
     return make(endpoint, headers)
 
 
-def _not_from_writer(record: logging.LogRecord) -> bool:
+def not_from_writer(record: logging.LogRecord) -> bool:
     """Suppress what an exporter logs of each request that fails: the processor reports the outage once."""
     return record.threadName != "agentexec-writer"
 
@@ -68,7 +68,7 @@ def _not_from_writer(record: logging.LogRecord) -> bool:
 # -- HTTP -------------------------------------------------------------------------------------------------------
 
 
-class _NotAcceptedError(Exception):
+class NotAcceptedError(Exception):
     """Raised in the session: the exporter takes no exception but those of requests for a reason to retry."""
 
 
@@ -77,11 +77,11 @@ class _HTTPSender:
 
     def __init__(self, endpoint: Endpoint, headers: Mapping[str, str] | None) -> None:
         self._answer: Answer = Unsendable()
-        module = import_module(_HTTP)
+        module = import_module(HTTP_EXPORTER)
         self._exporter = module.OTLPLogExporter(
             endpoint=endpoint.url, headers=None if headers is None else dict(headers), session=self._session()
         )
-        logging.getLogger(_HTTP).addFilter(_not_from_writer)
+        logging.getLogger(HTTP_EXPORTER).addFilter(not_from_writer)
 
     def _session(self) -> Any:
         requests: Any = import_module("requests")
@@ -103,12 +103,12 @@ class _HTTPSender:
 
     def _refuse(self, answer: Answer) -> NoReturn:
         self._answer = answer
-        raise _NotAcceptedError
+        raise NotAcceptedError
 
     def send(self, records: Sequence[Any]) -> Answer:
         """See `Sender`."""
         self._answer = Unsendable()
-        with suppress(_NotAcceptedError):  # Passed on by some releases; others return FAILURE.
+        with suppress(NotAcceptedError):  # Passed on by some releases; others return FAILURE.
             self._exporter.export(records)
         return self._answer
 
@@ -168,9 +168,9 @@ class _GRPCSender:
     """Sends by the exporter's stub, with the exporter's headers and timeout."""
 
     def __init__(self, endpoint: Endpoint, headers: Mapping[str, str] | None) -> None:
-        module = import_module(_GRPC)
+        module = import_module(GRPC_EXPORTER)
         self._exporter = module.OTLPLogExporter(
-            endpoint=endpoint.url, headers=None if headers is None else dict(headers), channel_options=_RECONNECT
+            endpoint=endpoint.url, headers=None if headers is None else dict(headers), channel_options=RECONNECT
         )
         self._rpc_error: Any = import_module("grpc").RpcError
         self._encode = module.encode_logs

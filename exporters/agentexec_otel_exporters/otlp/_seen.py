@@ -32,7 +32,7 @@ class SeenActivities:
             if state is None:
                 state = states[event.agent_id] = self._state_before(event)
             verdict = state.apply(event._replace(claims=False))
-            acks.append(state.acknowledge(verdict.late))
+            acks.append(state.acknowledge(verdict.late, ends=verdict.ends))
         return acks, states
 
     def _state_before(self, event: ActivityEvent) -> ActivityState:
