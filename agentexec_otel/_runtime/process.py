@@ -14,8 +14,9 @@ from opentelemetry import metrics, trace
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError
 from agentexec_otel._model.results import ActiveCount
+from agentexec_otel._runtime.complaints import forget_complaints
 from agentexec_otel._runtime.metrics import instruments
-from agentexec_otel._runtime.runtime import Runtime, forget_complaints
+from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel._runtime.setup import (
     SQL,
     check_hooks,

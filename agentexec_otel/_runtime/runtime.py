@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 import time
@@ -37,6 +36,7 @@ from agentexec_otel._model.results import (
 )
 from agentexec_otel._model.text import MESSAGE_LIMIT, NAME_LIMIT, clean_percentage, prepare_message
 from agentexec_otel._model.waiting import sentence, waiting_for
+from agentexec_otel._runtime.complaints import complain
 from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
@@ -45,7 +45,6 @@ from agentexec_otel._runtime.setup import new_worker_id, spool_for
 from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
 
-_logger = logging.getLogger("agentexec_otel")
 _T = TypeVar("_T")
 
 _CHUNK: Final = 500
@@ -693,18 +692,3 @@ def on_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-_complaints: set[str] = set()
-
-
-def complain(text: str) -> None:
-    """Log a warning, once for each text."""
-    if text not in _complaints and len(_complaints) < 1000:
-        _complaints.add(text)
-        _logger.warning(text)
-
-
-def forget_complaints() -> None:
-    """For tests."""
-    _complaints.clear()
