@@ -78,7 +78,6 @@ class OTLPActivityExporter:
 
     def export(self, events: Sequence[ActivityEvent], *, replay: bool = False) -> Sequence[ExportResult]:
         """Send a batch, in several requests if it is large; see `ActivityExporter.export`."""
-        self._check_wait()
         results: list[ExportResult] = []
         for chunk in _chunks(events):
             try:
@@ -89,7 +88,7 @@ class OTLPActivityExporter:
                 return [*results, *[Retry()] * (len(events) - len(results))]  # The next try reports the failure.
         return results
 
-    def _check_wait(self) -> None:
+    def _check_may_send(self) -> None:
         left = self._wait_until - time.monotonic()
         if left > 0 or self._is_closed:
             why = "the exporter is closed" if self._is_closed else f"{self._endpoint.place} has asked to wait"
@@ -120,8 +119,9 @@ class OTLPActivityExporter:
         sender = self._connected()
         to_record = self._to_record = self._to_record or self._mapping()
         records = [to_record(event, ack.late) for event, ack in zip(events, acks, strict=True)]
-        self._is_sending = True
+        self._is_sending = True  # Before it is checked: from here on, `shutdown` leaves the sender to this thread.
         try:
+            self._check_may_send()
             answer = sender.send(records)
         finally:
             self._is_sending = False
