@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -160,6 +161,23 @@ def _read() -> Settings:
         name = f"AGENTEXEC_{str(problem['loc'][0]).upper()}"
         hint = _HINTS.get(name, problem["msg"])
         raise ConfigurationError(f"{name}={str(problem['input'])[:80]!r} cannot be used: {hint}") from None
+
+
+def assign(options: Mapping[str, object]) -> list[str]:
+    """Assign to these settings, and return the names that are no setting. None leaves a setting as it is.
+
+    Raises:
+        ConfigurationError: a value cannot be used.
+    """
+    for name in options.keys() & Settings.model_fields.keys():
+        if options[name] is None:
+            continue
+        try:
+            setattr(CONF, name, options[name])
+        except ValidationError as exc:
+            problem = exc.errors()[0]
+            raise ConfigurationError(f"{name}={str(problem['input'])[:80]!r} cannot be used: {problem['msg']}") from None
+    return sorted(options.keys() - Settings.model_fields.keys())
 
 
 def _warn_of_unknown_variables() -> None:
