@@ -169,15 +169,16 @@ def assign(options: Mapping[str, object]) -> list[str]:
     Raises:
         ConfigurationError: a value cannot be used.
     """
-    for name in options.keys() & Settings.model_fields.keys():
-        if options[name] is None:
+    unknown = sorted(options.keys() - Settings.model_fields.keys())
+    for name, value in options.items():
+        if name in unknown or value is None:
             continue
         try:
-            setattr(CONF, name, options[name])
+            setattr(CONF, name, value)
         except ValidationError as exc:
-            problem = exc.errors()[0]
-            raise ConfigurationError(f"{name}={str(problem['input'])[:80]!r} cannot be used: {problem['msg']}") from None
-    return sorted(options.keys() - Settings.model_fields.keys())
+            hint = exc.errors()[0]["msg"]
+            raise ConfigurationError(f"{name}={str(value)[:80]!r} cannot be used: {hint}") from None
+    return unknown
 
 
 def _warn_of_unknown_variables() -> None:

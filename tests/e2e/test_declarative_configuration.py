@@ -50,7 +50,7 @@ def test_by_the_variable(tmp_path: Path) -> None:
         OTEL_TRACES_EXPORTER="unheard_of",
         AGENTEXEC_PROGRESS="off",
     )
-    assert [line for line in complaints(done) if "configurator kwargs" not in line and line] == []
+    assert [line for line in complaints(done) if "configurator kwargs" not in line] == []
     live, again = stored(f"sqlite:///{tmp_path / 'app.db'}"), stored(ended)
     assert (live.agent_type, live.status, live.requests) == ("Researcher", "COMPLETE", 2)
     assert "look_up is done" in [log.message for log in live.logs]
@@ -62,7 +62,7 @@ def test_by_the_variable(tmp_path: Path) -> None:
 
 
 def test_by_the_application(tmp_path: Path) -> None:
-    """The page's lines do the same; logs go live over OTLP if the file names that exporter; other names are reported."""
+    """The page's lines do the same; logs also go over OTLP if the file says so; an unknown name is reported."""
     options = {"exporters": ["sql", "otlp"], "create_tables": True, "progres": "off", "message_limit": None}
     done = run(tmp_path, code=LOADING + APP, options=options)
     (warning,) = complaints(done)
