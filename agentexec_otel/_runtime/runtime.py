@@ -40,7 +40,7 @@ from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
 from agentexec_otel._runtime.setup import new_worker_id, spool_for
-from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink
+from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink, span_style
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
 
 _logger = logging.getLogger("agentexec_otel")
@@ -75,9 +75,8 @@ class Runtime:
         self._order = threading.RLock()  # Guards that all exporters get events in one order; only they are called.
         self._tracer = ActivityTracer(
             trace.get_tracer(semconv.SCOPE, tracer_provider=tracer_provider),
-            span_events=CONF.event_mode != "log",
-            log_sink=log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
-            canceled_is_error=CONF.canceled_is_error,
+            span_style(),
+            log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
         )
         self._emits_records = self._tracer.log_sink is not None
         self._following = Following(self._store, self._tracer, self._to_others, self._call_soon)
