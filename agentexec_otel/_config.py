@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentexec_otel._environment import unknown_variables
 from agentexec_otel._errors import ConfigurationError
+from agentexec_otel._model.span import EventName, LevelScheme
 from agentexec_otel._model.text import METADATA_KEY
 
 EventMode = Literal["span_event", "log", "both"]
@@ -57,7 +58,16 @@ class Settings(BaseSettings):
     event_mode: EventMode = Field(
         "span_event", description="How logs appear in OpenTelemetry: `span_event`, `log` (LogRecords) or `both`."
     )
+    event_name: EventName = Field(
+        "log", description="Name of span events: `log` (`agentexec.activity.log`) or the `message` of the log."
+    )
     canceled_is_error: bool = Field(False, description="Give the span of a canceled activity the status ERROR.")
+    span_levels: Annotated[tuple[LevelScheme, ...], NoDecode] = Field(
+        (),
+        description="Backends, separated by commas, for which a span gets the level WARNING if the activity was"
+        " canceled, or ERROR if it failed: `langfuse`, `logfire`.",
+    )
+    span_usage: bool = Field(True, description="Put the tokens of a run on its span.")
     message_limit: Annotated[int, Field(ge=64, le=61_440)] = Field(
         8_192, description="Longest stored message in bytes of UTF-8."
     )
@@ -121,10 +131,10 @@ class Settings(BaseSettings):
         """The ``AGENTEXEC_*`` variables of the environment that are no setting, each with the one that may be meant."""
         return unknown_variables(os.environ, cls.model_fields)
 
-    @field_validator("indexed_metadata", mode="before")
+    @field_validator("indexed_metadata", "span_levels", mode="before")
     @classmethod
-    def _split_keys(cls, value: Any) -> Any:
-        return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("indexed_metadata")
     @classmethod

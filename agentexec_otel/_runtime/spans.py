@@ -36,7 +36,13 @@ LogSink = Callable[[ActivityEvent, Context], None]
 
 def span_style() -> SpanStyle:
     """How spans are written, by the settings of this process."""
-    return SpanStyle(has_events=CONF.event_mode != "log", canceled_is_error=CONF.canceled_is_error)
+    return SpanStyle(
+        has_events=CONF.event_mode != "log",
+        event_name=CONF.event_name,
+        has_usage=CONF.span_usage,
+        canceled_is_error=CONF.canceled_is_error,
+        levels=CONF.span_levels,
+    )
 
 
 class ActivityTracer:
