@@ -69,6 +69,7 @@ class Runtime:
         self._store = first if isinstance(first, ActivityStore) else None
         self._session_store: SessionStore | None = first if isinstance(first, SessionStore) else None
         self._redact = redact
+        self.tracer_provider: Final = tracer_provider
         self._successor: Runtime | None = None  # of a caller that has this one in hand while it is replaced
         self.pid = os.getpid()
         self._worker_id = new_worker_id()

@@ -406,5 +406,5 @@ def agents(agent_id: UUID) -> None:
     assert_type(runner, ax.OpenAIRunner)
     assert_type(ax.AgentExecInstrumentor(), ax.AgentExecInstrumentor)
     ax.instrument()
-    ax.instrument("openai_agents")
+    ax.instrument("openai_agents", spans=True)
     ax.uninstrument("openai_agents")

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.one_python
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
-    *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats", "openai-agents"),
-    *("otlp", "parquet", "postgres", "rabbitmq", "redis", "tasks", "web"),
+    *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats"),
+    *("openai-agents", "openai-agents-spans", "otlp", "parquet", "postgres", "rabbitmq", "redis", "tasks", "web"),
 }
 
 
