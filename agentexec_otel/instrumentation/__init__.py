@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from agentexec_otel._errors import MissingExtraError
-from agentexec_otel._runtime.process import tracer_provider
+from agentexec_otel.instrumentation._activities import tracer_provider
 
 if TYPE_CHECKING:
     from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, guarded
 from agentexec_otel._model.event import Status
 from agentexec_otel._runtime.live import LiveActivity
-from agentexec_otel._runtime.process import active
+from agentexec_otel._runtime.process import active, tracer_provider
 from agentexec_otel._runtime.reader import RowUnavailableError
 from agentexec_otel._runtime.runtime import complain, on_event_loop
 from agentexec_otel.activity import ActivityRun
@@ -25,6 +25,7 @@ __all__ = [
     "find",
     "known",
     "on_event_loop",
+    "tracer_provider",
     "wait_for_approval",
 ]
 
