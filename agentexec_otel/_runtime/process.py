@@ -7,13 +7,14 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import metrics, trace
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError
-from agentexec_otel._runtime.metrics import register
+from agentexec_otel._model.results import ActiveCount
+from agentexec_otel._runtime.metrics import instruments
 from agentexec_otel._runtime.runtime import Runtime, forget_complaints
 from agentexec_otel._runtime.setup import (
     check_hooks,
@@ -29,6 +30,8 @@ from agentexec_otel.export.spool import SpoolError
 
 if TYPE_CHECKING:
     from agentexec_otel._runtime.setup import Database
+
+_COUNT_SECONDS: Final = 2.0
 
 _runtime: Runtime | None = None
 _database: Database | None = None  # what the runtime was set up with
@@ -73,13 +76,15 @@ def configure(
     if otlp_endpoint is not None:
         tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=CONF.event_mode != "span_event")
     # Built without the lock: providers are code of the application.
-    runtime = Runtime(sinks, tracer_provider, logger_provider, redact, on_start=_flush_at_exit_of_child)
+    run_metrics = instruments(meter_provider, health, _count_active)
+    runtime = Runtime(
+        sinks, tracer_provider, logger_provider, redact, on_start=_flush_at_exit_of_child, on_ended=run_metrics.ended
+    )
     with _lock:
         if _runtime is not None:
             runtime.take_over(_runtime)
         previous, _runtime = _runtime, runtime
         _database = (default_database() if database is None else database) if stores else None
-    register(meter_provider, health)
     # Handlers run last in, first out: ours must end spans before the provider that was set up earlier goes.
     atexit.unregister(shutdown)
     atexit.register(shutdown)
@@ -192,6 +197,12 @@ def recover(timeout: float = 60.0, *, dead_letters: bool = False) -> int:
         return active().recover(timeout, dead_letters=dead_letters)
     except (OSError, SpoolError) as exc:
         raise ConfigurationError(f"the dead letters cannot be replayed: {exc}") from exc
+
+
+def _count_active() -> Sequence[ActiveCount]:
+    """For the gauges: read by the writer, within two seconds."""
+    runtime = _runtime
+    return () if runtime is None or runtime.pid != os.getpid() else runtime.count_active(_COUNT_SECONDS)
 
 
 def reset_for_tests() -> None:

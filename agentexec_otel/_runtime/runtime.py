@@ -28,6 +28,8 @@ from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import (
     Ack,
+    ActiveCount,
+    AttemptEnd,
     EndedActivity,
     Ending,
     ExportResult,
@@ -63,6 +65,7 @@ class Runtime:
         logger_provider: Any | None,
         redact: Callable[[str], str] | None,
         on_start: Callable[[], None] | None = None,
+        on_ended: Callable[[AttemptEnd], None] = lambda _: None,
     ) -> None:
         first = exporters[0] if exporters else None
         self._first = first
@@ -80,7 +83,7 @@ class Runtime:
             log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
         )
         self._emits_records = self._tracer.log_sink is not None
-        self._following = Following(self._store, self._tracer, self._to_others, self._call_soon)
+        self._following = Following(self._store, self._tracer, self._to_others, self._call_soon, on_ended)
         self._live = self._following.live
         self._processors = [
             ActivityProcessor(
@@ -498,6 +501,14 @@ class Runtime:
         if self._store is None:
             raise ConfigurationError(_NO_DATABASE)
         return self.end_together(ending, partial(self._store.end_lost, ending))
+
+    def count_active(self, timeout: float) -> Sequence[ActiveCount]:
+        """What is QUEUED or RUNNING in the store. Nothing if there is none, or if it has not answered in time."""
+        if self._store is None or self.is_closed:
+            return ()
+        with suppress(TimeoutError, ExportError):
+            return self._primary.call(self._store.count_active, timeout)
+        return ()
 
     def ended_together(self, ended: Sequence[EndedActivity], ending: Ending) -> None:
         """Follow what a session has ended and committed."""
