@@ -122,8 +122,9 @@ def _conversation_attributes(metadata: Mapping[str, Any]) -> dict[str, Attribute
     found: dict[str, AttributeValue] = {}
     for name, keys in _CONVERSATION.items():
         ids = (metadata.get(key) for key in keys)
-        if chosen := next((one for one in ids if one not in (None, "")), None):
-            found[name] = str(chosen)
+        texts = (str(one) for one in ids if isinstance(one, str | int) and not isinstance(one, bool))
+        if chosen := next(filter(None, texts), None):
+            found[name] = chosen
     return found
 
 

@@ -169,7 +169,12 @@ def mlflow(folder: Path) -> Iterator[MLflow]:
     store = f"sqlite:///{folder / 'mlflow.db'}"
     command = [str(ENVIRONMENTS / "mlflow/bin/mlflow"), "server", "--backend-store-uri", store]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with _running(command, {"MLFLOW_DISABLE_TELEMETRY": "true"}, folder, f"http://127.0.0.1:{port}"):
+    with _running(
+        command,
+        {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        folder,
+        f"http://127.0.0.1:{port}",
+    ):
         yield MLflow(f"http://127.0.0.1:{port}")
 
 

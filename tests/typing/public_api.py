@@ -115,6 +115,9 @@ def settings() -> None:
     assert_type(ax.CONF.table_prefix, str)
     assert_type(ax.CONF.database_url, str | None)
     assert_type(ax.CONF.event_mode, Literal["span_event", "log", "both"])
+    assert_type(ax.CONF.event_name, Literal["log", "message"])
+    assert_type(ax.CONF.span_levels, tuple[Literal["langfuse", "logfire"], ...])
+    assert_type(ax.CONF.trace_url_template, str | None)
     assert_type(ax.CONF.message_limit, int)
     assert_type(ax.CONF.terminal_timeout, float)
 
@@ -158,6 +161,7 @@ def read(session: Session, agent_id: UUID) -> None:
         assert_type(found.logs, list[ActivityLogSchema])
         assert_type(found.logs[0].id, int)
         assert_type(found.trace_id, str | None)
+        assert_type(found.trace_url, str | None)
         assert_type(found.metadata, dict[str, Any] | None)
     assert_type(ax.activity.detail(session, agent_id, include_late=True), ActivityDetailSchema | None)
     page = assert_type(ax.activity.list(session, 1, 20, status=[Status.ERROR], agent_type="task"), ActivityListSchema)

@@ -51,13 +51,13 @@ def test_a_span_is_an_agents_run_from_its_start(spans: InMemorySpanExporter) -> 
         ({"group_id": "g"}, "g", "g"),
         ({"group_id": "g", "session_id": "s"}, "g", "s"),
         ({"conversation_id": "c", "thread_id": "t", "group_id": "g", "session_id": "s"}, "c", "s"),
-        ({"conversation_id": "", "thread_id": None, "group_id": "g"}, "g", "g"),
+        ({"conversation_id": "", "thread_id": None, "group_id": "g", "session_id": ["s"]}, "g", "g"),
     ],
 )
 def test_metadata_names_the_conversation(
     spans: InMemorySpanExporter, metadata: dict[str, Any], conversation: str | None, session: str | None
 ) -> None:
-    """By the keys that applications use for it; empty values name none."""
+    """By the keys that applications use for it; empty values and lists name none."""
     ax.activity.complete(ax.activity.create("task", metadata=metadata))
     found = attributes(the_span(spans))
     assert (found.get("gen_ai.conversation.id"), found.get("session.id")) == (conversation, session)
