@@ -122,8 +122,9 @@ async def test_the_conversation_of_a_run_is_on_its_span(
 async def test_a_session_without_an_id_yet(database: Database) -> None:
     """That of a conversation which OpenAI has still to create: the run is tracked all the same, here until it fails."""
     async with AsyncOpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", max_retries=0) as client:
+        session: Any = OpenAIConversationsSession(openai_client=client)
         with pytest.raises(APIConnectionError):
-            await Runner.run(agent(say("done")), "go", session=OpenAIConversationsSession(openai_client=client))
+            await Runner.run(agent(say("done")), "go", session=session)
     assert (only(database).metadata, only(database).status) == (None, "ERROR")
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +148,7 @@ def _ask(url: str, body: object = None) -> Any:
 
 
 @contextmanager
-def phoenix(folder: Path) -> Iterator[Phoenix]:
+def phoenix(folder: Path) -> Generator[Phoenix]:
     """Phoenix at work, with a database in this folder."""
     port, grpc = free_port(), free_port()
     variables = {
@@ -163,7 +163,7 @@ def phoenix(folder: Path) -> Iterator[Phoenix]:
 
 
 @contextmanager
-def mlflow(folder: Path) -> Iterator[MLflow]:
+def mlflow(folder: Path) -> Generator[MLflow]:
     """MLflow's tracking server at work, with a database in this folder."""
     port = free_port()
     store = f"sqlite:///{folder / 'mlflow.db'}"
@@ -179,7 +179,7 @@ def mlflow(folder: Path) -> Iterator[MLflow]:
 
 
 @contextmanager
-def _running(command: list[str], variables: Mapping[str, str], folder: Path, url: str) -> Iterator[None]:
+def _running(command: list[str], variables: Mapping[str, str], folder: Path, url: str) -> Generator[None]:
     log = folder / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
