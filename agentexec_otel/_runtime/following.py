@@ -13,7 +13,16 @@ from agentexec_otel._errors import ExportError, guarded
 from agentexec_otel._model.event import RUNNING, ActivityEvent, SpanRef, Status
 from agentexec_otel._model.fold import attempt_end, moment
 from agentexec_otel._model.ids import uuid7
-from agentexec_otel._model.results import Ack, AttemptEnd, EndedActivity, Ending, ExportResult, Reject, StoredActivity
+from agentexec_otel._model.results import (
+    Ack,
+    AttemptEnd,
+    EndedActivity,
+    Ending,
+    ExportResult,
+    Refusal,
+    Reject,
+    StoredActivity,
+)
 from agentexec_otel._model.span import SpanStart
 from agentexec_otel._runtime.live import ClosingSpan, LiveActivities, LiveActivity
 from agentexec_otel._runtime.spans import ActivityTracer, Mirror, in_clean_context
@@ -73,7 +82,7 @@ class Following:
                     self._acknowledged(live, event, result)
         elif live is not None and isinstance(result, Reject):
             for event in events:
-                self._refused(live, event)
+                self._refused(live, event, result.refusal)
         if isinstance(result, Ack) and not result.late and any(event.reopens for event in events):
             self.live.join(events[0].agent_id, result.attempt)
 
@@ -105,11 +114,11 @@ class Following:
             self._learn_span(live)
         self.follow_up(*live.follow(event, ack))
 
-    def _refused(self, live: LiveActivity, event: ActivityEvent) -> None:
+    def _refused(self, live: LiveActivity, event: ActivityEvent, refusal: Refusal | None) -> None:
         if event.opening is not None and live.attempt is None:
             self._resolve({live.agent_id: live})  # It exists already, as was expected.
-        live.refuse(event)
-        if event.claims and event.status is RUNNING and self.live.get(live.agent_id) is live:
+        live.refuse(event, refusal)
+        if refusal is not None and event.claims and event.status is RUNNING and self.live.get(live.agent_id) is live:
             self.live.forget(live.agent_id)
 
     def _resolve(self, lives: Mapping[UUID, LiveActivity]) -> None:

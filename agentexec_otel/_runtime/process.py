@@ -14,13 +14,17 @@ from opentelemetry import metrics, trace
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError
 from agentexec_otel._model.results import ActiveCount
+from agentexec_otel._runtime.complaints import forget_complaints
 from agentexec_otel._runtime.metrics import instruments
-from agentexec_otel._runtime.runtime import Runtime, forget_complaints
+from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel._runtime.setup import (
+    SQL,
     check_hooks,
     checked_exporters,
     default_database,
     flush_at_exit_of_child,
+    named_exporters,
+    names_database,
     set_up_otlp,
     sql_exporter,
 )
@@ -54,7 +58,8 @@ def configure(
     Args:
         database: A SQLAlchemy URL or engine, sync or async. Default: ``AGENTEXEC_DATABASE_URL``, else the SQLite file
             ``agentexec.db`` in the working directory, whose tables are created.
-        exporters: Where events go, instead of a database; with `database`, in addition to it.
+        exporters: Where events go, instead of a database; with `database`, in addition to it. Those that
+            ``AGENTEXEC_EXPORTERS`` names are added. If it names exporters and no database is named, there is none.
         tracer_provider: The OpenTelemetry provider for activity spans. Default: the global one, set now or later.
         logger_provider: The provider for log records (``AGENTEXEC_EVENT_MODE=log`` or ``both``). Default: the global.
         meter_provider: The provider for the writers' metrics. Default: the global one.
@@ -70,11 +75,12 @@ def configure(
     global _runtime, _database  # noqa: PLW0603
     check_hooks(redact, tracer_provider=tracer_provider, logger_provider=logger_provider, meter_provider=meter_provider)
     sinks = checked_exporters(exporters)
-    stores = database is not None or exporters is None
+    stores = _stores(database, exporters)
     if stores:
         sinks.insert(0, sql_exporter(database, create_tables))
     if otlp_endpoint is not None:
         tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=CONF.event_mode != "span_event")
+    sinks += named_exporters(sinks, otlp_endpoint)
     # Built without the lock: providers are code of the application.
     run_metrics = instruments(meter_provider, health, _count_active)
     runtime = Runtime(
@@ -90,6 +96,13 @@ def configure(
     atexit.register(shutdown)
     if previous is not None:
         previous.stop(CONF.shutdown_timeout)
+
+
+def _stores(database: Database | None, exporters: Sequence[ActivityExporter] | None) -> bool:
+    """Whether activities are stored in SQL: if a database is named, or neither it nor an exporter is."""
+    if database is not None or SQL in CONF.exporters:
+        return True
+    return exporters is None and (CONF.database_url is not None or not CONF.exporters)
 
 
 def is_configured() -> bool:
@@ -119,7 +132,7 @@ def tracer_provider() -> trace.TracerProvider | None:
 
 
 def active() -> Runtime:
-    """The runtime. The first call sets it up from ``AGENTEXEC_DATABASE_URL`` if `configure` was not called."""
+    """The runtime. The first call sets it up from the environment if `configure` was not called."""
     runtime = _runtime
     if runtime is None:
         return _configured_from_environment()
@@ -130,7 +143,7 @@ def active() -> Runtime:
 
 def active_in_session() -> Runtime:
     """The runtime of a call with a session. Without any set-up it only writes rows."""
-    return active() if _runtime is not None or CONF.database_url is not None else _unconfigured()
+    return active() if _runtime is not None or names_database() else _unconfigured()
 
 
 @lru_cache(maxsize=1)
@@ -140,7 +153,7 @@ def _unconfigured() -> Runtime:
 
 def _configured_from_environment() -> Runtime:
     with _lock:
-        if _runtime is None and CONF.database_url is None:
+        if _runtime is None and CONF.database_url is None and not CONF.exporters:
             raise ConfigurationError(
                 "agentexec-otel is not set up: call ax.configure(engine_or_url), or set AGENTEXEC_DATABASE_URL"
             )

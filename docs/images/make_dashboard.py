@@ -1,6 +1,6 @@
 """Write dashboard.png and dashboard-dark.png: the dashboard of `make dashboard`, half a minute after its start.
 
-    python docs/images/make_dashboard.py
+python docs/images/make_dashboard.py
 """
 
 import socket
@@ -24,7 +24,7 @@ def main() -> None:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/"
     command = [sys.executable, "live_activities.py", "--dashboard", f"--port={port}", "--seed=11"]
-    example = subprocess.Popen(command, cwd=EXAMPLES)
+    example = subprocess.Popen(command, cwd=EXAMPLES)  # noqa: S603
     try:
         time.sleep(SECONDS)
         url = str(httpx.get(url, follow_redirects=True).url)
