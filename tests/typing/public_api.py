@@ -388,7 +388,7 @@ class Topic(BaseModel):
 
 async def tasks() -> None:
     """A pool, a task of it, and what becomes of one that is sent."""
-    pool = ax.Pool(concurrency=10)
+    pool = ax.Pool(concurrency=10, keep_contexts=True)
 
     @pool.task("research", timeout=60)
     async def research(agent_id: UUID, context: Topic) -> str:
