@@ -93,7 +93,7 @@ def log_of(page: Page) -> Locator:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium. While it is open, Playwright's event loop runs on this thread: no other module can share it."""
+    """Debian's Chromium. Playwright's event loop runs on this thread while it is open: no other module shares it."""
     if not CHROMIUM.exists():
         pytest.fail("/usr/bin/chromium is missing: install Debian's chromium")
     with sync_playwright() as playwright:
