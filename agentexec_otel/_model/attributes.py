@@ -35,8 +35,13 @@ CACHED_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
 MODEL: Final = "gen_ai.request.model"
 
+WORKER_ID: Final = "agentexec.worker_id"
+"""On a replayed span: the worker that ran the attempt, as its row names it."""
+
 PREVIOUS_SPAN: Final = "agentexec.previous_span"
 """Key in the ``trace_context`` of a row: the traceparent of the previous attempt's span."""
+WORKER_SPAN: Final = "agentexec.worker_span"
+"""Key in the ``trace_context`` of a row: the traceparent of the span that was current where its span was started."""
 
 METRIC_EVENTS: Final = "agentexec.exporter.events"
 METRIC_PENDING: Final = "agentexec.exporter.pending"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
@@ -11,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
 from opentelemetry import trace
@@ -35,13 +34,19 @@ from agentexec_otel._model.results import (
 )
 from agentexec_otel._model.text import MESSAGE_LIMIT, NAME_LIMIT, clean_percentage, prepare_message
 from agentexec_otel._model.waiting import sentence, waiting_for
+from agentexec_otel._runtime.complaints import complain
+from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
+from agentexec_otel._runtime.replay import Progress, Replays
 from agentexec_otel._runtime.setup import new_worker_id, spool_for
 from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink, span_style
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 _logger = logging.getLogger("agentexec_otel")
 _T = TypeVar("_T")
@@ -63,6 +68,7 @@ class Runtime:
         logger_provider: Any | None,
         redact: Callable[[str], str] | None,
         on_start: Callable[[], None] | None = None,
+        span_exporter: SpanExporter | Callable[[], SpanExporter] | None = None,
     ) -> None:
         first = exporters[0] if exporters else None
         self._first = first
@@ -79,7 +85,8 @@ class Runtime:
             log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
         )
         self._emits_records = self._tracer.log_sink is not None
-        self._following = Following(self._store, self._tracer, self._to_others, self._call_soon)
+        self._replays = Replays(first, partial(self._have_writer_do, seconds=60), tracer_provider, span_exporter)
+        self._following = Following(self._store, self._tracer, self._to_others, self._call_soon, self._replays.orphaned)
         self._live = self._following.live
         self._processors = [
             ActivityProcessor(
@@ -509,11 +516,12 @@ class Runtime:
         else:
             self._primary.call_soon(follow)
 
-    def _have_writer_do(self, work: Callable[[], _T]) -> _T:
+    def _have_writer_do(self, work: Callable[[], _T], seconds: float | None = None) -> _T:
+        timeout = seconds or CONF.create_timeout
         try:
-            return self._primary.call(work, CONF.create_timeout)
+            return self._primary.call(work, timeout)
         except TimeoutError:
-            why = self._primary.last_error or f"the database did not answer within {CONF.create_timeout:g} s"
+            why = self._primary.last_error or f"the database did not answer within {timeout:g} s"
             raise ActivityNotStoredError(why) from None
         except ExportError as exc:
             raise ActivityNotStoredError(str(exc)) from exc
@@ -577,7 +585,18 @@ class Runtime:
         live = self._live.get(agent_id)
         return live.is_pending if live is not None else self._primary.pending > 0  # It may have been forgotten.
 
+    # -- spans of attempts that have ended ----------------------------------------------------------------------
+
+    def replay(self, criteria: Sequence[Any], batch_size: int, progress: Progress | None, dry_run: bool) -> int:
+        """What `ax.replay` does, for the spans that meet the criteria."""
+        return self._replays.run(criteria, batch_size, progress, dry_run)
+
+    def spans_reported(self, spans: Sequence[tuple[UUID, str]], *, exported: bool) -> None:
+        """A tracked exporter has exported these spans, or failed to."""
+        self._following.hand_over.report(spans, exported=exported)
+
     def _tick(self) -> None:
+        self._following.hand_over.work()
         if self._liveness is not None:
             self._liveness.tick()
 
@@ -606,10 +625,11 @@ class Runtime:
         """Wait until everything reported so far is stored, and on its span, within `timeout` seconds altogether."""
         left = _countdown(timeout)
         done = [one.force_flush(left()) for one in self._processors]
+        self._following.hand_over.finish(left())
         return self._following.mirror.drain(left()) and all(done)
 
-    def _call_soon(self, work: Callable[[], object]) -> None:
-        self._primary.call_soon(work)
+    def _call_soon(self, work: Callable[[], object], give_up: Callable[[], object] = lambda: None) -> None:
+        self._primary.call_soon(work, give_up)
 
     def flush_first(self, timeout: float) -> bool:
         """As `flush`, for the exporter that decides."""
@@ -619,6 +639,7 @@ class Runtime:
         """Flush and stop the writers, within `timeout` seconds altogether; activities continue."""
         left = _countdown(timeout)
         done = [one.shutdown(left()) for one in self._processors]
+        self._following.hand_over.end_unclaimed()
         return all(done)
 
     def shutdown(self, timeout: float) -> bool:
@@ -632,6 +653,7 @@ class Runtime:
             with suppress(TimeoutError, ExportError):
                 if self._primary.force_flush(timeout / 2):  # An event that came behind would take its lease again.
                     self._primary.call(self._liveness.release, timeout / 4)
+                    self._replays.finish(self._following, left() / 2)
         done = self.stop(left())
         self._following.end_spans()
         self._following.mirror.stop(left() + for_spans)
@@ -650,6 +672,7 @@ class Runtime:
         """Activities, spans, queues and connections are the parent's."""
         self.pid, self._worker_id = os.getpid(), new_worker_id()  # A forked child is another worker.
         self._order = threading.RLock()
+        self._replays.after_fork_in_child()
         self._following.after_fork_in_child()
         if self._reader is not None:
             self._reader.after_fork_in_child()
@@ -661,27 +684,3 @@ def _countdown(timeout: float) -> Callable[[], float]:
     """Seconds that are left of `timeout`, 0 at least."""
     deadline = time.monotonic() + timeout
     return lambda: max(0.0, deadline - time.monotonic())
-
-
-def on_event_loop() -> bool:
-    """Whether blocking here would stall a running asyncio event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-_complaints: set[str] = set()
-
-
-def complain(text: str) -> None:
-    """Log a warning, once for each text."""
-    if text not in _complaints and len(_complaints) < 1000:
-        _complaints.add(text)
-        _logger.warning(text)
-
-
-def forget_complaints() -> None:
-    """For tests."""
-    _complaints.clear()

@@ -129,7 +129,7 @@ def test_a_sweeper_that_was_away_waits_for_the_others(database: Database) -> Non
     now = [0.0]
     exporter = SQLExporter(database.url)
     tracer = ActivityTracer(trace.get_tracer("test"), SpanStyle(), None)
-    following = Following(exporter, tracer, lambda event, live=None: None, lambda work: work())
+    following = Following(exporter, tracer, lambda event, live=None: None, lambda work, give_up=None: work())
     liveness = Liveness(exporter, following, lambda: "the sweeper", lambda: now[0])
 
     def tick_until(end: float) -> None:
