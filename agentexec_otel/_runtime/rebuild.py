@@ -53,9 +53,9 @@ class SpanRebuilder:
         return contextvars.Context().run(self._rebuild, stored)
 
     def _rebuild(self, stored: StoredSpan) -> ReadableSpan:
-        started_in = span_ref_of(stored.ref.started_in or "")
-        if started_in is not None:
-            flags = trace.TraceFlags(int(started_in.sampled))
+        traceparent = stored.ref.started_in or ""
+        if (started_in := span_ref_of(traceparent)) is not None:
+            flags = trace.TraceFlags(int(traceparent[-2:], 16))
             here = trace.SpanContext(int(started_in.trace_id, 16), int(started_in.span_id, 16), False, flags)
             attach(trace.set_span_in_context(trace.NonRecordingSpan(here)))
         self._ids.trace_id, self._ids.span_id = int(stored.ref.trace_id, 16), int(stored.ref.span_id, 16)

@@ -176,7 +176,7 @@ class Runtime:
             status,
             prepare_message(message, CONF.message_limit, self._redact),
             cleaned,
-            now_ns,
+            now_ns - now_ns % 1000,  # as rows have it, so that a span is equal to the one rebuilt from its row
             None if live is None else live.attempt,
             opening,
             None,
