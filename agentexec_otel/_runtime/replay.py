@@ -106,6 +106,8 @@ class Replay:
         for one in claimed:
             with guarded("rebuilding the span of an activity"):
                 spans[one.start.agent_id, one.ref.span_id] = self._rebuilder.rebuild(one)
+        if not spans:
+            return
         exported = False
         try:
             exported = self._destination.export(list(spans.values()))

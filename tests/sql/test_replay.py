@@ -1,7 +1,9 @@
 """Spans that no process has exported are rebuilt from their rows and logs, and exported once."""
 
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,13 +15,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import Engine, select, update
 
 import agentexec_otel as ax
+from agentexec_otel._runtime.destination import Destination
+from agentexec_otel._runtime.liveness import lost_ending
+from agentexec_otel._runtime.rebuild import SpanRebuilder
+from agentexec_otel._runtime.replay import Replay
 from agentexec_otel.activity.models import Activity, Status
+from agentexec_otel.export import SpanRef
+from agentexec_otel_exporters.sql import SQLExporter
 from tests.databases import Database
+from tests.sql.rows import event, eventually, opening
 
 WORKER = "agentexec.worker_id"
 
@@ -173,7 +182,12 @@ def end(agent_id: UUID, how: str, message: str, percentage: int | None) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-@settings(max_examples=25, phases=(Phase.explicit, Phase.reuse, Phase.generate), suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=25,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
+)
 @given(scenario=scenarios)
 def test_a_rebuilt_span_equals_the_live_one(
     scenario: Scenario,
@@ -200,3 +214,312 @@ def test_a_rebuilt_span_equals_the_live_one(
     if ran is not None:
         assert again["attributes"].pop(WORKER) == ran
     assert again == expected
+
+
+# -- which process exports a span ---------------------------------------------------------------------------------
+
+DEAD = "dead:1"
+
+
+def run_by_another(elsewhere: SQLExporter, agent_id: UUID, number: int = 1, *, sampled: bool = True) -> str:
+    """Another process runs the activity: its row names that process's span. Returns the span's id."""
+    span = SpanRef(f"{number:032x}", f"{number:016x}", sampled)
+    elsewhere.export([event(agent_id, message="runs there", span=span, worker_id=DEAD)])
+    return span.span_id
+
+
+def expire_leases(engine: Engine) -> None:
+    """The time passes that a worker has to extend its leases."""
+    with engine.begin() as connection:
+        past = datetime.now(UTC) - timedelta(minutes=5)
+        connection.execute(update(Activity).where(Activity.status == Status.RUNNING).values(lease_expires_at=past))
+
+
+def span_ids(spans: Sequence[ReadableSpan]) -> list[str]:
+    return sorted(f"{span.context.span_id:016x}" for span in spans if span.context is not None)
+
+
+def never_exported(database: Database, elsewhere: SQLExporter, count: int) -> list[UUID]:
+    """Activities that have failed in processes that were killed right after."""
+    created = [opening() for _ in range(count)]
+    elsewhere.export(created)
+    for number, one in enumerate(created, 1):
+        run_by_another(elsewhere, one.agent_id, number)
+    elsewhere.export([event(one.agent_id, Status.ERROR, "failed") for one in created])
+    age(database.engine)
+    return [one.agent_id for one in created]
+
+
+def age(engine: Engine) -> None:
+    """An hour passes."""
+    with engine.begin() as connection:
+        connection.execute(update(Activity).values(ended_at=datetime.now(UTC) - timedelta(hours=1)))
+
+
+def test_lost_workers_are_replayed_by_the_process_that_ends_them(
+    database: Database, exporter: SQLExporter, span_exporter: InMemorySpanExporter, replayed: InMemorySpanExporter
+) -> None:
+    """Ended as lost: their spans are exported by this process, once, with the ids on their rows."""
+    ids = [ax.activity.create("task") for _ in range(3)]
+    expected = sorted(run_by_another(exporter, agent_id, number) for number, agent_id in enumerate(ids, 1))
+    expire_leases(database.engine)
+    assert ax.activity.reap() == 3
+    assert eventually(lambda: len(replayed.get_finished_spans()) == 3)
+    assert eventually(lambda: all(row.span_exported_at for row in rows(database.engine).values()))
+    assert span_ids(replayed.get_finished_spans()) == expected
+    assert ax.replay() == 0
+    for span in replayed.get_finished_spans():
+        attributes = dict(span.attributes or {})
+        assert (attributes["agentexec.reason"], attributes[WORKER]) == ("lost", DEAD)
+        assert span.status.description == "The worker was lost."
+        assert [dict(one.attributes or {})["agentexec.log.message"] for one in span.events] == [
+            "Waiting to start.",
+            "runs there",
+            "The worker was lost.",
+        ]
+    assert span_exporter.get_finished_spans() == ()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_automatic_replay_is_switched_off(
+    database: Database, exporter: SQLExporter, replayed: InMemorySpanExporter
+) -> None:
+    """`AGENTEXEC_REPLAY_LOST=false` leaves it to `ax.replay`."""
+    ax.CONF.replay_lost = False
+    run_by_another(exporter, ax.activity.create("task"))
+    expire_leases(database.engine)
+    assert ax.activity.reap() == 1
+    assert ax.flush()
+    ax.shutdown()
+    assert replayed.get_finished_spans() == ()
+    ax.configure(database.url, span_exporter=replayed)
+    assert ax.replay() == 1
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("ending", ["resumed", "canceled", "bulk"])
+def test_a_span_whose_process_died_is_replayed_by_the_one_that_ends_the_activity(
+    ending: str, database: Database, exporter: SQLExporter, replayed: InMemorySpanExporter
+) -> None:
+    """A waiting run that is resumed elsewhere, a cancellation, and a bulk cancellation: one span each, after a lease in
+    which the process that has the span does not end it."""
+    ax.CONF.lease_seconds = 0.5
+    agent_id = ax.activity.create("task")
+    expected = run_by_another(exporter, agent_id)
+    waiting = {"for": "approval", "since": "2026-01-01T00:00:00+00:00", "items": []}
+    exporter.export([event(agent_id, message="waits", waiting=waiting, worker_id=DEAD)])
+    if ending == "resumed":
+        with ax.activity.run(agent_id) as run:
+            run.update("continues here")
+    elif ending == "canceled":
+        assert ax.activity.cancel(agent_id)
+    else:
+        assert ax.activity.cancel_pending(agent_type="task") == 1
+    assert eventually(replayed.get_finished_spans)
+    assert span_ids(replayed.get_finished_spans()) == [expected]
+    assert eventually(lambda: rows(database.engine)[agent_id].span_exported_at)
+
+
+def test_two_processes_replay_at_once(database: Database, exporter: SQLExporter, tmp_path: Path) -> None:
+    """Each span is exported by one of them."""
+    never_exported(database, exporter, 60)
+    exporters = [SQLExporter(database.url) for _ in range(2)]
+    replays = [replay_of(one) for one in exporters]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda one: one[0].run((), 4, None), replays))
+    found = [span_ids(spans.get_finished_spans()) for _, spans in replays]
+    assert [len(one) for one in found] == done
+    for one in exporters:
+        one.shutdown(1)
+    assert sum(done) == 60
+    assert len({*found[0], *found[1]}) == 60
+
+
+def replay_of(exporter: SQLExporter) -> tuple[Replay, InMemorySpanExporter]:
+    """The replay of another process, and where its spans end up."""
+    spans = InMemorySpanExporter()
+    rebuilder = SpanRebuilder(TracerProvider(shutdown_on_exit=False))
+    return Replay(exporter, lambda work: work(), rebuilder, Destination(lambda: [spans], is_borrowed=True)), spans
+
+
+def test_a_frozen_worker_does_not_export_what_was_replayed(
+    database: Database, exporter: SQLExporter, span_exporter: InMemorySpanExporter, replayed: InMemorySpanExporter
+) -> None:
+    """Another process has ended its activity as lost, and exported the span. When it continues, it ends no span."""
+    agent_id = ax.activity.create("task")
+    ax.activity.update(agent_id, "freezes now")
+    assert ax.flush()
+    expire_leases(database.engine)
+    assert len(exporter.end_lost(lost_ending())) == 1
+    replay, spans = replay_of(exporter)
+    assert len(replay.batch((), 10)) == 1
+    ax.activity.update(agent_id, "continues")
+    assert ax.flush()
+    assert span_exporter.get_finished_spans() == ()
+    assert span_ids(spans.get_finished_spans()) == [rows(database.engine)[agent_id].span_id]
+    assert ax.replay(agent_id=agent_id) == 0
+
+
+def test_a_span_that_was_handed_over_is_not_replayed(
+    database: Database, span_exporter: InMemorySpanExporter, replayed: InMemorySpanExporter
+) -> None:
+    """The usual end: the row says so, and `updated_at` does not move. A retry forgets it: the next span is another."""
+    agent_id = ax.activity.create("task")
+    ax.activity.update(agent_id, "runs")
+    ax.activity.complete(agent_id)
+    assert ax.flush()
+    ended = rows(database.engine)[agent_id]
+    assert ended.span_exported_at is not None
+    assert ended.lease_expires_at is None
+    assert ax.replay(agent_id=agent_id) == 0
+    assert len(span_exporter.get_finished_spans()) == 1
+    assert ended.updated_at < ended.span_exported_at + timedelta(seconds=1)
+    ax.activity.retry(agent_id)
+    assert rows(database.engine)[agent_id].span_exported_at is None
+    ax.activity.complete(agent_id)
+    assert ax.flush()
+    assert rows(database.engine)[agent_id].span_exported_at is not None
+    assert len(span_exporter.get_finished_spans()) == 2
+
+
+def test_spans_that_are_not_sampled_are_not_replayed(
+    database: Database, exporter: SQLExporter, replayed: InMemorySpanExporter
+) -> None:
+    """The sampler's decision holds; an activity without a span gets none."""
+    for number, sampled in enumerate((True, False), 1):
+        agent_id = ax.activity.create("task")
+        run_by_another(exporter, agent_id, number, sampled=sampled)
+        exporter.export([event(agent_id, Status.COMPLETE, "done")])
+    untraced = ax.activity.create("task")
+    exporter.export([event(untraced, Status.COMPLETE, "done")])
+    age(database.engine)
+    assert ax.replay(dry_run=True) == 1
+    assert ax.replay() == 1
+
+
+# -- exporters that report ----------------------------------------------------------------------------------------
+
+
+class Moody(SpanExporter):
+    """Fails for as long as it is told to."""
+
+    def __init__(self) -> None:
+        self.fails = True
+        self.spans: list[ReadableSpan] = []
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self.fails:
+            return SpanExportResult.FAILURE
+        self.spans += spans
+        return SpanExportResult.SUCCESS
+
+
+def test_a_tracked_exporter_states_what_was_exported(database: Database) -> None:
+    """A span whose export fails for good is found by a replay, one that was exported is not."""
+    receiver = Moody()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(ax.tracked(receiver)))
+    ax.configure(database.url, tracer_provider=provider, span_exporter=receiver)
+    lost, found = ax.activity.create("task"), ax.activity.create("task")
+    ax.activity.complete(lost)
+    assert ax.flush()
+    assert eventually(lambda: rows(database.engine)[lost].lease_expires_at is None)
+    receiver.fails = False
+    ax.activity.complete(found)
+    assert ax.flush()
+    assert eventually(lambda: rows(database.engine)[found].span_exported_at)
+    assert rows(database.engine)[lost].span_exported_at is None
+    age(database.engine)
+    assert ax.replay() == 1
+    assert span_ids(receiver.spans) == sorted(row.span_id for row in rows(database.engine).values())
+    provider.shutdown()
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_span_on_its_way_is_not_replayed(database: Database) -> None:
+    """While a tracked exporter has a span in its queue, a replay leaves it alone; what is exported at exit is stated,
+    too, and spans of others pass through."""
+    spans = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(ax.tracked(spans), schedule_delay_millis=60_000))
+    ax.configure(database.url, tracer_provider=provider, span_exporter=InMemorySpanExporter())
+    agent_id = ax.activity.create("task")
+    ax.activity.complete(agent_id)
+    provider.get_tracer("application").start_span("other").end()
+    assert ax.flush()
+    assert ax.replay(agent_id=agent_id) == 0
+    assert rows(database.engine)[agent_id].lease_expires_at is not None
+    assert spans.get_finished_spans() == ()
+    ax.shutdown()
+    assert sorted(span.name for span in spans.get_finished_spans()) == ["other", "task"]
+    assert rows(database.engine)[agent_id].span_exported_at is not None
+    provider.shutdown()
+
+
+# -- the call -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_what_fails_is_replayed_by_the_next_call(database: Database, exporter: SQLExporter) -> None:
+    """The exporter's failure is raised; the spans before it stay exported, the others are free again."""
+    receiver = Moody()
+    ax.configure(database.url, span_exporter=receiver)
+    never_exported(database, exporter, 5)
+    with pytest.raises(ax.SpanNotExportedError, match="2 spans were not exported"):
+        ax.replay(batch_size=2)
+    receiver.fails = False
+    seen: list[tuple[int, int]] = []
+
+    def report(done: int, total: int) -> None:
+        seen.append((done, total))
+        receiver.fails = done == 4
+
+    with pytest.raises(ax.SpanNotExportedError):
+        ax.replay(batch_size=2, progress=report)
+    assert seen == [(0, 5), (2, 5), (4, 5)]
+    receiver.fails = False
+    assert ax.replay() == 1
+    assert len(span_ids(receiver.spans)) == len(set(span_ids(receiver.spans))) == 5
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_which_are_replayed(database: Database, exporter: SQLExporter, replayed: InMemorySpanExporter) -> None:
+    """Filters choose; what has just ended is left to its process, unless it is named."""
+    first, *_ = never_exported(database, exporter, 3)
+    with database.engine.begin() as connection:
+        connection.execute(update(Activity).values(ended_at=datetime.now(UTC)).where(Activity.agent_id == first))
+    assert ax.replay(dry_run=True) == 2
+    assert ax.replay(created_before=datetime.now(UTC) - timedelta(days=1)) == 0
+    assert ax.replay(agent_type="another") == 0
+    assert ax.replay(agent_id=first) == 1
+    assert ax.replay() == 2
+    with pytest.raises(ValueError, match="batch_size"):
+        ax.replay(batch_size=0)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_where_spans_go(
+    database: Database, exporter: SQLExporter, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without `span_exporter`, to what the environment names; without that, nowhere, and the error says so."""
+    never_exported(database, exporter, 1)
+    ax.configure(database.url)
+    with pytest.raises(ax.ConfigurationError, match="OTEL_TRACES_EXPORTER"):
+        ax.replay()
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "unheard_of")
+    with pytest.raises(ax.ConfigurationError, match="unheard_of"):
+        ax.replay()
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "agentexec_sql")
+    with pytest.raises(ax.ConfigurationError, match="nowhere"):
+        ax.replay()
+    with pytest.raises(ax.ConfigurationError, match="span_exporter"):
+        ax.configure(database.url, span_exporter=InMemorySpanExporter)  # type: ignore[arg-type]
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console,agentexec_sql")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
+    ax.configure(database.url)
+    assert ax.replay() == 1
+    printed = json.loads(capfd.readouterr().out)
+    assert printed["context"]["span_id"] == f"0x{1:016x}"
+    resource = printed["resource"]["attributes"]
+    assert resource["service.name"] == "shop"
+    assert not [name for name in resource if name.startswith(("process.", "service.instance."))]

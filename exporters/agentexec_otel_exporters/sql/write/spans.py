@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Float, Row, bindparam, func, literal, null, or_, select, update
+from sqlalchemy.sql.dml import Update
 
 from agentexec_otel._model.attributes import WORKER_SPAN
 from agentexec_otel._model.event import ACTIVE, ActivityEvent, Opening, Outcome, SpanRef, Status
@@ -40,14 +41,7 @@ _CLAIM: Final = (
 )
 _EXPORTED: Final[dict[str, Any]] = _UNCHANGED | {"span_exported_at": _NOW, "lease_expires_at": null()}
 _MARK: Final = update(ACTIVITY).where(_IDS).values(_EXPORTED)
-_BY_SPAN: Final = (
-    ACTIVITY.c.agent_id == bindparam("of_agent"),
-    ACTIVITY.c.span_id == bindparam("of_span"),
-    ACTIVITY.c.status.not_in(ACTIVE),
-    ACTIVITY.c.span_exported_at.is_(None),
-)
-_MARK_SPAN: Final = update(ACTIVITY).where(*_BY_SPAN).values(_EXPORTED)
-_RELEASE_SPAN: Final = update(ACTIVITY).where(*_BY_SPAN).values(_UNCHANGED | {"lease_expires_at": null()})
+_RELEASE: Final = update(ACTIVITY).where(_IDS).values(_UNCHANGED | {"lease_expires_at": null()})
 
 
 # -- the process that has the span -----------------------------------------------------------------------------------
@@ -80,17 +74,24 @@ def _claim(connection: Connection, ids: Sequence[UUID], lease_seconds: float | N
 
 def spans_exported(connection: Connection, spans: Sequence[tuple[UUID, str]]) -> None:
     """State that these were exported; see `SpanStore.spans_exported`."""
-    connection.execute(_MARK_SPAN, _parameters(spans))
+    _change(connection, spans, _MARK)
 
 
 def release_spans(connection: Connection, spans: Sequence[tuple[UUID, str]]) -> None:
     """Give up the claims; see `SpanStore.release_spans`."""
-    connection.execute(_RELEASE_SPAN, _parameters(spans))
+    _change(connection, spans, _RELEASE)
 
 
-def _parameters(spans: Sequence[tuple[UUID, str]]) -> list[dict[str, Any]]:
-    # In the order in which batches lock.
-    return [{"of_agent": agent_id, "of_span": span_id} for agent_id, span_id in sorted(spans, key=itemgetter(0))]
+def _change(connection: Connection, spans: Sequence[tuple[UUID, str]], change: Update) -> None:
+    """Change the rows that name these spans, if the attempt has ended, and is not stated to be exported."""
+    agent_ids, span_ids = zip(*spans, strict=True)
+    named = (ACTIVITY.c.agent_id.in_(agent_ids), ACTIVITY.c.span_id.in_(span_ids))
+    unexported = (ACTIVITY.c.status.not_in(ACTIVE), ACTIVITY.c.span_exported_at.is_(None))
+    # Locked in the order in which batches lock.
+    locked = select(ACTIVITY.c.id).where(*named, *unexported).order_by(ACTIVITY.c.agent_id).with_for_update()
+    ids = connection.scalars(locked).all()
+    if ids:
+        connection.execute(change, {"ids": ids})
 
 
 # -- the process that replays --------------------------------------------------------------------------------------
