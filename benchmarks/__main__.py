@@ -13,7 +13,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import caller, cancel, imports, ingest, instrumentation, live, memory, queries, tail, tasks
+from benchmarks import caller, cancel, imports, ingest, instrumentation, live, memory, queries, replay, tail, tasks
 from benchmarks._context import Context, Scale
 from benchmarks._databases import databases
 from benchmarks._environment import environment
@@ -27,6 +27,7 @@ BENCHMARKS: Final[dict[str, Callable[[Context], Section]]] = {
     "ingest": ingest.run,
     "queries": queries.run,
     "cancel": cancel.run,
+    "replay": replay.run,
     "tail": tail.run,
     "instrumentation": instrumentation.run,
     "tasks": tasks.run,
