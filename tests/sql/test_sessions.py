@@ -52,6 +52,7 @@ def test_explicit_transaction_is_joined(database: Database, spans: InMemorySpanE
             assert count_rows(database.engine) == (0, 0)
         assert not spans.get_finished_spans()
     assert row(database.engine, agent_id).status is Status.COMPLETE
+    assert ax.flush()
     assert len(spans.get_finished_spans()) == 1
 
 
