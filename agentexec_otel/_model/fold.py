@@ -14,7 +14,7 @@ from uuid import UUID
 
 from agentexec_otel._model.attributes import PREVIOUS_SPAN, WORKER_SPAN
 from agentexec_otel._model.event import QUEUED, RUNNING, TERMINAL, ActivityEvent, Outcome, SpanRef, Status
-from agentexec_otel._model.results import Ack, ExportResult, Refusal, Reject
+from agentexec_otel._model.results import Ack, AttemptEnd, ExportResult, Refusal, Reject
 from agentexec_otel._model.text import NAME_LIMIT
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -157,10 +157,21 @@ class ActivityState:
         ends = not late and self.status in TERMINAL
         return _verdict(None, late, opens, ends, reopens) if late or opens or ends or reopens else _ACCEPTED
 
-    def acknowledge(self, late: bool, *, duplicate: bool = False) -> Ack:
+    def acknowledge(self, late: bool, *, duplicate: bool = False, ends: bool = False) -> Ack:
         """The answer for a stored event, with the present state of the activity."""
         outcome = Outcome(self.error_type, self.reason) if self.status in TERMINAL else None
+        if ends:
+            return Ack(self.status, self.attempt, late, duplicate, self.span_id, outcome, self._end())
         return _ack(self.status, self.attempt, late, duplicate, self.span_id, outcome)
+
+    def _end(self) -> AttemptEnd:
+        outcome = Outcome(
+            self.error_type, self.reason, self.input_tokens, self.output_tokens, self.requests,
+            self.cached_input_tokens, self.reasoning_tokens, self.model,
+        )  # fmt: skip
+        return attempt_end(
+            self.agent_type, self.status, self.attempt, self.created_at, self.started_at, self.ended_at, outcome
+        )
 
     def _refusal(self, event: ActivityEvent) -> Refusal | None:
         if event.opening is not None and event.status is QUEUED and self.agent_type != STUB_TYPE:
@@ -250,6 +261,22 @@ class ActivityState:
             self.model = outcome.model[:NAME_LIMIT]
 
 
+def attempt_end(
+    agent_type: str,
+    status: Status,
+    attempt: int,
+    created_at: datetime,
+    started_at: datetime | None,
+    ended_at: datetime | None,
+    outcome: Outcome,
+) -> AttemptEnd:
+    """What metrics count of an attempt that has ended. No duration is negative: the clocks of hosts differ."""
+    ended = ended_at or created_at
+    queued = None if attempt > 1 else max(0.0, ((started_at or ended) - created_at).total_seconds())
+    duration = None if started_at is None else max(0.0, (ended - started_at).total_seconds())
+    return AttemptEnd(agent_type, status, queued, duration, outcome)
+
+
 def must_exist(event: ActivityEvent) -> bool:
     """Whether the event is refused if its activity does not exist."""
     return event.expects_row or (event.claims and event.reopens)
@@ -281,4 +308,4 @@ def answer(state: ActivityState | None, event: ActivityEvent, verdict: Verdict) 
     if verdict.refusal is not None:
         status = None if state is None else state.status
         return Reject(_SENTENCES[verdict.refusal].format(event.agent_id, status), verdict.refusal)
-    return Ack(event.status) if state is None else state.acknowledge(verdict.late)
+    return Ack(event.status) if state is None else state.acknowledge(verdict.late, ends=verdict.ends)

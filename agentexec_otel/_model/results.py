@@ -11,6 +11,23 @@ from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """An attempt that has ended, as run metrics count it.
+
+    Attributes:
+        queued_seconds: From the creation to the start, or to the end if it never started. None for a retry.
+        duration_seconds: From the start to the end. None if it never started.
+        outcome: Why it ended, and its token usage.
+    """
+
+    agent_type: str
+    status: Status
+    queued_seconds: float | None
+    duration_seconds: float | None
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """The event is stored.
 
@@ -21,6 +38,7 @@ class Ack:
         duplicate: The event had been stored before.
         span_id: The span that the activity's row names. Any process may have opened it.
         outcome: Why the attempt ended, if it has.
+        end: The attempt, if this event has ended it.
     """
 
     status: Status
@@ -29,6 +47,7 @@ class Ack:
     duplicate: bool = False
     span_id: str | None = None
     outcome: Outcome | None = None
+    end: AttemptEnd | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +106,15 @@ class EndedActivity(NamedTuple):
     occurred_at_ns: int
 
 
+class ActiveCount(NamedTuple):
+    """How many activities of a type have this status, QUEUED or RUNNING. `waiting` of them wait."""
+
+    agent_type: str
+    status: Status
+    activities: int
+    waiting: int
+
+
 @dataclass(frozen=True, slots=True)
 class StoredActivity:
     """The state of an activity's row, and the logs that were written before it had a span.
@@ -96,6 +124,7 @@ class StoredActivity:
         outcome: Why the attempt ended, if it has.
         is_waiting: The run waits, such as for an approval.
         failure: Message of the log with which it ended as ERROR, if the history was asked for.
+        started_at_ns: When the attempt started, if it has.
     """
 
     agent_id: UUID
@@ -109,3 +138,4 @@ class StoredActivity:
     outcome: Outcome | None = None
     is_waiting: bool = False
     failure: str | None = None
+    started_at_ns: int | None = None

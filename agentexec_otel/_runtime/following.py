@@ -11,8 +11,9 @@ from uuid import UUID
 
 from agentexec_otel._errors import ExportError, guarded
 from agentexec_otel._model.event import RUNNING, ActivityEvent, SpanRef, Status
+from agentexec_otel._model.fold import attempt_end, moment
 from agentexec_otel._model.ids import uuid7
-from agentexec_otel._model.results import Ack, EndedActivity, Ending, ExportResult, Reject, StoredActivity
+from agentexec_otel._model.results import Ack, AttemptEnd, EndedActivity, Ending, ExportResult, Reject, StoredActivity
 from agentexec_otel._model.span import SpanStart
 from agentexec_otel._runtime.hand_over import HandOver, Soon
 from agentexec_otel._runtime.live import ClosingSpan, LiveActivities, LiveActivity
@@ -33,6 +34,7 @@ class Following:
 
     Args:
         store: Reads rows and names spans on them; None if the first exporter cannot.
+        on_ended: Called with each attempt that this process has ended.
         orphaned: Given attempts whose span another process has opened and may not live to end; and whether it is dead.
     """
 
@@ -42,12 +44,14 @@ class Following:
         tracer: ActivityTracer,
         pass_on: PassOn,
         soon: Soon,
+        on_ended: Callable[[AttemptEnd], None],
         orphaned: Callable[[Sequence[UUID], bool], object] = lambda agent_ids, lost: None,
     ) -> None:
         self._store = store
         self._tracer = tracer
         self._pass_on = pass_on
         self._soon = soon
+        self._on_ended = on_ended
         self._orphaned = orphaned
         self._unresolved: list[tuple[LiveActivity, ActivityEvent, Ack]] = []
         self.live = LiveActivities()
@@ -63,6 +67,8 @@ class Following:
 
     def acknowledged(self, events: Sequence[ActivityEvent], result: ExportResult) -> None:
         """Follow what became of events of one attempt: resolve the view, and end or give up its span."""
+        if isinstance(result, Ack) and result.end is not None:
+            self._on_ended(result.end)
         live = self.live.of(events[0])
         if live is not None and isinstance(result, Ack):
             changed = live.acknowledge(events, result)
@@ -177,6 +183,8 @@ class Following:
             by_id = {live.agent_id: live for live in views}
             orphans = [live.agent_id for live in views if live.is_traced_elsewhere]
             for one in chunk:
+                if one.agent_id in stored:
+                    self._on_ended(_end_of(one, ending, stored[one.agent_id]))
                 self._follow_one(one, ending, by_id.get(one.agent_id))
             if orphans:
                 self._orphaned(orphans, ending.outcome.reason == "lost")
@@ -231,3 +239,18 @@ class Following:
         self.hand_over.after_fork_in_child()
         self.live.after_fork_in_child()
         self.mirror.after_fork_in_child()
+
+
+def _end_of(one: EndedActivity, ending: Ending, stored: StoredActivity) -> AttemptEnd:
+    """The attempt as it has ended. If it was retried meanwhile, its start is unknown."""
+    started_at_ns = stored.started_at_ns if stored.attempt == one.attempt else None
+    outcome = stored.outcome if stored.attempt == one.attempt and stored.outcome is not None else ending.outcome
+    return attempt_end(
+        stored.opening.agent_type,
+        ending.status,
+        one.attempt,
+        moment(stored.created_at_ns),
+        None if started_at_ns is None else moment(started_at_ns),
+        moment(one.occurred_at_ns),
+        outcome,
+    )

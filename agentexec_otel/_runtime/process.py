@@ -7,15 +7,16 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from opentelemetry import metrics, trace
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError
+from agentexec_otel._model.results import ActiveCount
 from agentexec_otel._runtime.complaints import forget_complaints
-from agentexec_otel._runtime.metrics import register
+from agentexec_otel._runtime.metrics import instruments
 from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel._runtime.setup import (
     check_hooks,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from agentexec_otel._runtime.setup import Database
+
+_COUNT_SECONDS: Final = 2.0
 
 _runtime: Runtime | None = None
 _database: Database | None = None  # what the runtime was set up with
@@ -85,13 +88,15 @@ def configure(
         tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=logs, tracked=tracked)
     # Built without the lock: providers are code of the application.
     replays_to = span_exporter or (None if otlp_endpoint is None else partial(otlp_span_exporter, otlp_endpoint))
-    runtime = Runtime(sinks, tracer_provider, logger_provider, redact, _flush_at_exit_of_child, replays_to)
+    run_metrics = instruments(meter_provider, health, _count_active)
+    runtime = Runtime(
+        sinks, tracer_provider, logger_provider, redact, _flush_at_exit_of_child, run_metrics.ended, replays_to
+    )
     with _lock:
         if _runtime is not None:
             runtime.take_over(_runtime)
         previous, _runtime = _runtime, runtime
         _database = (default_database() if database is None else database) if stores else None
-    register(meter_provider, health)
     # Handlers run last in, first out: ours must end spans before the provider that was set up earlier goes.
     atexit.unregister(shutdown)
     atexit.register(shutdown)
@@ -214,6 +219,12 @@ def recover(timeout: float = 60.0, *, dead_letters: bool = False) -> int:
         return active().recover(timeout, dead_letters=dead_letters)
     except (OSError, SpoolError) as exc:
         raise ConfigurationError(f"the dead letters cannot be replayed: {exc}") from exc
+
+
+def _count_active() -> Sequence[ActiveCount]:
+    """For the gauges: read by the writer, within two seconds."""
+    runtime = _runtime
+    return () if runtime is None or runtime.pid != os.getpid() else runtime.count_active(_COUNT_SECONDS)
 
 
 def reset_for_tests() -> None:

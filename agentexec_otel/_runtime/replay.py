@@ -16,6 +16,7 @@ from opentelemetry import trace
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotStoredError, ConfigurationError, SpanNotExportedError, guarded
 from agentexec_otel._model.span import StoredSpan
+from agentexec_otel._runtime.deadline import countdown
 from agentexec_otel._runtime.hand_over import EXPORT_LEASE, trackers
 from agentexec_otel.export import SpanStore
 
@@ -262,13 +263,13 @@ class Replays:
 
     def finish(self, following: Following, timeout: float) -> None:
         """Before the writer stops: end spans that are over, and have exported what is then stated on rows."""
-        deadline = time.monotonic() + timeout
-        following.hand_over.finish(timeout)
+        left = countdown(timeout)
+        following.hand_over.finish(left())
         if trackers:
-            following.mirror.drain(max(0.0, deadline - time.monotonic()))
-            self._flush_provider(max(0.0, deadline - time.monotonic()))
-            following.hand_over.finish(max(0.0, deadline - time.monotonic()))
-        self.stop(max(0.0, deadline - time.monotonic()))
+            following.mirror.drain(left())
+            self._flush_provider(left())
+            following.hand_over.finish(left())
+        self.stop(left())
 
     def _flush_provider(self, timeout: float) -> None:
         """Have the provider of live spans export those that have ended, within `timeout` seconds."""

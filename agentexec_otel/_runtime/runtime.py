@@ -27,6 +27,8 @@ from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import (
     Ack,
+    ActiveCount,
+    AttemptEnd,
     EndedActivity,
     Ending,
     ExportResult,
@@ -35,6 +37,7 @@ from agentexec_otel._model.results import (
 from agentexec_otel._model.text import MESSAGE_LIMIT, NAME_LIMIT, clean_percentage, prepare_message
 from agentexec_otel._model.waiting import sentence, waiting_for
 from agentexec_otel._runtime.complaints import complain
+from agentexec_otel._runtime.deadline import countdown
 from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
@@ -68,6 +71,7 @@ class Runtime:
         logger_provider: Any | None,
         redact: Callable[[str], str] | None,
         on_start: Callable[[], None] | None = None,
+        on_ended: Callable[[AttemptEnd], None] = lambda _: None,
         span_exporter: SpanExporter | Callable[[], SpanExporter] | None = None,
     ) -> None:
         first = exporters[0] if exporters else None
@@ -86,7 +90,9 @@ class Runtime:
         )
         self._emits_records = self._tracer.log_sink is not None
         self._replays = Replays(first, partial(self._have_writer_do, seconds=60), tracer_provider, span_exporter)
-        self._following = Following(self._store, self._tracer, self._to_others, self._call_soon, self._replays.orphaned)
+        self._following = Following(
+            self._store, self._tracer, self._to_others, self._call_soon, on_ended, self._replays.orphaned
+        )
         self._live = self._following.live
         self._processors = [
             ActivityProcessor(
@@ -505,6 +511,14 @@ class Runtime:
             raise ConfigurationError(_NO_DATABASE)
         return self.end_together(ending, partial(self._store.end_lost, ending))
 
+    def count_active(self, timeout: float) -> Sequence[ActiveCount]:
+        """What is QUEUED or RUNNING in the store. Nothing if there is none, or if it has not answered in time."""
+        if self._store is None or self.is_closed:
+            return ()
+        with suppress(TimeoutError, ExportError):
+            return self._primary.call(self._store.count_active, timeout)
+        return ()
+
     def ended_together(self, ended: Sequence[EndedActivity], ending: Ending) -> None:
         """Follow what a session has ended and committed."""
         if not ended:
@@ -623,7 +637,7 @@ class Runtime:
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything reported so far is stored, and on its span, within `timeout` seconds altogether."""
-        left = _countdown(timeout)
+        left = countdown(timeout)
         done = [one.force_flush(left()) for one in self._processors]
         self._following.hand_over.finish(left())
         return self._following.mirror.drain(left()) and all(done)
@@ -637,7 +651,7 @@ class Runtime:
 
     def stop(self, timeout: float) -> bool:
         """Flush and stop the writers, within `timeout` seconds altogether; activities continue."""
-        left = _countdown(timeout)
+        left = countdown(timeout)
         done = [one.shutdown(left()) for one in self._processors]
         self._following.hand_over.end_unclaimed()
         return all(done)
@@ -648,7 +662,7 @@ class Runtime:
         A tenth of the time is kept for ending spans: if the writer needs it all, a process that exits would lose them.
         """
         for_spans = timeout / 10
-        left = _countdown(timeout - for_spans)
+        left = countdown(timeout - for_spans)
         if self._liveness is not None and self._primary.running and self._primary.last_error is None:
             with suppress(TimeoutError, ExportError):
                 if self._primary.force_flush(timeout / 2):  # An event that came behind would take its lease again.
@@ -678,9 +692,3 @@ class Runtime:
             self._reader.after_fork_in_child()
         for processor in self._processors:
             processor.after_fork_in_child()
-
-
-def _countdown(timeout: float) -> Callable[[], float]:
-    """Seconds that are left of `timeout`, 0 at least."""
-    deadline = time.monotonic() + timeout
-    return lambda: max(0.0, deadline - time.monotonic())

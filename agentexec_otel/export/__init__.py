@@ -4,6 +4,8 @@ from agentexec_otel._errors import ExportError, MisconfiguredExportError, Poison
 from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef
 from agentexec_otel._model.results import (
     Ack,
+    ActiveCount,
+    AttemptEnd,
     EndedActivity,
     Ending,
     ExportResult,
@@ -18,10 +20,12 @@ from agentexec_otel.export._protocol import ActivityExporter, ActivityStore, Ses
 
 __all__ = [
     "Ack",
+    "ActiveCount",
     "ActivityEvent",
     "ActivityExporter",
     "ActivityProcessor",
     "ActivityStore",
+    "AttemptEnd",
     "EndedActivity",
     "Ending",
     "ExportError",

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 from agentexec_otel._model.event import ActivityEvent, SpanRef
-from agentexec_otel._model.results import EndedActivity, Ending, ExportResult, StoredActivity
+from agentexec_otel._model.results import ActiveCount, EndedActivity, Ending, ExportResult, StoredActivity
 from agentexec_otel._model.span import SpanOfAttempt, StoredSpan
 
 
@@ -68,6 +68,10 @@ class ActivityStore(Protocol):
 
     def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
         """End every RUNNING activity whose lease has expired by the store's own clock."""
+        ...
+
+    def count_active(self) -> Sequence[ActiveCount]:
+        """Count the activities that are QUEUED or RUNNING, by type and status."""
         ...
 
     def extend_leases(

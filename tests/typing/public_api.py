@@ -33,10 +33,12 @@ from agentexec_otel.activity.schemas import (
 )
 from agentexec_otel.export import (
     Ack,
+    ActiveCount,
     ActivityEvent,
     ActivityExporter,
     ActivityProcessor,
     ActivityStore,
+    AttemptEnd,
     EndedActivity,
     Ending,
     ExportError,
@@ -334,6 +336,8 @@ def plug_in(url: str) -> None:
     processor = ActivityProcessor(exporters[0], max_batch_size=10)
     assert_type(processor.shutdown(1.0), bool)
     assert_type(Ending(Status.CANCELED, "text", Outcome()).status, Status)
+    assert_type(SQLExporter(url).count_active()[0], ActiveCount)
+    assert_type(Ack(Status.COMPLETE).end, AttemptEnd | None)
     assert_type(EndedActivity(UUID(int=1), 1, UUID(int=2), 0).attempt, int)
     assert_type(Reject("no", Refusal.EXISTS).refusal, Refusal | None)
     assert_type(

@@ -7,7 +7,7 @@ from typing import Any
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from agentexec_otel._runtime.metrics import register
+from agentexec_otel._runtime.metrics import instruments
 from agentexec_otel.export import ActivityProcessor
 from tests.chaos.law import metric_values
 from tests.sql.recorder import Recorder
@@ -25,7 +25,7 @@ def test_a_collection_reads_health_once() -> None:
 
     reader, other = InMemoryMetricReader(), InMemoryMetricReader()
     provider = MeterProvider([reader, other])
-    register(provider, health)
+    instruments(provider, health, list)
     for count, one in enumerate([reader, reader, other, reader, other, other], start=1):
         assert metric_values(one)["emitted"] == count
     assert calls == 6

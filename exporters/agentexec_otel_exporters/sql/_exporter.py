@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from agentexec_otel._model.event import ActivityEvent, SpanRef, late_cancellation
 from agentexec_otel.activity.models import Activity
 from agentexec_otel.export import (
+    ActiveCount,
     EndedActivity,
     Ending,
     ExportError,
@@ -28,7 +29,7 @@ from agentexec_otel_exporters.sql.connect import Connector
 from agentexec_otel_exporters.sql.migrations.version import create_missing
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
 from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
-from agentexec_otel_exporters.sql.write.load import find_activities, load_activities
+from agentexec_otel_exporters.sql.write.load import count_active, find_activities, load_activities
 from agentexec_otel_exporters.sql.write.spans import (
     claim_spans,
     count_spans,
@@ -129,6 +130,11 @@ class SQLExporter(SQLSessionStore):
     def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
         """End what is RUNNING with an expired lease; see `ActivityStore.end_lost`."""
         return self._end_in_chunks(partial(end_lost_chunk, ending=ending), CHUNK_LOST)
+
+    def count_active(self) -> Sequence[ActiveCount]:
+        """How many are QUEUED or RUNNING; see `ActivityStore.count_active`."""
+        with self._connector.translated(), self._connector.reading() as connection:
+            return count_active(connection)
 
     def extend_leases(
         self, worker_id: str, attempts: Mapping[UUID, int], *, owned: Set[UUID] = frozenset()

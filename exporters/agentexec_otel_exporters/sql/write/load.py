@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, func, select
 
-from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
+from agentexec_otel._model.event import ACTIVE, ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._model.fold import nanoseconds
-from agentexec_otel._model.results import StoredActivity
+from agentexec_otel._model.results import ActiveCount, StoredActivity
 from agentexec_otel_exporters.sql.write.batch import Row
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG, READ
 
@@ -33,6 +33,19 @@ _FAILURES: Final = (
     .where(LOG.c.activity_id.in_(bindparam("ids", expanding=True)), LOG.c.seq > ACTIVITY.c.last_seq - _MOST_LOGS)
     .where(LOG.c.attempt == ACTIVITY.c.attempt, LOG.c.status == Status.ERROR, LOG.c.late.is_(False))
 )
+
+
+_ACTIVE_COUNTS: Final = (
+    select(ACTIVITY.c.agent_type, ACTIVITY.c.status, func.count(), func.count(ACTIVITY.c.waiting))
+    .where(ACTIVITY.c.status.in_(ACTIVE))
+    .group_by(ACTIVITY.c.agent_type, ACTIVITY.c.status)
+    .order_by(func.count().desc())
+)
+
+
+def count_active(connection: Connection) -> list[ActiveCount]:
+    """Count what is QUEUED or RUNNING by type and status, the most frequent first."""
+    return [ActiveCount(*values) for values in connection.execute(_ACTIVE_COUNTS).all()]
 
 
 def find_activities(connection: Connection, criteria: Sequence[Any], most: int) -> list[UUID]:
@@ -88,5 +101,5 @@ def _stored_activity(row: Row, history: tuple[ActivityEvent, ...], failure: str 
     created_at_ns, counted = nanoseconds(row.created_at), row.requests is not None
     return StoredActivity(
         row.agent_id, opening, row.status, row.attempt, created_at_ns, span, history, counted, outcome,
-        row.waiting is not None, failure,
+        row.waiting is not None, failure, None if row.started_at is None else nanoseconds(row.started_at),
     )  # fmt: skip
