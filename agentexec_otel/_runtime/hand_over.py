@@ -50,15 +50,18 @@ class HandOver:
         self._closing: list[ClosingSpan] = []
         self._reports: deque[tuple[UUID, str, bool]] = deque(maxlen=_MOST_REPORTS)
         self._is_due = False
+        self._is_closed = False
 
     def add(self, closing: ClosingSpan) -> None:
         """End this span soon. On any thread."""
-        if self._store is None or closing.of is None:
-            self._end(closing)
-            return
         with self._lock:
-            self._closing.append(closing)
-        self._work_soon()
+            waits = self._store is not None and closing.of is not None and not self._is_closed
+            if waits:
+                self._closing.append(closing)
+        if waits:
+            self._work_soon()
+        else:
+            self._end(closing)
 
     def report(self, spans: Sequence[tuple[UUID, str]], *, exported: bool) -> None:
         """An exporter that is tracked has exported these spans, or failed to. On any thread."""
@@ -105,8 +108,10 @@ class HandOver:
                 taken = store.hand_over_spans(named, EXPORT_LEASE if trackers else None)
             except ExportError:
                 with self._lock:
-                    self._closing = [*closing, *self._closing]
-                return
+                    waits = not self._is_closed
+                    self._closing = [*closing, *self._closing] if waits else self._closing
+                if waits:
+                    return
         for one in closing:
             if one.of is not None and one.of.span_id in taken:
                 _logger.debug("the span of %s was exported by another process", one.of.agent_id)
@@ -125,9 +130,9 @@ class HandOver:
                     self._reports.extendleft(reversed(reports))
 
     def end_unclaimed(self) -> None:
-        """End what waits without asking the database: it does not answer any more. On any thread."""
+        """End what waits, and what follows, without asking the database: the writer has stopped. On any thread."""
         with self._lock:
-            self._is_due = False
+            self._is_due, self._is_closed = False, True
             closing, self._closing = self._closing, []
         for one in closing:
             self._end(one)

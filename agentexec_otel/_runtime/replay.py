@@ -41,8 +41,6 @@ _PAUSES: Final = (5.0, 30.0, 120.0)
 class Replay:
     """Claims spans, rebuilds them, exports them, and states on their rows that they were exported.
 
-    One thread at a time: `lock` is held by a batch, for the rebuilder and the exporters.
-
     Args:
         call: Has the writer do something, and waits for it.
     """
@@ -58,7 +56,7 @@ class Replay:
         self._call = call
         self._rebuilder = rebuilder
         self._destination = destination
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # Guards that one batch uses the rebuilder and the exporters; held while it does.
 
     def run(self, criteria: Sequence[Any], batch_size: int, progress: Progress | None) -> int:
         """Replay batch after batch. How many spans were exported.
@@ -215,7 +213,7 @@ class Replays:
         self._call = call
         self._provider = provider
         self._exporter = exporter
-        self._opening = threading.Lock()  # Guards that there is one `Replay`; exporters are opened under it.
+        self._opening = threading.Lock()  # Guards that there is one `Replay`, which is made under it.
         self._reset()
 
     def _reset(self) -> None:

@@ -36,7 +36,7 @@ def replay(
     They go to what OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_ENDPOINT name, each once. After an interruption, run it
     again.
     """
-    if sum([lost, bool(ids), bool(filters)]) == 0:
+    if not (lost or ids or filters):
         raise typer.BadParameter("nothing is chosen: give --lost, --id, or filters such as --since")
     with reading(database) as engine, Session(engine) as session:
         ax.activity.count_active(session)  # explains tables that are missing

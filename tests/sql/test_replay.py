@@ -306,7 +306,7 @@ def test_a_span_whose_process_died_is_replayed_by_the_one_that_ends_the_activity
     ax.CONF.lease_seconds = 0.5
     agent_id = ax.activity.create("task")
     expected = run_by_another(exporter, agent_id)
-    waiting = {"for": "approval", "since": "2026-01-01T00:00:00+00:00", "items": []}
+    waiting: dict[str, Any] = {"for": "approval", "since": "2026-01-01T00:00:00+00:00", "items": []}
     exporter.export([event(agent_id, message="waits", waiting=waiting, worker_id=DEAD)])
     if ending == "resumed":
         with ax.activity.run(agent_id) as run:
@@ -326,13 +326,17 @@ def test_two_processes_replay_at_once(database: Database, exporter: SQLExporter,
     exporters = [SQLExporter(database.url) for _ in range(2)]
     replays = [replay_of(one) for one in exporters]
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda one: one[0].run((), 4, None), replays))
+        done = list(pool.map(replay_all, [replay for replay, _ in replays]))
     found = [span_ids(spans.get_finished_spans()) for _, spans in replays]
     assert [len(one) for one in found] == done
     for one in exporters:
         one.shutdown(1)
     assert sum(done) == 60
     assert len({*found[0], *found[1]}) == 60
+
+
+def replay_all(replay: Replay) -> int:
+    return replay.run((), 4, None)
 
 
 def replay_of(exporter: SQLExporter) -> tuple[Replay, InMemorySpanExporter]:

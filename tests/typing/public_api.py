@@ -74,6 +74,8 @@ def set_up(url: str, engine: Engine) -> None:
     assert_type(ax.reasons.REASONS, tuple[ax.reasons.Reason, ...])
     assert_type(ax.recover(timeout=1.0), int)
     assert_type(ax.recover(dead_letters=True), int)
+    assert_type(ax.replay(batch_size=100, progress=lambda done, total: None, agent_type="task"), int)
+    assert_type(ax.replay(dry_run=True), int)
     assert_type(ax.Settings.unknown_variables(), dict[str, str | None])
     assert_type(ax.spool.directory(), Path | None)
     ax.spool.check()
