@@ -34,6 +34,7 @@ def test_auto_begun_is_committed(database: Database, spans: InMemorySpanExporter
         assert row(database.engine, agent_id).status is Status.ERROR
         assert session.get(Activity, row(database.engine, agent_id).id) is not None
         assert ax.activity.detail(session, agent_id) is not None
+    assert ax.flush()
     (span,) = spans.get_finished_spans()
     assert len(span.events) == 4 - 1
     assert lines(database.engine, agent_id)[-1].late

@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 import agentexec_otel as ax
 from agentexec_otel._runtime.live import MAX_KNOWN, LiveActivities
 from agentexec_otel.activity.models import Status
-from agentexec_otel.export import ActivityStore, EndedActivity, Ending, SpanRef, StoredActivity
+from agentexec_otel.export import ActiveCount, ActivityStore, EndedActivity, Ending, SpanRef, StoredActivity
 from tests.databases import Database
 from tests.sql.recorder import Recorder
 from tests.sql.rows import row, stored_activity
@@ -233,6 +233,9 @@ class SlowStore(Recorder):
         return {agent_id for agent_id, _, _ in spans}
 
     def end_lost(self, ending: Ending) -> Sequence[EndedActivity]:
+        return []
+
+    def count_active(self) -> Sequence[ActiveCount]:
         return []
 
     def extend_leases(self, worker_id: str, agent_ids: Sequence[UUID], **_: Any) -> Mapping[UUID, StoredActivity]:
