@@ -36,6 +36,10 @@ class Settings(BaseSettings):
         (), description="Metadata keys whose filters use an index, separated by commas."
     )
 
+    dashboard_token: str | None = Field(
+        None, repr=False, description="Token that `agentexec-otel dashboard` requires from each client."
+    )
+
     notify: bool = Field(
         False, description="On PostgreSQL, notify followers of each commit that stores logs, and listen as a follower."
     )

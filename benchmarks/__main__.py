@@ -13,7 +13,20 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import caller, cancel, imports, ingest, instrumentation, live, memory, queries, replay, tail, tasks
+from benchmarks import (
+    caller,
+    cancel,
+    imports,
+    ingest,
+    instrumentation,
+    live,
+    memory,
+    queries,
+    replay,
+    tail,
+    tasks,
+    viewers,
+)
 from benchmarks._context import Context, Scale
 from benchmarks._databases import databases
 from benchmarks._environment import environment
@@ -29,6 +42,7 @@ BENCHMARKS: Final[dict[str, Callable[[Context], Section]]] = {
     "cancel": cancel.run,
     "replay": replay.run,
     "tail": tail.run,
+    "viewers": viewers.run,
     "instrumentation": instrumentation.run,
     "tasks": tasks.run,
     "memory": memory.run,

@@ -1,9 +1,10 @@
 """Three agent runs report their progress, a second process shows it live from SQL; then see what remains of them.
 
-    python examples/demo.py
+    python examples/demo.py [--dashboard]
 
 No key, no network: the agents and their runner are real, only the model is scripted (demo_agents.py). The same file
-with `--watch FOLDER` is the second process (demo_watch.py). Each run of the demo has a folder of its own.
+with `--watch FOLDER` is the second process (demo_watch.py). Each run of the demo has a folder of its own. With
+`--dashboard`, a browser can watch as well.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -41,10 +43,11 @@ PATIENCE = {"read_archive": 24}  # the watching process cancels this one at 24 %
 console = Console(highlight=False)
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, *, dashboard: bool) -> int:
     """Run the agents while a second process watches; then show what the database and the trace have kept."""
     spans = record_spans()
     ax.configure(database_url(folder), create_tables=True)
+    served = serve_dashboard(folder) if dashboard else None
 
     headline("Live", "Three runs work in one process. A second process prints their logs from SQL.")
     with subprocess.Popen([sys.executable, __file__, "--watch", str(folder)]) as watcher:
@@ -69,7 +72,21 @@ def main(folder: Path) -> int:
     )
     show_trace(spans.get_finished_spans())
     console.print(f"\nThe database of this run:\n{folder / DATABASE}", soft_wrap=True)
+    if served is not None:
+        console.print("\nThe dashboard is still there. Stop with Ctrl-C.")
+        served.join()
     return exit_code
+
+
+def serve_dashboard(folder: Path) -> threading.Thread:
+    """Serve the dashboard of this run in a thread."""
+    from dashboard_server import DashboardServer  # needs the extra `web`
+
+    server = DashboardServer(database_url(folder), port=0)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    console.print(f"\nThe dashboard of these runs: {server.url}")
+    return thread
 
 
 async def work(watcher: subprocess.Popen[bytes], folder: Path) -> list[UUID]:
@@ -188,12 +205,12 @@ def span_label(span: ReadableSpan) -> Text:
 
 def start(arguments: list[str]) -> int:
     """Be the first process, which makes the folder, or the one that watches. All that a run leaves is in the folder."""
-    watching = arguments[:1] == ["--watch"]
+    watching, dashboard = arguments[:1] == ["--watch"], arguments[:1] == ["--dashboard"]
     folder = Path(arguments[1] if watching else tempfile.mkdtemp(prefix="agentexec-otel-demo-"))
     ax.CONF.spool_dir = str(folder / "spool")
     if watching:
         return watch(database_url(folder), folder / READY, runs=3, patience=PATIENCE)
-    return main(folder)
+    return main(folder, dashboard=dashboard)
 
 
 if __name__ == "__main__":

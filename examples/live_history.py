@@ -5,7 +5,7 @@ An application writes by `ax.activity` alone, and always now. Rows of the past a
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any, Final
@@ -128,23 +128,37 @@ def _fail(record: Record, failure: Exception, reason: Reason, usage: dict[str, A
     record.end(message, Status.ERROR, error_type=name, reason=reason, **usage)
 
 
-def at_work(random: Random, now: datetime) -> list[tuple[Activity, Plan]]:
-    """Activities that are RUNNING, each with what is still to be done. One is much slower than usual, two wait."""
+@dataclass(frozen=True)
+class Begun:
+    """An activity that is RUNNING, and what is still to be done.
+
+    Attributes:
+        message: The log with which it continues.
+        waits: Seconds until it is approved.
+    """
+
+    activity: Activity
+    rest: Plan
+    message: str = "Resumed after a restart."
+    waits: float = 0.0
+
+
+def at_work(random: Random, now: datetime) -> list[Begun]:
+    """Activities that are RUNNING. One is much slower than usual, two wait for an approval."""
     made = [_begun(random, AGENT_TYPES[name], now) for name in AT_WORK]
     made.append(_begun(random, AGENT_TYPES["triage_ticket"], now, times=9))
     made += [_begun(random, AGENT_TYPES[name], now, waits=True) for name in ("answer_email", "extract_invoice")]
     return made
 
 
-def _begun(
-    random: Random, kind: AgentType, now: datetime, *, times: float = 1, waits: bool = False
-) -> tuple[Activity, Plan]:
+def _begun(random: Random, kind: AgentType, now: datetime, *, times: float = 1, waits: bool = False) -> Begun:
     record = Record(random, kind, now)
     planned = plan(random, kind, record.customer, failing=0, slow=0)
     steps = [replace(step, seconds=step.seconds * times) for step in planned.steps]
+    done = len(steps) if waits else random.randint(1, len(steps) - 1)
     if waits:
         steps[-1] = replace(steps[-1], tool=kind.approval, seconds=random.uniform(120, 900))
-    done = len(steps) if waits else random.randint(1, len(steps) - 1)
+        steps.append(Step("Writing the result", 95 if kind.has_percentage else None, 4))
     record.now -= timedelta(seconds=sum(step.seconds for step in steps[:done]) + 2)
     record.activity.created_at = record.activity.logs[0].created_at = record.now
     record.now += timedelta(seconds=2)
@@ -155,11 +169,13 @@ def _begun(
         if step.tool:
             items = [{"tool": step.tool, "call_id": f"call_{random.getrandbits(32):08x}"}]
             record.activity.waiting = {"for": "approval", "since": since.isoformat(), "items": items}
-    rest = [Step(f"Approved by {random.choice(PEOPLE)}", None, 4)] if waits else steps[done:]
-    return record.activity, replace(planned, steps=tuple(rest))
+    rest = replace(planned, steps=tuple(steps[done:]))
+    if waits:
+        return Begun(record.activity, rest, f"Approved by {random.choice(PEOPLE)}.", random.uniform(30, 600))
+    return Begun(record.activity, rest)
 
 
-def long_one(random: Random, now: datetime, logs: int) -> tuple[Activity, Plan]:
+def long_one(random: Random, now: datetime, logs: int) -> Begun:
     """An activity with thousands of logs, and thousands to come."""
     record = Record(random, AGENT_TYPES["index_knowledge_base"], now - timedelta(seconds=logs / 2))
     record.start()
@@ -167,4 +183,4 @@ def long_one(random: Random, now: datetime, logs: int) -> tuple[Activity, Plan]:
     for step in steps[:logs]:
         record.step(step)
     usage = plan(random, AGENT_TYPES["index_knowledge_base"], record.customer).usage
-    return record.activity, Plan(tuple(steps[logs:]), None, usage)
+    return Begun(record.activity, Plan(tuple(steps[logs:]), None, usage))

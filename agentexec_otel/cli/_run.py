@@ -17,6 +17,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 import agentexec_otel as ax
+from agentexec_otel.cli._dashboard import PORT, serve_beside
 from agentexec_otel.cli._options import Database, shown_url
 from agentexec_otel.cli._output import note
 
@@ -41,6 +42,12 @@ def run(
         int | None,
         typer.Option("--workers", "-w", min=1, help="Number of processes of a pool. Default: 2.", metavar="N"),
     ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="Serve the dashboard on this machine while the program runs.")
+    ] = False,
+    dashboard_port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Its port; 0 for any free port.", metavar="PORT")
+    ] = PORT,
 ) -> None:
     """Run a Python program, and record the runs of its agents.
 
@@ -55,7 +62,10 @@ def run(
         command = ["-m", "agentexec_otel.cli", "worker", program, "--workers", str(workers or 2)]
     else:
         command = [*(["-m"] if module else []), program]
-    _execute([*command, *(arguments or [])], _database(database))
+    url = _database(database)
+    if dashboard:
+        serve_beside(url, dashboard_port)
+    _execute([*command, *(arguments or [])], url)
 
 
 def _database(given: str | None) -> str:

@@ -10,16 +10,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from uuid import UUID
 
+from pydantic import ValidationError
 from taskiq import AsyncBroker, AsyncResultBackend, InMemoryBroker, SendTaskError, TaskiqEvents, TaskiqState
 from taskiq.decor import AsyncTaskiqDecoratedTask
 
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import ConfigurationError, TaskNotSentError, UnknownTaskError
+from agentexec_otel._errors import ActivityStateError, ConfigurationError, TaskNotSentError, UnknownTaskError
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import as_text, describe
-from agentexec_otel.activity import current
+from agentexec_otel.activity import aio, current
 from agentexec_otel.tasks import _activities, _agentexec, _sdk
-from agentexec_otel.tasks._activities import RefusedMessageError
+from agentexec_otel.tasks._activities import AGENT_ID, ATTEMPT, RefusedMessageError
+from agentexec_otel.tasks._contexts import keep_context, kept_context
 from agentexec_otel.tasks._definition import Definition, TaskFunction
 from agentexec_otel.tasks._task import Task
 from agentexec_otel.tasks.taskiq.brokers import make_broker
@@ -58,10 +60,12 @@ class Pool:
             RabbitMQ keeps no results.
         queue: Name of the broker's queue. Give each application on one broker its own.
         concurrency: The number of tasks that a worker process runs at once.
+        keep_contexts: Keep the context of each task where results are kept, for as long as a result, so that `retry`
+            can send the task again.
         create_tables: See `ax.configure`.
 
     Raises:
-        ConfigurationError: The URL's scheme is not supported.
+        ConfigurationError: The URL's scheme is not supported, or there is no place to keep contexts.
         MissingExtraError: The package for that scheme is not installed.
         ValueError: The broker does not accept a queue of that name, `concurrency` is below 1, or several databases are
             given.
@@ -77,6 +81,7 @@ class Pool:
         results: str | AsyncResultBackend[Any] | None = None,
         queue: str = "agentexec",
         concurrency: int = 100,
+        keep_contexts: bool = False,
         create_tables: bool | None = None,
     ) -> None:
         if concurrency < 1:
@@ -86,6 +91,12 @@ class Pool:
             broker = _agentexec.redis_url()
         self.broker: Final = make_broker(broker, results, queue, concurrency)
         self.concurrency: Final = concurrency
+        if keep_contexts and _sdk.keeps_no_results(self.broker):
+            raise ConfigurationError(
+                "keep_contexts=True needs a place where results are kept, which this broker has not: give the pool one,"
+                " such as ax.Pool(results='redis://…')"
+            )
+        self._keeps_contexts: Final = keep_contexts
         self._tasks: dict[str, tuple[Definition, AsyncTaskiqDecoratedTask[Any, Any]]] = {}
         self._starting = asyncio.Lock()
         self._started_on: asyncio.AbstractEventLoop | None = None
@@ -175,25 +186,62 @@ class Pool:
                 the reason ``enqueue``.
         """
         task_name = as_text(task_name)
-        if task_name not in self._tasks:
-            raise UnknownTaskError(task_name, self._tasks)
-        definition, task = self._tasks[task_name]
+        definition, _ = self._registered(task_name)
         packed = definition.pack(context)
         new_id = await _activities.create_stored(task_name, message, agent_id, metadata=metadata)
+        await self._send(task_name, new_id, labels_of(new_id), packed)
+        return Task(new_id, task_name, definition.unpack(packed), definition, self.broker)
+
+    async def retry(self, agent_id: UUID | str, message: str | None = None) -> Task:
+        """Re-open an activity that has ended, as its next attempt, and send its task again with the context kept.
+
+        Args:
+            message: First log of the new attempt.
+
+        Raises:
+            ActivityStateError: The activity has not ended; or its context is not kept, or does not fit the task's type
+                any more. The activity is not re-opened.
+            UnknownTaskError: This pool has no such task. The activity is not re-opened.
+            ActivityNotFoundError, ActivityNotStoredError, ValueError: See `ax.activity.retry`.
+            TaskResultError: The place where contexts are kept does not answer. The activity is not re-opened.
+            TaskNotSentError: See `enqueue`.
+        """
+        parsed = parse_agent_id(agent_id)
+        task_name, packed = await kept_context(self.broker.result_backend, parsed, self.startup)
+        definition, _ = self._registered(task_name)
+        try:
+            context = definition.unpack(packed)
+        except ValidationError as exc:
+            raise ActivityStateError(
+                f"the activity {parsed} cannot be retried, because the context kept does not fit the task"
+                f" {task_name!r} any more ({exc.error_count()} errors)"
+            ) from None
+        attempt = await aio.retry(parsed, message)
+        await self._send(task_name, parsed, {AGENT_ID: str(parsed), ATTEMPT: str(attempt)}, packed)
+        return Task(parsed, task_name, context, definition, self.broker, attempt)
+
+    def _registered(self, task_name: str) -> tuple[Definition, AsyncTaskiqDecoratedTask[Any, Any]]:
+        if task_name not in self._tasks:
+            raise UnknownTaskError(task_name, self._tasks)
+        return self._tasks[task_name]
+
+    async def _send(self, task_name: str, agent_id: UUID, labels: Mapping[str, str], packed: Any) -> None:
+        """Send a task whose activity is stored. If that fails, the activity ends."""
+        kicker = self._tasks[task_name][1].kicker().with_task_id(str(agent_id)).with_labels(**labels)
         try:
             async with asyncio.timeout(CONF.create_timeout):
                 await self.startup()
-                kicker = task.kicker().with_task_id(str(new_id)).with_labels(**labels_of(new_id))
-                await kicker.kiq(agent_id=str(new_id), context=packed)
+                if self._keeps_contexts:
+                    await keep_context(self.broker.result_backend, agent_id, task_name, packed)
+                await kicker.kiq(agent_id=str(agent_id), context=packed)
         except BaseException as exc:
             cause = exc.__cause__ or exc if isinstance(exc, SendTaskError) else exc
-            live = _activities.active().known(new_id)
+            live = _activities.active().known(agent_id)
             if live is None or not live.status.terminal:  # If the broker was at fault, its `kick` has ended it.
-                await end_unsent(new_id, cause)
+                await end_unsent(agent_id, cause)
             if isinstance(exc, ConfigurationError) or not isinstance(exc, Exception):
                 raise
-            raise TaskNotSentError(task_name, new_id, type(cause).__name__) from cause
-        return Task(new_id, task_name, definition.unpack(packed), definition, self.broker)
+            raise TaskNotSentError(task_name, agent_id, type(cause).__name__) from cause
 
     # -- the broker -----------------------------------------------------------------------------------------
 

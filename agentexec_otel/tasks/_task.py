@@ -44,6 +44,7 @@ class Task:
         agent_id: The id of its activity.
         name: The name under which it is registered.
         context: Its context, validated.
+        attempt: The attempt that it was sent for.
     """
 
     agent_id: UUID
@@ -51,6 +52,7 @@ class Task:
     context: Any
     _definition: Definition = field(repr=False)
     _broker: AsyncBroker = field(repr=False)
+    attempt: int = 1
 
     @property
     def task_name(self) -> str:
@@ -88,7 +90,7 @@ class Task:
             TaskFailedError, TaskResultError: If a worker runs it: see `result`.
         """
         try:
-            run = await _activities.claim(self.agent_id, 1)
+            run = await _activities.claim(self.agent_id, self.attempt)
         except RefusedMessageError:
             raise ActivityNotFoundError(self.agent_id) from None
         if run is None:

@@ -21,10 +21,12 @@ ACTIVITY_TYPE: Final = "agentexec.activity"
 class RunAgentInput(BaseModel):
     """What an AG-UI client sends to start or join a run. Other fields of the protocol are ignored."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"examples": [{"threadId": "thread-1", "runId": "run-1"}]}
+    )
 
-    thread_id: str = Field(alias="threadId", examples=["thread-1"])
-    run_id: str = Field(alias="runId", examples=["run-1"])
+    thread_id: str = Field(alias="threadId", description="Comes back in the events.")
+    run_id: str = Field(alias="runId", description="Comes back in the events.")
 
 
 class AguiRun:
@@ -50,7 +52,7 @@ class AguiRun:
         async for logs in self._stream.logs():
             if not logs:
                 yield HEARTBEAT
-            for event in self._progress(logs):
+            for event in self._progress([log.log for log in logs]):
                 yield event
             if self._stream.activity.waiting is not None:
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -66,7 +66,8 @@ class Viewer(Generic[_T]):
     async def take(self, seconds: float) -> list[_T]:
         """Return the news as soon as there are some, at the latest after `seconds`."""
         try:
-            await asyncio.wait_for(self._arrived.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
         except TimeoutError:
             return []
         self._arrived.clear()
@@ -79,7 +80,7 @@ class Viewer(Generic[_T]):
 class Page:
     """A page of the feed, with the present state of the activities that it has logs of."""
 
-    logs: Sequence[ActivityFeedLogSchema]
+    logs: Mapping[UUID, Sequence[ActivityFeedLogSchema]]
     cursor: str
     activities: Mapping[UUID, ActivityListItemSchema]
 
@@ -148,8 +149,10 @@ class Hub:
         return 0.0 if page.has_more else self._pause
 
     async def _complete(self, page: ActivityFeedSchema) -> Page:
-        ids = {log.agent_id for log in page.logs}
-        return Page(page.logs, page.next_cursor, await activities_of(self._database, ids))
+        logs: defaultdict[UUID, list[ActivityFeedLogSchema]] = defaultdict(list)
+        for log in page.logs:
+            logs[log.agent_id].append(log)
+        return Page(logs, page.next_cursor, await activities_of(self._database, logs.keys()))
 
     async def _hand_out(self, page: Page) -> None:
         """Hand the news to all viewers, or raise before any viewer has got them."""

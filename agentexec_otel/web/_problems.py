@@ -6,13 +6,21 @@ from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
-from agentexec_otel import ActivityNotFoundError, ActivityNotStoredError, ActivityStateError, ConfigurationError
+from agentexec_otel import (
+    ActivityNotFoundError,
+    ActivityNotStoredError,
+    ActivityStateError,
+    ConfigurationError,
+    TaskResultError,
+    UnknownTaskError,
+)
 
 
 class Problem(BaseModel):
@@ -28,19 +36,14 @@ class Problem(BaseModel):
 _STATUSES: Final[Mapping[type[Exception], int]] = {
     ActivityNotFoundError: 404,
     ActivityStateError: 409,
+    UnknownTaskError: 409,
+    TaskResultError: 503,
     ActivityNotStoredError: 503,
     ConfigurationError: 503,
     ValueError: 422,
 }
 
-RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    status: {
-        "description": HTTPStatus(status).phrase,
-        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        "model": Problem,
-    }
-    for status in (403, 404, 409, 422, 503)
-}
+PROBLEM_TYPE: Final = "application/problem+json"
 
 
 class ProblemRoute(APIRoute):
@@ -72,4 +75,4 @@ def problem(
 ) -> JSONResponse:
     """A response with problem details."""
     content = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
-    return JSONResponse(content.model_dump(exclude_none=True), status, headers, media_type="application/problem+json")
+    return JSONResponse(content.model_dump(exclude_none=True), status, headers, media_type=PROBLEM_TYPE)

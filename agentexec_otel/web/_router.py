@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
-from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 from sqlalchemy import URL, Engine
@@ -29,9 +26,12 @@ from agentexec_otel.activity import (
 )
 from agentexec_otel.web._agui import AguiRun, RunAgentInput
 from agentexec_otel.web._database import Database
+from agentexec_otel.web._examples import AGENT_ID
 from agentexec_otel.web._filters import FilterParameters
 from agentexec_otel.web._hub import Hub
-from agentexec_otel.web._problems import RESPONSES, ProblemRoute
+from agentexec_otel.web._openapi import ENDPOINTS
+from agentexec_otel.web._problems import ProblemRoute
+from agentexec_otel.web._retry import HandOver, OnRetry, PoolRetries, Retries
 from agentexec_otel.web._schemas import (
     Act,
     Activity,
@@ -41,17 +41,18 @@ from agentexec_otel.web._schemas import (
     CanceledMany,
     Retried,
     RetriedMany,
+    SessionInfo,
 )
-from agentexec_otel.web._scope import Authorize, Scope, require_action, scope_of, scoped, shown, shown_log
+from agentexec_otel.web._scope import Authorize, Scope, acting_scope, scope_of, scoped, shown, shown_log
 from agentexec_otel.web._sse import streamed
 from agentexec_otel.web._streams import ActivityStream, ListStream
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["router"]
+    from agentexec_otel import Pool
 
-OnRetry: TypeAlias = Callable[[ActivityListItemSchema], Awaitable[object] | object]
+__all__ = ["router"]
 
 _MOST_PER_PAGE: Final = 200
 _MOST_LOGS: Final = 1_000
@@ -62,13 +63,15 @@ def router(
     authorize: Authorize,
     database: str | URL | Engine | AsyncEngine | None = None,
     on_retry: OnRetry | None = None,
+    pool: Pool | None = None,
     prefix: str = "",
     tags: list[str] | None = None,
 ) -> APIRouter:
     """Return a FastAPI router with the status API.
 
     Below the prefix: ``activities``, ``activities/{agent_id}``, ``activities/{agent_id}/logs``,
-    ``activities/{agent_id}/cancel`` and ``cancel``; with `on_retry` also ``activities/{agent_id}/retry`` and ``retry``.
+    ``activities/{agent_id}/events``, ``activities/{agent_id}/agui``, ``activities/{agent_id}/cancel``, ``cancel``,
+    ``events``, ``stats`` and ``session``; with `on_retry` or `pool` also ``activities/{agent_id}/retry`` and ``retry``.
     Errors are problem details (RFC 9457). A change needs the header ``X-AgentExec-Action``.
 
     Args:
@@ -76,37 +79,71 @@ def router(
             HTTPException, refuses the request. `ax.web.public` allows everything to everybody.
         database: An engine, sync or async, or a URL. Default: what `ax.configure()` was given.
         on_retry: Called with each activity that was re-opened, maybe asynchronous, to hand it to a worker. If it
-            raises, the activity ends as ERROR again. Without it, the API offers no retry.
+            raises, the activity ends as ERROR again.
+        pool: Sends tasks again whose context it has kept, see `Pool.retry`. Without it and `on_retry`, the API offers
+            no retry.
         prefix: As for FastAPI's APIRouter.
         tags: As for FastAPI's APIRouter. Default: ``activities``.
+
+    Raises:
+        ValueError: Both `on_retry` and `pool` are given.
     """
-    api = APIRouter(prefix=prefix, tags=list(tags or ["activities"]), route_class=ProblemRoute, responses=RESPONSES)
-    endpoints = _Endpoints(authorize, Database(database), on_retry)
-    api.get("/activities")(endpoints.list_activities)
-    api.get("/activities/{agent_id}", response_model=ActivityDetail | Activity)(endpoints.get_activity)
-    api.get("/activities/{agent_id}/logs")(endpoints.get_logs)
-    api.get("/stats")(endpoints.get_stats)
-    api.get("/activities/{agent_id}/events", response_class=StreamingResponse)(endpoints.follow_activity)
-    api.post("/activities/{agent_id}/agui", response_class=StreamingResponse)(endpoints.join_run)
-    api.get("/events", response_class=StreamingResponse)(endpoints.follow_list)
-    api.post("/activities/{agent_id}/cancel")(endpoints.cancel_activity)
-    api.post("/cancel")(endpoints.cancel_activities)
-    if on_retry is not None:
-        api.post("/activities/{agent_id}/retry")(endpoints.retry_activity)
-        api.post("/retry")(endpoints.retry_activities)
+    api = APIRouter(prefix=prefix, tags=list(tags or ["activities"]), route_class=ProblemRoute)
+    opened = Database(database)
+    retries = _retries(opened, on_retry, pool)
+    endpoints = _Endpoints(authorize, opened, can_retry=retries is not None)
+    retrying = None if retries is None else _RetryEndpoints(authorize, retries)
+    for method, path, endpoint in _routes(endpoints, retrying):
+        api.add_api_route(path, endpoint, methods=[method], **ENDPOINTS[endpoint.__name__])
     return api
+
+
+def _routes(endpoints: _Endpoints, retrying: _RetryEndpoints | None) -> list[tuple[str, str, Callable[..., Any]]]:
+    routes: list[tuple[str, str, Callable[..., Any]]] = [
+        ("GET", "/session", endpoints.get_session),
+        ("GET", "/activities", endpoints.list_activities),
+        ("GET", "/activities/{agent_id}", endpoints.get_activity),
+        ("GET", "/activities/{agent_id}/logs", endpoints.get_logs),
+        ("GET", "/activities/{agent_id}/events", endpoints.follow_activity),
+        ("POST", "/activities/{agent_id}/agui", endpoints.join_run),
+        ("GET", "/events", endpoints.follow_list),
+        ("GET", "/stats", endpoints.get_stats),
+        ("POST", "/activities/{agent_id}/cancel", endpoints.cancel_activity),
+        ("POST", "/cancel", endpoints.cancel_activities),
+    ]
+    if retrying is not None:
+        routes += [
+            ("POST", "/activities/{agent_id}/retry", retrying.retry_activity),
+            ("POST", "/retry", retrying.retry_activities),
+        ]
+    return routes
+
+
+def _retries(database: Database, on_retry: OnRetry | None, pool: Pool | None) -> Retries | None:
+    if on_retry is not None and pool is not None:
+        raise ValueError("on_retry and pool are given: an activity can be handed to only one of them")
+    if pool is not None:
+        return PoolRetries(database, pool)
+    return None if on_retry is None else HandOver(database, on_retry)
 
 
 class ListParameters(FilterParameters):
     """Which page, and the filters."""
 
-    page: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    page_size: Annotated[int, Field(ge=1, le=_MOST_PER_PAGE)] = 50
-    order: Annotated[Literal["newest", "oldest"], Field(description="Created first: `newest` or `oldest`.")] = "newest"
+    page: Annotated[int, Field(ge=1, le=1_000_000, description="Number of the page.", examples=[1])] = 1
+    page_size: Annotated[int, Field(ge=1, le=_MOST_PER_PAGE, description="Activities per page.", examples=[50])] = 50
+    order: Annotated[
+        Literal["newest", "oldest"], Field(description="Created first: `newest` or `oldest`.", examples=["newest"])
+    ] = "newest"
     cursor: Annotated[
-        str | None, Field(description="`next_cursor` of the page before, or empty for the first page. Counts nothing.")
+        str | None,
+        Field(
+            description="`next_cursor` of the page before, or empty for the first page. Counts nothing.", examples=[""]
+        ),
     ] = None
-    total: Annotated[int | None, Field(ge=0, description="The total of an earlier page, which saves the count.")] = None
+    total: Annotated[
+        int | None, Field(ge=0, description="The total of an earlier page, which saves the count.", examples=[120])
+    ] = None
 
 
 class StatsParameters(FilterParameters):
@@ -118,13 +155,15 @@ class StatsParameters(FilterParameters):
 class StreamParameters(FilterParameters):
     """Where to continue, and the filters."""
 
-    after: Annotated[str | None, Field(description="The `id` of the last event seen.")] = None
+    after: Annotated[str | None, Field(description="The `id` of the last event seen.", examples=["67"])] = None
 
 
 class ManyParameters(FilterParameters):
     """Which activities to change."""
 
-    all: Annotated[bool, Field(description="Required to change activities without any filter.")] = False
+    all: Annotated[bool, Field(description="Required to change activities without any filter.", examples=[True])] = (
+        False
+    )
 
     def selection(self) -> ActivityFilters:
         """The filters. Raises HTTPException if there are none, and `all` is not set."""
@@ -134,12 +173,26 @@ class ManyParameters(FilterParameters):
         return found
 
 
+_AgentId = Annotated[UUID, Path(description="The activity.", examples=[str(AGENT_ID)])]
+_LastEventId = Annotated[str | None, Header(description="As `after`, from a browser that reconnects.", examples=["3"])]
+_AfterSeq = Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for all.", examples=[0])]
+
+
 class _Endpoints:
-    def __init__(self, authorize: Authorize, database: Database, on_retry: OnRetry | None) -> None:
+    def __init__(self, authorize: Authorize, database: Database, *, can_retry: bool) -> None:
         self._authorize = authorize
         self._database = database
-        self._on_retry = on_retry
+        self._can_retry = can_retry
         self._hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = WeakKeyDictionary()
+
+    async def get_session(self, request: Request) -> SessionInfo:
+        """Get what the caller may do, and the version of the server."""
+        scope = await scope_of(self._authorize, request)
+        return SessionInfo(
+            may_act=scope.may_act,
+            may_see_content=scope.may_see_content,
+            may_retry=scope.may_act and self._can_retry,
+        )
 
     async def list_activities(self, request: Request, query: Annotated[ListParameters, Query()]) -> ActivityPage:
         """List activities, newest first, each with its most recent log."""
@@ -165,9 +218,11 @@ class _Endpoints:
     async def get_activity(
         self,
         request: Request,
-        agent_id: UUID,
-        logs: Annotated[bool, Query(description="Include the logs, oldest first.")] = True,
-        include_late: Annotated[bool, Query(description="Include logs that came after their attempt ended.")] = False,
+        agent_id: _AgentId,
+        logs: Annotated[bool, Query(description="Include the logs, oldest first.", examples=[True])] = True,
+        include_late: Annotated[
+            bool, Query(description="Include logs that came after their attempt ended.", examples=[False])
+        ] = False,
     ) -> Any:
         """Get an activity. One that has ended has an ETag."""
         scope = await scope_of(self._authorize, request)
@@ -186,9 +241,11 @@ class _Endpoints:
     async def get_logs(
         self,
         request: Request,
-        agent_id: UUID,
-        after_seq: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for all.")] = 0,
-        limit: Annotated[int, Query(ge=1, le=_MOST_LOGS)] = _MOST_LOGS,
+        agent_id: _AgentId,
+        after_seq: _AfterSeq = 0,
+        limit: Annotated[
+            int, Query(ge=1, le=_MOST_LOGS, description="How many logs at most.", examples=[100])
+        ] = _MOST_LOGS,
     ) -> list[ActivityLogSchema]:
         """Get the logs after a cursor, oldest first, late ones included."""
         scope = await scope_of(self._authorize, request)
@@ -207,9 +264,9 @@ class _Endpoints:
     async def follow_activity(
         self,
         request: Request,
-        agent_id: UUID,
-        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for all.")] = 0,
-        last_event_id: Annotated[str | None, Header(description="As `after`, from a browser that reconnects.")] = None,
+        agent_id: _AgentId,
+        after: _AfterSeq = 0,
+        last_event_id: _LastEventId = None,
     ) -> StreamingResponse:
         """Follow an activity as Server-Sent Events: `log` with each log, then `end` with the activity."""
         scope = await scope_of(self._authorize, request)
@@ -219,10 +276,10 @@ class _Endpoints:
     async def join_run(
         self,
         request: Request,
-        agent_id: UUID,
+        agent_id: _AgentId,
         run: RunAgentInput,
-        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for a snapshot.")] = 0,
-        last_event_id: Annotated[str | None, Header(description="As `after`.")] = None,
+        after: Annotated[int, Query(ge=0, description="The last `seq` seen. 0 for a snapshot.", examples=[0])] = 0,
+        last_event_id: _LastEventId = None,
     ) -> StreamingResponse:
         """Join an activity as a run of the AG-UI protocol."""
         scope = await scope_of(self._authorize, request)
@@ -234,7 +291,7 @@ class _Endpoints:
         self,
         request: Request,
         query: Annotated[StreamParameters, Query()],
-        last_event_id: Annotated[str | None, Header(description="As `after`, from a browser that reconnects.")] = None,
+        last_event_id: _LastEventId = None,
     ) -> StreamingResponse:
         """Follow a list as Server-Sent Events: `ready`, then `activity` with each that changes, `left` and `reset`."""
         scope = await scope_of(self._authorize, request)
@@ -243,9 +300,9 @@ class _Endpoints:
         await stream.check(after)
         return streamed(stream.events(after))
 
-    async def cancel_activity(self, request: Request, agent_id: UUID, act: Act | None = None) -> Canceled:
+    async def cancel_activity(self, request: Request, agent_id: _AgentId, act: Act | None = None) -> Canceled:
         """Cancel an activity. Its worker is notified."""
-        scope = await self._acting(request)
+        scope = await acting_scope(self._authorize, request)
         message = act.message if act else None
         canceled = await self._database.ask(
             lambda session: ax.activity.cancel(agent_id, message, session, scope.metadata_filter)
@@ -254,26 +311,10 @@ class _Endpoints:
 
     async def cancel_activities(self, request: Request, query: Annotated[ManyParameters, Query()]) -> CanceledMany:
         """Cancel every activity that is QUEUED or RUNNING and meets the filters."""
-        scope = await self._acting(request)
+        scope = await acting_scope(self._authorize, request)
         filters = scoped(query.selection(), scope)
         canceled = await self._database.ask(lambda session: ax.activity.cancel_pending(session, **filters))
         return CanceledMany(canceled=canceled)
-
-    async def retry_activity(self, request: Request, agent_id: UUID, act: Act | None = None) -> Retried:
-        """Re-open an activity that has ended, as its next attempt, and hand it to a worker."""
-        scope = await self._acting(request)
-        message = act.message if act else None
-        attempt = await run_in_threadpool(ax.activity.retry, agent_id, message, scope.metadata_filter)
-        await self._hand_over([agent_id])
-        return Retried(attempt=attempt)
-
-    async def retry_activities(self, request: Request, query: Annotated[ManyParameters, Query()]) -> RetriedMany:
-        """Re-open every activity that has ended and meets the filters, and hand each to a worker. Default: ERROR."""
-        scope = await self._acting(request)
-        filters = scoped(query.selection(), scope)
-        attempts = await self._database.ask(lambda session: ax.activity.retry_many(session, **filters))
-        await self._hand_over(attempts)
-        return RetriedMany(attempts=attempts)
 
     async def _stream(self, scope: Scope, agent_id: UUID, seq: int) -> ActivityStream:
         """The stream of an activity. Raises ActivityNotFoundError before the response begins."""
@@ -287,30 +328,23 @@ class _Endpoints:
             self._hubs[loop] = Hub(self._database)
         return self._hubs[loop]
 
-    async def _acting(self, request: Request) -> Scope:
-        scope = await scope_of(self._authorize, request)
-        require_action(scope, request)
-        return scope
 
-    async def _hand_over(self, agent_ids: Iterable[UUID]) -> None:
-        """Ask the application to run these activities. One that it cannot run ends as ERROR again."""
-        failed = [agent_id for agent_id in agent_ids if not await self._is_taken(agent_id)]
-        if failed:
-            raise HTTPException(502, f"{len(failed)} activities could not be handed to a worker, and ended as ERROR.")
+class _RetryEndpoints:
+    def __init__(self, authorize: Authorize, retries: Retries) -> None:
+        self._authorize = authorize
+        self._retries = retries
 
-    async def _is_taken(self, agent_id: UUID) -> bool:
-        activity = await self._database.ask(partial(ax.activity.get, agent_id=agent_id))
-        if activity is None or self._on_retry is None:
-            return True
-        try:
-            done = self._on_retry(activity)
-            if inspect.isawaitable(done):
-                await done
-        except Exception as exc:  # noqa: BLE001  # of the application
-            text = f"The activity could not be handed to a worker: {type(exc).__name__}"
-            await self._database.ask(lambda session: ax.activity.error(agent_id, text, session=session))
-            return False
-        return True
+    async def retry_activity(self, request: Request, agent_id: _AgentId, act: Act | None = None) -> Retried:
+        """Re-open an activity that has ended, as its next attempt, and hand it to a worker."""
+        scope = await acting_scope(self._authorize, request)
+        message = act.message if act else None
+        return Retried(attempt=await self._retries.one(agent_id, message, scope))
+
+    async def retry_activities(self, request: Request, query: Annotated[ManyParameters, Query()]) -> RetriedMany:
+        """Re-open every activity that has ended and meets the filters, and hand each to a worker. Default: ERROR."""
+        scope = await acting_scope(self._authorize, request)
+        filters = scoped(query.selection(), scope)
+        return await self._retries.many(filters)
 
 
 def _seen(after: int, last_event_id: str | None) -> int:

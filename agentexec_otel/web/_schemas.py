@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentexec_otel import __version__
 from agentexec_otel.activity import ActivityDetailSchema, ActivityListItemSchema
 
 
@@ -38,9 +39,9 @@ class ActivityPage(BaseModel):
 class Act(BaseModel):
     """The body of a change."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"message": "Asked for by support."}]})
 
-    message: str | None = Field(default=None, max_length=2_000, examples=["Canceled by support."])
+    message: Annotated[str | None, Field(max_length=2_000, description="The log of the change.")] = None
 
 
 class Canceled(BaseModel):
@@ -62,6 +63,18 @@ class Retried(BaseModel):
 
 
 class RetriedMany(BaseModel):
-    """The number of the new attempt of each activity that was re-opened."""
+    """Which activities were retried."""
 
-    attempts: dict[UUID, int]
+    attempts: Annotated[dict[UUID, int], Field(description="The number of the new attempt of each activity.")]
+    refused: Annotated[
+        dict[UUID, str], Field(description="Why an activity was not re-opened, such as for want of its context.")
+    ] = {}
+
+
+class SessionInfo(BaseModel):
+    """What the caller may do."""
+
+    may_act: Annotated[bool, Field(description="Whether the caller may cancel activities.")]
+    may_see_content: Annotated[bool, Field(description="Whether the caller sees messages, errors and metadata.")]
+    may_retry: Annotated[bool, Field(description="Whether the caller may retry activities that have ended.")]
+    version: Annotated[str, Field(description="The version of agentexec-otel.")] = __version__

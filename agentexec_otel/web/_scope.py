@@ -50,12 +50,14 @@ async def scope_of(authorize: Authorize, request: Request) -> Scope:
     return scope
 
 
-def require_action(scope: Scope, request: Request) -> None:
-    """Refuse a change that the scope does not allow, or that another site may have made the browser send."""
+async def acting_scope(authorize: Authorize, request: Request) -> Scope:
+    """Ask the application about a change. Raises HTTPException if it refuses, or if another site may have sent it."""
+    scope = await scope_of(authorize, request)
     if not scope.may_act:
         raise HTTPException(403, "You are not allowed to cancel or retry activities.")
     if ACTION_HEADER not in request.headers:
         raise HTTPException(403, f"Send the header {ACTION_HEADER} with a change, with any value.")
+    return scope
 
 
 ACTION_HEADER = "X-AgentExec-Action"

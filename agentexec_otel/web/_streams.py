@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Final
+from functools import cached_property, partial
+from typing import Final, cast
 from uuid import UUID
 
 from pydantic import BaseModel
 
 import agentexec_otel as ax
-from agentexec_otel.activity import ActivityFeedLogSchema, ActivityFilters, ActivityListItemSchema, ActivityLogSchema
+from agentexec_otel.activity import ActivityFilters, ActivityListItemSchema, ActivityLogSchema
 from agentexec_otel.web._database import Database
 from agentexec_otel.web._hub import MOST, Hub, Page, Viewer, activities_of
 from agentexec_otel.web._schemas import Activity
 from agentexec_otel.web._scope import Scope, scoped, shown, shown_log
 from agentexec_otel.web._sse import HEARTBEAT, encoded
 
-_PAGE: Final = 1_000
+_PAGE: Final = 200
+"""Logs that are read at once. A viewer that reads nothing holds one page."""
 _HEARTBEAT_SECONDS: Final = 15.0
 
 
@@ -28,11 +29,23 @@ class Left(BaseModel):
     agent_id: UUID
 
 
+@dataclass(frozen=True)
+class StreamLog:
+    """A log as it may be seen. All viewers of an activity share it, and so does its event, which is encoded once."""
+
+    log: ActivityLogSchema
+
+    @cached_property
+    def event(self) -> bytes:
+        """The log as it is sent."""
+        return encoded("log", self.log, str(self.log.seq))
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Logs of an activity, and its state then or later."""
+    """A log of an activity, and its state then or later."""
 
-    logs: Sequence[ActivityFeedLogSchema]
+    log: StreamLog
     activity: ActivityListItemSchema
 
 
@@ -65,17 +78,15 @@ class ActivityStream:
     async def events(self) -> AsyncGenerator[bytes]:
         """The events as they are sent."""
         async for logs in self.logs():
-            if not logs:
-                yield HEARTBEAT
-            for log in logs:
-                yield encoded("log", log, str(log.seq))
+            yield b"".join(log.event for log in logs) or HEARTBEAT
         if self.activity.status.terminal:
             yield encoded("end", shown(Activity.model_validate(self.activity), self._scope))
 
-    async def logs(self) -> AsyncGenerator[Sequence[ActivityLogSchema]]:
+    async def logs(self) -> AsyncGenerator[Sequence[StreamLog]]:
         """The next logs, as they come, until the activity ends or the server stops. An empty
         list after those that are stored, and if there are none for 15 s."""
-        async with self._hub.viewing(self._agent_id, self._changes) as (viewer, _):
+        topic = (self._agent_id, self._scope.may_see_content)
+        async with self._hub.viewing(topic, self._changes) as (viewer, _):
             await self.load()
             async for stored in self._stored():
                 yield stored
@@ -90,37 +101,41 @@ class ActivityStream:
 
     async def _changes(self, page: Page) -> list[Change]:
         activity = page.activities.get(self._agent_id)
-        return (
-            [] if activity is None else [Change([one for one in page.logs if one.agent_id == self._agent_id], activity)]
-        )
+        if activity is None:
+            return []
+        return [Change(log, activity) for log in self._shown(page.logs[self._agent_id])]
 
     async def _continued(
         self, viewer: Viewer[Change], changes: Sequence[Change]
-    ) -> AsyncGenerator[Sequence[ActivityLogSchema]]:
+    ) -> AsyncGenerator[Sequence[StreamLog]]:
         """The logs behind the last one. They come from the database if the changes leave some of them out."""
-        fresh = [log for change in changes for log in change.logs if log.seq > self._seq]
+        fresh = [change.log for change in changes if change.log.log.seq > self._seq]
         if changes:
             self.activity = changes[-1].activity
         if viewer.missed:
             await self.load()
-        if viewer.missed or any(log.seq != seq for seq, log in enumerate(fresh, self._seq + 1)):
+        if viewer.missed or any(log.log.seq != seq for seq, log in enumerate(fresh, self._seq + 1)):
             viewer.missed = False
             async for stored in self._stored():
                 yield stored
         else:
             yield self._returned(fresh)
 
-    async def _stored(self) -> AsyncGenerator[Sequence[ActivityLogSchema]]:
+    async def _stored(self) -> AsyncGenerator[Sequence[StreamLog]]:
         """The logs in the database behind the last one."""
         query = partial(ax.activity.logs, agent_id=self._agent_id, limit=_PAGE)
         while found := await self._database.ask(partial(query, after_seq=self._seq)):
-            yield self._returned(found)
+            yield self._returned(self._shown(found))
 
-    def _returned(self, logs: Sequence[ActivityLogSchema]) -> list[ActivityLogSchema]:
+    def _returned(self, logs: Sequence[StreamLog]) -> Sequence[StreamLog]:
         if logs:
-            self._seq = logs[-1].seq
+            self._seq = logs[-1].log.seq
+        return logs
+
+    def _shown(self, logs: Sequence[ActivityLogSchema]) -> list[StreamLog]:
+        """The logs as the scope may see them, without the fields of the feed."""
         kept = [ActivityLogSchema.model_validate(log, from_attributes=True) for log in logs]
-        return [shown_log(log, self._scope) for log in kept]
+        return [StreamLog(shown_log(log, self._scope)) for log in kept]
 
 
 class ListStream:
@@ -137,6 +152,7 @@ class ListStream:
         self._scope = scope
         self._own = scoped({}, scope)
         self._filters = scoped(filters, scope)
+        self._named = cast(Collection[UUID] | None, filters.get("agent_id"))
         self._topic = repr((self._filters, scope))
 
     async def events(self, after: str | None) -> AsyncGenerator[bytes]:
@@ -180,6 +196,8 @@ class ListStream:
 
     async def _events_of(self, inside: Mapping[UUID, ActivityListItemSchema], cursor: str) -> list[bytes]:
         """The events of activities that are inside the scope."""
+        if self._named is not None:  # `activities_of` asks for ids of its own
+            inside = {agent_id: item for agent_id, item in inside.items() if agent_id in self._named}
         matching = inside
         if self._filters != self._own:
             matching = await activities_of(self._database, inside, self._filters)

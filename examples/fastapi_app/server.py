@@ -8,7 +8,6 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 
@@ -16,27 +15,19 @@ from fastapi_app.main import app  # with it the pool, which creates the tables
 from fastapi_app.settings import engine, settings
 
 
-class Server(uvicorn.Server):
-    """Ends the streams that browsers follow when it is told to stop; it would wait for their end."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called on SIGINT and SIGTERM."""
-        app.state.stopping = True
-        super().handle_exit(sig, frame)
-
-
 def serve(host: str, port: int, number_of_workers: int) -> None:
     """Serve until SIGINT or SIGTERM, or until the workers have ended."""
-    server = Server(uvicorn.Config(app, host, port, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, host, port, log_level="warning", access_log=False))
     # The port comes first: who finds it taken must not cancel what the other one is working on.
     with server.config.bind_socket() as socket, workers(server, number_of_workers) as where:
+        socket.listen()  # a browser may connect from here on, and waits
         host, port = socket.getsockname()[:2]
         print(f"http://{host}:{port}  ({engine.dialect.name}, {where}). Stop with Ctrl-C.", flush=True)
         server.run([socket])
 
 
 @contextmanager
-def workers(server: Server, number: int) -> Generator[str]:
+def workers(server: uvicorn.Server, number: int) -> Generator[str]:
     """Worker processes, where there is a broker; gives how tasks are run. The server stops when they do."""
     if settings.broker is None:
         yield "tasks run in this process"

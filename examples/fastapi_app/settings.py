@@ -17,6 +17,8 @@ class Settings(BaseSettings):
     Attributes:
         database: SQLAlchemy URL.
         broker: `redis://…`, `amqp://…` or `nats://…`. None runs the tasks in the web process.
+        results: `redis://…` or `nats://…`, where results and contexts of tasks are kept. Default: in the broker.
+            RabbitMQ needs it.
         queue: Where the broker keeps this application's tasks.
         pace: Seconds for which the scripted model and the tools pretend to work.
     """
@@ -25,6 +27,7 @@ class Settings(BaseSettings):
 
     database: str = f"sqlite:///{_FILE}"
     broker: str | None = None
+    results: str | None = None
     queue: str = "research-app"
     pace: float = 0.5
 

@@ -10,10 +10,18 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 import agentexec_otel as ax
+from agentexec_otel.activity import ActivityListItemSchema
 from fastapi_app.researcher import researcher
 from fastapi_app.settings import engine, settings
 
-pool = ax.Pool(engine, settings.broker, queue=settings.queue, create_tables=True)
+pool = ax.Pool(
+    engine,
+    settings.broker,
+    results=settings.results,
+    queue=settings.queue,
+    keep_contexts=True,  # for retries
+    create_tables=True,
+)
 
 
 class ResearchContext(BaseModel):
@@ -38,3 +46,14 @@ async def research(agent_id: UUID, context: ResearchContext) -> Report:
     report = Report(company=context.company, summary=str(result.final_output))
     ax.activity.update(agent_id, report.summary, percentage=100)
     return report
+
+
+async def run_again(activity: ActivityListItemSchema) -> None:
+    """Send the task of an activity once more: it was re-opened, and waits as its next attempt."""
+    context = ResearchContext(company=(activity.metadata or {})["company"])
+    labels = {"agentexec_agent_id": str(activity.agent_id), "agentexec_attempt": str(activity.attempt)}
+    task = pool.broker.find_task(activity.agent_type)
+    assert task is not None
+    await pool.startup()
+    kicker = task.kicker().with_task_id(str(activity.agent_id)).with_labels(**labels)
+    await kicker.kiq(agent_id=str(activity.agent_id), context=context.model_dump())

@@ -40,6 +40,7 @@ pool = ax.Pool(
     results=os.environ.get("TASKS_RESULTS"),
     queue=os.environ["TASKS_QUEUE"],
     concurrency=int(os.environ.get("TASKS_CONCURRENCY", "100")),
+    keep_contexts=os.environ.get("TASKS_KEEP_CONTEXTS") == "1",
 )
 pool.broker.add_middlewares(SimpleRetryMiddleware())
 

@@ -3,12 +3,15 @@
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from rich.style import Style
 from rich.text import Text
@@ -209,3 +212,30 @@ def test_the_trace_is_as_the_words_above_it_say(shown: Shown) -> None:
     assert late in shown.trace
     assert "Canceled by the process that watches." not in shown.trace
     assert re.findall(r"race id:? (\w{32})", shown.afterwards) == 2 * [re.findall(r"trace id (\w+)", shown.trace)[0]]
+
+
+def test_dashboard(tmp_path: Path) -> None:
+    """With `--dashboard`, all runs are on its page until Ctrl-C."""
+    shown = tmp_path / "shown.txt"
+    with (
+        shown.open("w") as output,
+        subprocess.Popen(
+            [*command(), "--dashboard"],
+            env=environment(tmp_path),
+            cwd=tmp_path,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        deadline = time.monotonic() + 100
+        while "Stop with Ctrl-C." not in shown.read_text():
+            assert process.poll() is None, shown.read_text()
+            assert time.monotonic() < deadline, shown.read_text()
+            time.sleep(0.1)
+        (url,) = re.findall(r"http://127\.0\.0\.1:\d+/", shown.read_text())
+        page = httpx.get(f"{url}api/activities", trust_env=False).json()
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert "Traceback" not in shown.read_text()
+    statuses = {item["agent_type"]: item["status"] for item in page["items"]}
+    assert statuses == {"research_market": "COMPLETE", "check_facts": "ERROR", "read_archive": "CANCELED"}

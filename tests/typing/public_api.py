@@ -91,6 +91,7 @@ def other_set_ups(url: URL, async_engine: AsyncEngine) -> None:
     assert_type(ax.configured_database(), str | URL | Engine | AsyncEngine)
     assert_type(ax.web.router(authorize=ax.web.public, database=async_engine, prefix="/api"), APIRouter)
     ax.web.router(authorize=lambda request: ax.web.Scope({"tenant": "acme"}), on_retry=print)
+    ax.web.router(authorize=ax.web.public, pool=ax.Pool(keep_contexts=True))
     ax.install_signal_handlers()
 
 
@@ -399,6 +400,7 @@ async def tasks() -> None:
         assert_type(task.agent_id, UUID)
         assert await task.result(timeout=10.0) == await task.execute() == "Acme"
         assert_type(await pool.enqueue("research", {"company": "Acme"}), ax.Task)
+        assert_type((await pool.retry(task.agent_id, "Once more.")).attempt, int)
         assert_type(task.task_name, str)
         assert_type(await ax.gather(task, timeout=10), tuple[Any, ...])
         assert await ax.get_result(task, timeout=10) == "Acme"

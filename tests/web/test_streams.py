@@ -141,6 +141,23 @@ async def test_list(database: Database, url: str) -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+async def test_list_of_one_activity(database: Database, url: str) -> None:
+    """A list's stream that is filtered by `agent_id` has this activity only, also behind a cursor."""
+    agent_id, other = await aio.create("research"), await aio.create("research")
+    async with aclosing(events(f"{url}/events?agent_id={agent_id}")) as stream:
+        cursor = (await anext(stream)).id
+        assert cursor is not None
+        await aio.update(other, "Another one.")
+        await aio.update(agent_id, "Reading.")
+        event = await anext(stream)
+        assert (event.name, event.data["agent_id"]) == ("activity", str(agent_id))
+    async with aclosing(events(f"{url}/events?agent_id={agent_id}", **{"Last-Event-ID": cursor})) as stream:
+        assert (await anext(stream)).name == "ready"
+        event = await anext(stream)
+        assert (event.name, event.data["latest_log"]) == ("activity", "Reading.")
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 async def test_list_is_resumed(database: Database, url: str) -> None:
     """A list that continues behind a cursor gets what has changed meanwhile."""
     async with aclosing(events(f"{url}/events")) as stream:
