@@ -32,6 +32,9 @@ class Settings(BaseSettings):
         "agentexec_", description="Prefix of table, foreign key and index names."
     )
     create_tables: bool = Field(False, description="Create missing tables when the SDK is configured.")
+    exporters: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Exporters in addition to those given to `ax.configure()`, separated by commas: `sql`, `otlp`."
+    )
     indexed_metadata: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Metadata keys whose filters use an index, separated by commas."
     )
@@ -131,10 +134,10 @@ class Settings(BaseSettings):
         """The ``AGENTEXEC_*`` variables of the environment that are no setting, each with the one that may be meant."""
         return unknown_variables(os.environ, cls.model_fields)
 
-    @field_validator("indexed_metadata", mode="before")
+    @field_validator("exporters", "indexed_metadata", mode="before")
     @classmethod
-    def _split_keys(cls, value: Any) -> Any:
-        return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
+    def _split(cls, value: Any) -> Any:
+        return [one for part in value.split(",") if (one := part.strip())] if isinstance(value, str) else value
 
     @field_validator("indexed_metadata")
     @classmethod

@@ -146,11 +146,18 @@ class ExportError(AgentExecError):
 class TransientExportError(ExportError):
     """The destination is away or busy. The same batch is tried again, for ever, with backoff.
 
+    Args:
+        after: Seconds that the destination has asked to wait before the next try.
+
     Attributes:
         sent: False where nothing has left for the destination, so that it cannot have stored any of the batch.
     """
 
     sent: bool = True
+
+    def __init__(self, text: str = "", *, remedy: str | None = None, after: float = 0.0) -> None:
+        super().__init__(text, remedy=remedy)
+        self.after = after
 
 
 class MisconfiguredExportError(ExportError):

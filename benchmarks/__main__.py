@@ -21,6 +21,7 @@ from benchmarks import (
     instrumentation,
     live,
     memory,
+    otlp,
     queries,
     replay,
     tail,
@@ -46,6 +47,7 @@ BENCHMARKS: Final[dict[str, Callable[[Context], Section]]] = {
     "instrumentation": instrumentation.run,
     "tasks": tasks.run,
     "memory": memory.run,
+    "otlp": otlp.run,
 }
 
 

@@ -47,7 +47,7 @@ def _table(context: Context, database: Database) -> Table:
     lines = context.pick(_LINES)
     ax.configure(database.url)
     try:
-        with _Reader(database) as reader, closing(database.connect()) as connection:
+        with Reader(database) as reader, closing(database.connect()) as connection:
             # The raw rows belong to another activity, which the SDK never writes to.
             other = _activity(database, connection)
             agent_id = ax.activity.create("bench")
@@ -55,11 +55,11 @@ def _table(context: Context, database: Database) -> Table:
             ax.flush(30.0)
             cases: dict[str, Callable[[], Latency]] = {
                 "one INSERT and COMMIT by the raw driver": partial(
-                    _measure, reader, partial(_insert, database, connection, other), _raw_id(other), lines
+                    measure_latency, reader, partial(_insert, database, connection, other), _raw_id(other), lines
                 ),
                 **_synced(database, connection, reader, other, lines),
                 "update()": partial(
-                    _measure, reader, partial(ax.activity.update, agent_id), _row_id(database, agent_id), lines
+                    measure_latency, reader, partial(ax.activity.update, agent_id), row_id_of(database, agent_id), lines
                 ),
             }
             steps = context.track(f"live {database.kind}", context.runs * len(cases))
@@ -92,7 +92,7 @@ def _rows(found: dict[str, list[Latency]]) -> list[Row]:
 
 
 def _synced(
-    database: Database, connection: Any, reader: _Reader, other: dict[str, Any], lines: int
+    database: Database, connection: Any, reader: Reader, other: dict[str, Any], lines: int
 ) -> dict[str, Callable[[], Latency]]:
     """SQLite again with the driver's own default, which waits for the disk at every COMMIT."""
     if database.kind != "sqlite":
@@ -101,14 +101,14 @@ def _synced(
     def measure() -> Latency:
         connection.execute("PRAGMA synchronous = FULL")
         try:
-            return _measure(reader, partial(_insert, database, connection, other), _raw_id(other), lines)
+            return measure_latency(reader, partial(_insert, database, connection, other), _raw_id(other), lines)
         finally:
             connection.execute("PRAGMA synchronous = NORMAL")
 
     return {_SYNCED: measure}
 
 
-def _measure(reader: _Reader, write: Callable[[str], object], row_id: object, lines: int) -> Latency:
+def measure_latency(reader: Reader, write: Callable[[str], object], row_id: object, lines: int) -> Latency:
     reader.watch(row_id, lines)
     for _ in range(lines):
         time.sleep(_PAUSE)
@@ -152,7 +152,7 @@ def _insert_statement(place: str) -> str:
 _INSERTS: Final = {"sqlite": _insert_statement("?"), "postgres": _insert_statement("%s")}
 
 
-def _row_id(database: Database, agent_id: UUID) -> object:
+def row_id_of(database: Database, agent_id: UUID) -> object:
     with closing(database.connect()) as connection:
         found = connection.execute(
             database.sql(f"SELECT id FROM {ACTIVITY} WHERE agent_id = ?"), (database.value(agent_id),)
@@ -163,7 +163,7 @@ def _row_id(database: Database, agent_id: UUID) -> object:
 # -- the reader, in a process of its own --------------------------------------------------------------------------
 
 
-class _Reader:
+class Reader:
     """A process that polls the log of one activity and notes when it first saw each line."""
 
     def __init__(self, database: Database) -> None:
@@ -174,7 +174,7 @@ class _Reader:
             text=True,
         )
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,11 +6,11 @@ One JSON array by position::
      [trace_id, span_id, sampled, started_in] | null,
      [agent_type, metadata, trace_context] | null,
      [error_type, reason, input_tokens, output_tokens, requests, cached_input_tokens, reasoning_tokens, model] | null,
-     waiting | null]
+     waiting | null, agent_type | null]
 
 The first element is the schema's major version. A later minor version appends elements or flags, which are ignored
 here. An incompatible version takes the next number: its events are left to a version that knows it. Minor versions have
-appended ``waiting``, ``started_in`` and the last three elements of the outcome, which may be missing.
+appended ``waiting``, ``agent_type``, ``started_in`` and the last three elements of the outcome, which may be missing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _EXPECTS_ROW: Final = 1
 _REOPENS: Final = 2
 _CLAIMS: Final = 4
 _WITHDRAWS: Final = 8
+_STARTS: Final = 16
 _INT64: Final = 2**63 - 1
 
 
@@ -55,10 +56,12 @@ def encode(event: ActivityEvent) -> bytes:
     # By hand, because every caller waits for it: it takes half the time of the fastest call of a JSON encoder.
     (
         event_id, agent_id, status, message, percentage, occurred_at_ns, attempt, opening, span, outcome, worker_id,
-        expects_row, reopens, claims, withdraws, waiting,
+        expects_row, reopens, claims, withdraws, waiting, starts, agent_type,
     ) = event  # fmt: skip
-    bare = span is None and opening is None and outcome is None and waiting is None
-    flags = _EXPECTS_ROW * expects_row + _REOPENS * reopens + _CLAIMS * claims + _WITHDRAWS * withdraws
+    bare = span is None and opening is None and outcome is None and waiting is None and agent_type is None
+    flags = (
+        _EXPECTS_ROW * expects_row + _REOPENS * reopens + _CLAIMS * claims + _WITHDRAWS * withdraws + _STARTS * starts
+    )
     line = (
         f'[1,"{event_id.int:032x}","{agent_id.int:032x}",{quote(status)},{quote(message)},'
         f"{_NULL if percentage is None else percentage},{occurred_at_ns},"
@@ -77,8 +80,15 @@ def _details(event: ActivityEvent) -> str:
         f",{_NULL if span is None else _json(_span_fields(span))}"
         f",{_NULL if opening is None else _json(_opening_fields(opening))}"
         f",{_NULL if outcome is None else _json(_outcome_fields(outcome))}"
-        f"{'' if event.waiting is None else ',' + _json(_plain(event.waiting))}"
+        f"{_last(event.waiting, event.agent_type)}"
     )
+
+
+def _last(waiting: Mapping[str, Any] | None, agent_type: str | None) -> str:
+    if waiting is None and agent_type is None:
+        return ""
+    text = f",{_NULL if waiting is None else _json(_plain(waiting))}"
+    return text if agent_type is None else f"{text},{quote(agent_type)}"
 
 
 _span_fields = attrgetter("trace_id", "span_id", "sampled", "started_in")
@@ -138,17 +148,19 @@ def _event(fields: list[object]) -> ActivityEvent:
         raise LaterSchemaError(f"an event of schema version {fields[0]}, this version knows {SCHEMA}")
     values = dict(zip(_HEAD, _read(_HEAD, fields[1:10], "event"), strict=True))
     flags = values.pop("flags")
-    span, opening, outcome, waiting = (*fields[10:14], None, None, None, None)[:4]
+    span, opening, outcome, waiting, agent_type = (*fields[10:15], None, None, None, None, None)[:5]
     return ActivityEvent(
         **values,
         expects_row=bool(flags & _EXPECTS_ROW),
         reopens=bool(flags & _REOPENS),
         claims=bool(flags & _CLAIMS),
         withdraws=bool(flags & _WITHDRAWS),
+        starts=bool(flags & _STARTS),
         span=None if span is None else SpanRef(*_read(_SPAN, span, "span", _FIRST_SPAN)),
         opening=None if opening is None else Opening(*_read(_OPENING, opening, "opening")),
         outcome=None if outcome is None else Outcome(*_read(_OUTCOME, outcome, "outcome", _FIRST_OUTCOME)),
         waiting=None if waiting is None else _object(waiting, "what the run waits for"),
+        agent_type=None if agent_type is None else _text(agent_type, "agent type"),
     )
 
 

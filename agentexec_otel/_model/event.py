@@ -126,6 +126,9 @@ class ActivityEvent(NamedTuple):
         withdraws: Removes the activity that the event with this ``event_id`` has created, unless anything else was
             reported on it. Its producer has reported that it is not stored.
         waiting: What the run waits for, as `waiting_for` returns it, until the next event of a worker.
+        starts: The first RUNNING of an attempt, or the one with which its span was opened, as far as the process that
+            reports it knows.
+        agent_type: The activity's type, if the process that reports knows it. Only exporters that are no store get it.
     """
 
     event_id: UUID
@@ -144,6 +147,8 @@ class ActivityEvent(NamedTuple):
     claims: bool = False
     withdraws: bool = False
     waiting: Mapping[str, Any] | None = None
+    starts: bool = False
+    agent_type: str | None = None
 
 
 def late_cancellation(agent_id: UUID, attempt: int | None) -> ActivityEvent:

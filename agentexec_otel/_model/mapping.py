@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 from uuid import UUID
 
 from agentexec_otel._model import attributes as semconv
@@ -33,6 +33,50 @@ def log_attributes(event: ActivityEvent) -> dict[str, AttributeValue]:
     if event.percentage is not None:
         attributes[semconv.LOG_PERCENTAGE] = event.percentage
     return attributes
+
+
+def record_attributes(event: ActivityEvent) -> dict[str, AttributeValue]:
+    """Attributes of a log record."""
+    return {semconv.AGENT_ID: str(event.agent_id), semconv.RECORD_UID: str(event.event_id), **log_attributes(event)}
+
+
+def severity_of(status: Status) -> Literal["INFO", "WARN", "ERROR"]:
+    """The severity of a log record, as OpenTelemetry names it."""
+    return _SEVERITIES.get(status, "INFO")
+
+
+_SEVERITIES: Final[dict[Status, Literal["WARN", "ERROR"]]] = {Status.ERROR: "ERROR", Status.CANCELED: "WARN"}
+
+
+def state_attributes(event: ActivityEvent) -> dict[str, AttributeValue]:
+    """What an event says of its activity beside the log: type, attempt, worker, metadata, wait and outcome."""
+    values: dict[str, AttributeValue | None] = {
+        semconv.AGENT_TYPE: event.agent_type,
+        semconv.ATTEMPT: event.attempt,
+        semconv.WORKER_ID: event.worker_id,
+    }
+    if event.opening is not None:
+        values |= opening_attributes(event.agent_id, event.opening, event.attempt)
+    if event.waiting is not None:
+        values[semconv.WAITING_FOR] = event.waiting["for"]
+        values[semconv.WAITING_SINCE] = event.waiting["since"]
+        values[semconv.WAITING_ITEMS] = json.dumps(event.waiting["items"])
+    if event.outcome is not None:
+        values |= outcome_attributes(event.status, event.outcome, None)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def event_name_of(event: ActivityEvent) -> str:
+    """The name of the event that a log record is. The same for a replayed event."""
+    if event.status.terminal:
+        return semconv.ENDED_EVENT
+    if event.status is Status.QUEUED:
+        if event.opening is not None:
+            return semconv.CREATED_EVENT
+        return semconv.RETRIED_EVENT if event.reopens or event.claims else semconv.LOG_EVENT
+    if event.starts or event.claims:
+        return semconv.STARTED_EVENT
+    return semconv.LOG_EVENT if event.waiting is None else semconv.WAITING_EVENT
 
 
 def opening_attributes(agent_id: UUID, opening: Opening, attempt: int | None) -> dict[str, AttributeValue]:

@@ -13,7 +13,16 @@ from agentexec_otel._errors import ExportError, guarded
 from agentexec_otel._model.event import RUNNING, ActivityEvent, SpanRef, Status
 from agentexec_otel._model.fold import attempt_end, moment
 from agentexec_otel._model.ids import uuid7
-from agentexec_otel._model.results import Ack, AttemptEnd, EndedActivity, Ending, ExportResult, Reject, StoredActivity
+from agentexec_otel._model.results import (
+    Ack,
+    AttemptEnd,
+    EndedActivity,
+    Ending,
+    ExportResult,
+    Refusal,
+    Reject,
+    StoredActivity,
+)
 from agentexec_otel._model.span import SpanStart
 from agentexec_otel._runtime.hand_over import HandOver, Soon
 from agentexec_otel._runtime.live import ClosingSpan, LiveActivities, LiveActivity
@@ -77,7 +86,7 @@ class Following:
                     self._acknowledged(live, event, result)
         elif live is not None and isinstance(result, Reject):
             for event in events:
-                self._refused(live, event)
+                self._refused(live, event, result.refusal)
         if isinstance(result, Ack) and not result.late and any(event.reopens for event in events):
             self.live.join(events[0].agent_id, result.attempt)
 
@@ -111,11 +120,11 @@ class Following:
             self._orphaned([live.agent_id], False)
         self.follow_up(*live.follow(event, ack))
 
-    def _refused(self, live: LiveActivity, event: ActivityEvent) -> None:
+    def _refused(self, live: LiveActivity, event: ActivityEvent, refusal: Refusal | None) -> None:
         if event.opening is not None and live.attempt is None:
             self._resolve({live.agent_id: live})  # It exists already, as was expected.
-        live.refuse(event)
-        if event.claims and event.status is RUNNING and self.live.get(live.agent_id) is live:
+        live.refuse(event, refusal)
+        if refusal is not None and event.claims and event.status is RUNNING and self.live.get(live.agent_id) is live:
             self.live.forget(live.agent_id)
 
     def _resolve(self, lives: Mapping[UUID, LiveActivity]) -> None:
@@ -254,3 +263,9 @@ def _end_of(one: EndedActivity, ending: Ending, stored: StoredActivity) -> Attem
         moment(one.occurred_at_ns),
         outcome,
     )
+
+
+def in_context(event: ActivityEvent, live: LiveActivity) -> ActivityEvent:
+    """The event with the type and the span of its activity, as far as they are known."""
+    agent_type = None if live.opening is None else live.opening.agent_type
+    return event._replace(span=event.span or live.ref, agent_type=agent_type)

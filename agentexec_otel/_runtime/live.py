@@ -14,7 +14,7 @@ from opentelemetry import trace
 
 from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._model.fold import ActivityState
-from agentexec_otel._model.results import Ack, StoredActivity
+from agentexec_otel._model.results import Ack, Refusal, StoredActivity
 from agentexec_otel._model.span import SpanEnd, SpanOfAttempt, SpanStart
 from agentexec_otel._sdk import DEFAULT_SPAN_EVENTS
 
@@ -337,10 +337,12 @@ class LiveActivity:
                 self.attempt = self._state.attempt = ack.attempt
             return ack.status.terminal or ack.attempt != self.attempt or self._is_named_otherwise(ack.span_id)
 
-    def refuse(self, event: ActivityEvent) -> None:
-        """An event of this process was refused."""
+    def refuse(self, event: ActivityEvent, refusal: Refusal | None) -> None:
+        """An event of this process was refused. Without a refusal, the event itself was: the activity goes on."""
         with self._all.lock:
             self._settle([event])
+            if refusal is None:
+                return
             if not event.claims:
                 self.is_unknown = event.expects_row
             elif event.status is RUNNING:

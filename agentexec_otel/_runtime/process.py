@@ -19,11 +19,14 @@ from agentexec_otel._runtime.complaints import forget_complaints
 from agentexec_otel._runtime.metrics import instruments
 from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel._runtime.setup import (
+    SQL,
     check_hooks,
     check_span_exporter,
     checked_exporters,
     default_database,
     flush_at_exit_of_child,
+    named_exporters,
+    names_database,
     otlp_span_exporter,
     set_up_otlp,
     sql_exporter,
@@ -61,7 +64,8 @@ def configure(
     Args:
         database: A SQLAlchemy URL or engine, sync or async. Default: ``AGENTEXEC_DATABASE_URL``, else the SQLite file
             ``agentexec.db`` in the working directory, whose tables are created.
-        exporters: Where events go, instead of a database; with `database`, in addition to it.
+        exporters: Where events go, instead of a database; with `database`, in addition to it. Those that
+            ``AGENTEXEC_EXPORTERS`` names are added. If it names exporters and no database is named, there is none.
         tracer_provider: The OpenTelemetry provider for activity spans. Default: the global one, set now or later.
         logger_provider: The provider for log records (``AGENTEXEC_EVENT_MODE=log`` or ``both``). Default: the global.
         meter_provider: The provider for the writers' metrics. Default: the global one.
@@ -80,12 +84,13 @@ def configure(
     check_hooks(redact, tracer_provider=tracer_provider, logger_provider=logger_provider, meter_provider=meter_provider)
     check_span_exporter(span_exporter)
     sinks = checked_exporters(exporters)
-    stores = database is not None or exporters is None
+    stores = _stores(database, exporters)
     if stores:
         sinks.insert(0, sql_exporter(database, create_tables))
     if otlp_endpoint is not None:
         logs = CONF.event_mode != "span_event"
         tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=logs, tracked=tracked)
+    sinks += named_exporters(sinks, otlp_endpoint)
     # Built without the lock: providers are code of the application.
     replays_to = span_exporter or (None if otlp_endpoint is None else partial(otlp_span_exporter, otlp_endpoint))
     run_metrics = instruments(meter_provider, health, _count_active)
@@ -119,6 +124,13 @@ def _spans_reported(spans: Sequence[tuple[UUID, str]], exported: bool) -> None:
         active().spans_reported(spans, exported=exported)
 
 
+def _stores(database: Database | None, exporters: Sequence[ActivityExporter] | None) -> bool:
+    """Whether activities are stored in SQL: if a database is named, or neither it nor an exporter is."""
+    if database is not None or SQL in CONF.exporters:
+        return True
+    return exporters is None and (CONF.database_url is not None or not CONF.exporters)
+
+
 def is_configured() -> bool:
     """Whether `configure` was called, here or in the process that this one was forked from."""
     return _runtime is not None
@@ -141,7 +153,7 @@ def configured_database() -> Database:
 
 
 def active() -> Runtime:
-    """The runtime. The first call sets it up from ``AGENTEXEC_DATABASE_URL`` if `configure` was not called."""
+    """The runtime. The first call sets it up from the environment if `configure` was not called."""
     runtime = _runtime
     if runtime is None:
         return _configured_from_environment()
@@ -152,7 +164,7 @@ def active() -> Runtime:
 
 def active_in_session() -> Runtime:
     """The runtime of a call with a session. Without any set-up it only writes rows."""
-    return active() if _runtime is not None or CONF.database_url is not None else _unconfigured()
+    return active() if _runtime is not None or names_database() else _unconfigured()
 
 
 @lru_cache(maxsize=1)
@@ -162,7 +174,7 @@ def _unconfigured() -> Runtime:
 
 def _configured_from_environment() -> Runtime:
     with _lock:
-        if _runtime is None and CONF.database_url is None:
+        if _runtime is None and CONF.database_url is None and not CONF.exporters:
             raise ConfigurationError(
                 "agentexec-otel is not set up: call ax.configure(engine_or_url), or set AGENTEXEC_DATABASE_URL"
             )

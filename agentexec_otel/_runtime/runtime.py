@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -23,7 +22,7 @@ from agentexec_otel._errors import (
     ExportError,
 )
 from agentexec_otel._model import attributes as semconv
-from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._model.event import QUEUED, RUNNING, ActivityEvent, Opening, Outcome, Status
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import (
     Ack,
@@ -39,7 +38,7 @@ from agentexec_otel._model.waiting import sentence, waiting_for
 from agentexec_otel._runtime.complaints import complain
 from agentexec_otel._runtime.deadline import countdown
 from agentexec_otel._runtime.event_loop import on_event_loop
-from agentexec_otel._runtime.following import Following
+from agentexec_otel._runtime.following import Following, in_context
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
@@ -51,7 +50,6 @@ from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityS
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-_logger = logging.getLogger("agentexec_otel")
 _T = TypeVar("_T")
 
 _CHUNK: Final = 500
@@ -373,7 +371,7 @@ class Runtime:
         event = self._mirror_on(live, event)
         with self._in_order():
             self._to_others(event, live)
-            future = self._primary.submit(event)
+            future = self._primary.submit(self._for_first(event, live))
         self._stop_if_canceled(live, event)  # Not sooner: what the block says in leaving comes second.
         if self._primary.closed:
             self._following.end_spans()  # The row cannot answer any more: what was reported last is how it ended.
@@ -403,7 +401,7 @@ class Runtime:
         """Start the attempt as the only worker: refused (`Refusal.STARTED`) if another one has, or if it has ended."""
         started = self.event(live.agent_id, RUNNING, message, live=live)._replace(claims=True)
         started = self._mirror_on(live, started)
-        future = self._primary.offer(started)
+        future = self._primary.offer(self._for_first(started, live))
         self._to_others_if_stored(started, future, live)
         return future
 
@@ -443,10 +441,11 @@ class Runtime:
 
     def _mirror_on(self, live: LiveActivity, event: ActivityEvent, *, reported: bool = False) -> ActivityEvent:
         """Have the view follow an event of this process; the event with the span that it has started."""
+        starts = event.status is RUNNING and live.status is QUEUED
         start = live.record(event, reported=reported)
-        if start is not None:
-            ref = self._following.start_span(live, start)
-            event = event if ref is None else event._replace(span=ref)
+        if start is not None or starts:
+            ref = None if start is None else self._following.start_span(live, start)
+            event = event._replace(span=ref, starts=event.status is RUNNING)
         if self._emits_records:
             self._following.emit_record(event, live)
         return event
@@ -457,9 +456,9 @@ class Runtime:
         if self._successor is not None:
             return self._successor._emit(event, live)
         if not self._behind_first:
-            return not self._processors or self._processors[0].emit(event)
+            return not self._processors or self._processors[0].emit(self._for_first(event, live))
         with self._order:
-            accepted = self._processors[0].emit(event)
+            accepted = self._processors[0].emit(self._for_first(event, live))
             self._to_others(event, live)
         return accepted
 
@@ -470,10 +469,13 @@ class Runtime:
         """Give an event to the exporters behind the first, with the span that it belongs to."""
         others = self._others
         if others:
-            ref = None if live is None else live.ref
-            event = event if ref is None or event.span is not None else event._replace(span=ref)
+            event = event if live is None else in_context(event, live)
             for processor in others:
                 processor.emit(event)
+
+    def _for_first(self, event: ActivityEvent, live: LiveActivity) -> ActivityEvent:
+        """The event as the first exporter gets it: a store has the type and the span on the row."""
+        return event if self._store is not None else in_context(event, live)
 
     def _to_others_if_stored(
         self, event: ActivityEvent, answer: Future[ExportResult], live: LiveActivity | None = None
@@ -566,7 +568,8 @@ class Runtime:
         for event, result in zip(events, results, strict=True):
             if isinstance(result, Ack):
                 opened[event.agent_id] = result.attempt
-                self._to_others(event)
+                # Decided: another exporter may not have seen the end of the attempt before.
+                self._to_others(event._replace(attempt=result.attempt, claims=False))
                 self._following.emit_record(event)
                 self._live.join(event.agent_id, result.attempt)
         return opened

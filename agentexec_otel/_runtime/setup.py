@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("agentexec_otel")
 _EXPORTER_GROUP = "agentexec_otel_exporter"
+SQL: Final = "sql"
 _DEFAULT_FILE = "agentexec.db"
 _MAKES: Final = {"tracer_provider": "get_tracer", "logger_provider": "get_logger", "meter_provider": "get_meter"}
 
@@ -127,10 +128,52 @@ def session_store() -> SessionStore:
 
 def _sql_exporter_class() -> Any:
     """Found by its entry point: the core does not import it."""
-    found = entry_points(group=_EXPORTER_GROUP, name="sql")
+    found = entry_points(group=_EXPORTER_GROUP, name=SQL)
     if not found:
         raise MissingExtraError("storing activities in a database", "agentexec-otel (its exporters)", "all")
     return next(iter(found)).load()
+
+
+def names_database() -> bool:
+    """Whether the environment asks for the SQL exporter."""
+    return CONF.database_url is not None or SQL in CONF.exporters
+
+
+def named_exporters(given: Sequence[ActivityExporter], otlp_endpoint: str | None) -> list[ActivityExporter]:
+    """The exporters of ``AGENTEXEC_EXPORTERS`` except SQL, without those that send where a given one does.
+
+    Args:
+        otlp_endpoint: As given to `configure`: where the exporter ``otlp`` sends to.
+
+    Raises:
+        ConfigurationError: No exporter has such a name, or it cannot be set up.
+    """
+    made: list[ActivityExporter] = []
+    for name in dict.fromkeys(CONF.exporters):
+        if name != SQL:
+            exporter = _exporter_class(name)(**_endpoint_for(name, otlp_endpoint))
+            if not any(_same_destination(exporter, other) for other in (*given, *made)):
+                made.append(_checked(exporter))
+    return made
+
+
+def _exporter_class(name: str) -> Any:
+    found = entry_points(group=_EXPORTER_GROUP)
+    if name not in found.names:
+        known = ", ".join(sorted(found.names))
+        raise ConfigurationError(f"AGENTEXEC_EXPORTERS names {name!r:.80}, which is no exporter: use {known}")
+    return found[name].load()
+
+
+def _endpoint_for(name: str, otlp_endpoint: str | None) -> dict[str, str]:
+    if name != "otlp" or otlp_endpoint is None:
+        return {}
+    return {"endpoint": f"{otlp_endpoint.rstrip('/')}/v1/logs", "protocol": "http/protobuf"}
+
+
+def _same_destination(one: ActivityExporter, other: ActivityExporter) -> bool:
+    identity = getattr(one, "identity", None)
+    return type(one) is type(other) and identity is not None and identity == getattr(other, "identity", None)
 
 
 # -- a TracerProvider for applications that have none, if they ask for it -----------------------------------------

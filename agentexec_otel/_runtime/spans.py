@@ -23,8 +23,8 @@ from opentelemetry.context import Context, get_current
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import guarded
 from agentexec_otel._model import attributes as semconv
-from agentexec_otel._model.event import ActivityEvent, SpanRef, Status
-from agentexec_otel._model.mapping import log_attributes, span_ref_of, traceparent_of
+from agentexec_otel._model.event import ActivityEvent, SpanRef
+from agentexec_otel._model.mapping import record_attributes, severity_of, span_ref_of, traceparent_of
 from agentexec_otel._model.span import SpanStart, SpanStyle, end_content, start_attributes
 from agentexec_otel._runtime.live import ClosingSpan
 from agentexec_otel._sdk import instrumentation_is_suppressed, max_span_events
@@ -135,16 +135,16 @@ def log_record_sink(provider: Any | None) -> LogSink | None:
     logger = get_logger(semconv.SCOPE, logger_provider=provider)
 
     def emit(event: ActivityEvent, context: Context) -> None:
-        failed = event.status is Status.ERROR
+        severity = severity_of(event.status)
         logger.emit(
             LogRecord(
                 timestamp=event.occurred_at_ns,
                 observed_timestamp=time.time_ns(),
                 context=context,
-                severity_number=SeverityNumber.ERROR if failed else SeverityNumber.INFO,
-                severity_text="ERROR" if failed else "INFO",
+                severity_number=SeverityNumber[severity],
+                severity_text=severity,
                 body=event.message,
-                attributes={semconv.AGENT_ID: str(event.agent_id), **log_attributes(event)},
+                attributes=record_attributes(event),
                 event_name=semconv.LOG_EVENT,
             )
         )

@@ -287,7 +287,7 @@ class Backlog:
 
 def _is_progress(event: ActivityEvent) -> bool:
     """Whether the event may be lost without changing the activity's status, attempt or span."""
-    return event.status is RUNNING and event.span is None and event.opening is None
+    return event.status is RUNNING and event.opening is None and not (event.starts or event.claims)
 
 
 def _gap(event: ActivityEvent, dropped: int) -> ActivityEvent:

@@ -161,7 +161,8 @@ class Delivery:
                 self._max_batch = max(_FEW, len(part) // 2)
             if tries.unknown >= UNKNOWN_TRIES and not is_known:
                 return self._bisect(part, exc)
-            return part, tries.backoff()
+            asked = exc.after if isinstance(exc, TransientExportError) else 0.0
+            return part, max(asked, tries.backoff())
         self._recover()
         if len(part) >= self._max_batch:
             self._max_batch += self._max_batch // 8

@@ -24,6 +24,7 @@ MODULES = (
     "agentexec_otel.tasks.celery",
     "agentexec_otel.testing",
     "agentexec_otel.web",
+    "agentexec_otel_exporters.otlp",
     "agentexec_otel_exporters.sql",
 )
 OURS = ("agentexec_otel", "agentexec_otel_exporters")

@@ -49,6 +49,8 @@ events = st.builds(
     claims=st.booleans(),
     withdraws=st.booleans(),
     waiting=st.none() | st.dictionaries(texts, json_values, max_size=3),
+    starts=st.booleans(),
+    agent_type=st.none() | texts,
 )
 plain = ActivityEvent(UUID(int=1), UUID(int=2), Status.RUNNING, "half way", 50, 1_763_798_369_123_456_789)
 
@@ -71,6 +73,7 @@ def _with(index: int, value: object) -> bytes:
             span=SpanRef("a", "b", sampled=True),
             outcome=Outcome("ValueError", "tool", 1, 2, 3, 4, 5, "large"),
             waiting={"for": "approval"},
+            agent_type="t",
         )
     )
     row[index] = value
@@ -104,6 +107,8 @@ def test_the_strategy_covers_every_field() -> None:
         "claims",
         "withdraws",
         "waiting",
+        "starts",
+        "agent_type",
     }
     assert [len(fields(part)) for part in (Opening, SpanRef, Outcome)] == [3, 4, 8]
 
@@ -196,7 +201,7 @@ def test_what_a_later_minor_version_added_is_ignored() -> None:
     row = _fields(event)
     row[9] |= 64
     row[12].append("new in the outcome")
-    assert decode(json.dumps([*row, None, {"new": [1, 2]}, None]).encode()) == event
+    assert decode(json.dumps([*row, None, None, {"new": [1, 2]}, None]).encode()) == event
 
 
 @pytest.mark.parametrize("version", [0, 2, -1, "1", 1.0, True, None])

@@ -330,3 +330,11 @@ def test_every_event_is_acknowledged_once(script: list[str], size: int) -> None:
     acked = {one.event_id for one, result in desk.acknowledged if isinstance(result, Ack)}
     assert {one.event_id for one in stored} == acked
     assert len(stored) == len(acked)
+
+
+def test_a_wait_that_is_asked_for_is_kept() -> None:
+    """A destination that asks to wait is not tried before that."""
+    desk = Desk(Recorder(TransientExportError("busy", after=7.0), TransientExportError("busy")))
+    desk.deliver([event(uuid4())])
+    assert desk.pauses[0] == 7.0
+    assert desk.pauses[1] <= LONGEST_BACKOFF

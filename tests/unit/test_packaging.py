@@ -21,7 +21,7 @@ pytestmark = pytest.mark.one_python
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
     *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats", "openai-agents"),
-    *("otlp", "parquet", "postgres", "rabbitmq", "redis", "tasks", "web"),
+    *("otlp", "otlp-grpc", "parquet", "postgres", "rabbitmq", "redis", "tasks", "web"),
 }
 
 
@@ -123,7 +123,10 @@ def test_entry_points(wheel: Path) -> None:
     """The SDK finds its SQL exporter, and OpenTelemetry our span exporter, by these names."""
     points = ConfigParser()
     points.read_string(read(wheel, ".dist-info/entry_points.txt"))
-    assert dict(points["agentexec_otel_exporter"]) == {"sql": "agentexec_otel_exporters.sql:SQLExporter"}
+    assert dict(points["agentexec_otel_exporter"]) == {
+        "otlp": "agentexec_otel_exporters.otlp:OTLPActivityExporter",
+        "sql": "agentexec_otel_exporters.sql:SQLExporter",
+    }
     assert dict(points["agentexec_otel_migrations"]) == {"sql": "agentexec_otel_exporters.sql.migrations"}
     assert dict(points["opentelemetry_traces_exporter"]) == {
         "agentexec_sql": "agentexec_otel_exporters.sql:SQLSpanExporter"

@@ -108,9 +108,12 @@ def test_only_progress_is_dropped() -> None:
     ids = [uuid4() for _ in range(3)]
     processor.emit(event(uuid4(), message="in flight"))
     assert exporter.entered.wait(5)
-    vital = [one for agent_id in ids for one in (opening(agent_id), event(agent_id, message="started", span=SPAN))]
+    started = [event(agent_id, message="started", span=SPAN)._replace(starts=True) for agent_id in ids]
+    vital = [one for agent_id, start in zip(ids, started, strict=True) for one in (opening(agent_id), start)]
     accepted = [processor.emit(one) for one in vital]
-    accepted += [processor.emit(event(ids[n % 3], message=f"line {n}", percentage=n % 101)) for n in range(300)]
+    accepted += [
+        processor.emit(event(ids[n % 3], message=f"line {n}", percentage=n % 101, span=SPAN)) for n in range(300)
+    ]
     ends = [event(agent_id, Status.COMPLETE, "end") for agent_id in ids]
     accepted += [processor.emit(one) for one in ends]
     assert processor.pending < 40
