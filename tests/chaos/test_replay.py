@@ -32,6 +32,7 @@ def test_ten_killed_workers_leave_one_span_each(
     """After the sweep, Rotel has passed on one span for each activity, which its child named as parent before."""
     with rotel(tmp_path) as receiver, ExitStack() as stack:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
         ax.configure(database.url)
         ids = [ax.activity.create("research", metadata={"number": number}) for number in range(WORKERS)]
         environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.http, "AGENTEXEC_LEASE_SECONDS": LEASE}
