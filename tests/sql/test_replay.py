@@ -111,7 +111,7 @@ attempts = st.builds(
 )
 scenarios = st.builds(
     Scenario,
-    st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=1, max_size=30),
+    st.text(st.characters(min_codepoint=33, max_codepoint=0x2FF), min_size=1, max_size=30).filter(str.strip),
     st.none()
     | st.dictionaries(
         st.sampled_from(["tenant", "user", "deep"]),
