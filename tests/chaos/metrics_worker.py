@@ -26,7 +26,7 @@ def run(number: int, seed: int) -> None:
         for _ in range(2):
             with suppress(Exception), ax.activity.run(agent_id) as running:
                 running.update("Working.")
-                running.record_usage(chance.randrange(1_000), chance.randrange(100))
+                running.record_usage(chance.randrange(1_000), chance.randrange(100), model="gpt-5")
                 failure = chance.choice(FAILURES)
                 if failure is not None:
                     raise failure
@@ -50,6 +50,14 @@ def hang(number: int, seed: int) -> None:
     ax.flush()
 
 
+def wait(number: int, seed: int) -> None:
+    """Runs that wait for an approval."""
+    for _ in range(number):
+        with ax.activity.run("refund") as running:
+            running.waiting()
+    ax.flush()
+
+
 def cancel(number: int, seed: int) -> None:
     """Cancel some of what is queued, together."""
     for _ in range(number):
@@ -68,7 +76,7 @@ def reap(number: int, seed: int) -> None:
     ax.flush()
 
 
-TASKS = {task.__name__: task for task in (run, hang, cancel, reap)}
+TASKS = {task.__name__: task for task in (run, hang, wait, cancel, reap)}
 
 if __name__ == "__main__":
     start_http_server(int(sys.argv[2]), addr="127.0.0.1")
