@@ -38,7 +38,7 @@ echo "No usable Python >= 3.11 with the venv module among: $(or $(PYTHON),$(CAND
 exit 1
 endef
 
-.PHONY: help setup ui format check test test-slow demo app dashboard bench wheel clean outdated
+.PHONY: help setup ui format check test test-slow test-receivers receivers demo app dashboard bench wheel clean outdated
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 - \2/p' Makefile | awk -F ' - ' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -73,6 +73,18 @@ test: $(STAMP) ui  ## run the tests (SQLite always, PostgreSQL and MariaDB where
 test-slow: $(STAMP) ui  ## run the long chaos tests
 	@echo "Running the long chaos tests; this takes many minutes ..."
 	@$(PY) -m pytest -q -m slow --timeout=1800 -o faulthandler_timeout=1900 $(ARGS)
+
+receivers: $(STAMP)  ## install Arize Phoenix and MLflow into environments of their own (1.1 GB)
+	@for name in phoenix:arize-phoenix mlflow:mlflow; do \
+		folder="$${AGENTEXEC_TEST_RECEIVERS:-$$HOME/.cache/agentexec-otel/receivers}/$${name%%:*}"; \
+		[ -x "$$folder/bin/$${name%%:*}" ] || { \
+			$(PY) -m uv venv --quiet --python $(PY) "$$folder" && \
+			$(PY) -m uv pip install --quiet --python "$$folder/bin/python" "$${name##*:}"; } || exit 1; \
+	done
+
+test-receivers: receivers  ## check what tracing backends show of our spans
+	@echo "Running pytest with real tracing backends ..."
+	@$(PY) -m pytest -q -m receivers $(ARGS)
 
 demo: $(DEMO_VENV)/$(if $(findstring --dashboard,$(ARGS)),.web,.ready)  ## watch a multi-agent run live, without a key; ARGS=--dashboard serves the dashboard, too
 	@$(DEMO_VENV)/bin/python examples/demo.py $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -11,7 +12,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentexec_otel._environment import unknown_variables
 from agentexec_otel._errors import ConfigurationError
+from agentexec_otel._model.span import EventName, LevelScheme
 from agentexec_otel._model.text import METADATA_KEY
+from agentexec_otel._model.trace_url import checked_template
 
 EventMode = Literal["span_event", "log", "both"]
 ProgressLevel = Literal["off", "steps", "detail"]
@@ -64,7 +67,21 @@ class Settings(BaseSettings):
     event_mode: EventMode = Field(
         "span_event", description="How logs appear in OpenTelemetry: `span_event`, `log` (LogRecords) or `both`."
     )
+    event_name: EventName = Field(
+        "log", description="Name of span events: `log` (`agentexec.activity.log`) or the `message` of the log."
+    )
     canceled_is_error: bool = Field(False, description="Give the span of a canceled activity the status ERROR.")
+    span_levels: Annotated[tuple[LevelScheme, ...], NoDecode] = Field(
+        (),
+        description="Backends, separated by commas, for which a span gets the level WARNING if the activity was"
+        " canceled, or ERROR if it failed: `langfuse`, `logfire`.",
+    )
+    span_usage: bool = Field(True, description="Put the tokens of a run on its span.")
+    trace_url_template: str | None = Field(
+        None,
+        description="URL of a trace in your tracing backend, with placeholders such as `{trace_id}`, or a preset and"
+        " the backend's URL, such as `jaeger:http://localhost:16686`.",
+    )
     message_limit: Annotated[int, Field(ge=64, le=61_440)] = Field(
         8_192, description="Longest stored message in bytes of UTF-8."
     )
@@ -128,7 +145,7 @@ class Settings(BaseSettings):
         """The ``AGENTEXEC_*`` variables of the environment that are no setting, each with the one that may be meant."""
         return unknown_variables(os.environ, cls.model_fields)
 
-    @field_validator("exporters", "indexed_metadata", mode="before")
+    @field_validator("exporters", "indexed_metadata", "span_levels", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [one for part in value.split(",") if (one := part.strip())] if isinstance(value, str) else value
@@ -139,6 +156,11 @@ class Settings(BaseSettings):
         if wrong := [key for key in keys if not METADATA_KEY.fullmatch(key)]:
             raise ValueError(f"{wrong[0]!r:.80} is no metadata key that can be filtered by: {_KEYS}")
         return tuple(dict.fromkeys(keys))
+
+    @field_validator("trace_url_template")
+    @classmethod
+    def _check_template(cls, template: str | None) -> str | None:
+        return None if template is None else checked_template(template)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "table_prefix" and value != self.table_prefix:
@@ -158,8 +180,13 @@ def _read() -> Settings:
     except ValidationError as exc:
         problem = exc.errors()[0]
         name = f"AGENTEXEC_{str(problem['loc'][0]).upper()}"
-        hint = _HINTS.get(name, problem["msg"])
-        raise ConfigurationError(f"{name}={str(problem['input'])[:80]!r} cannot be used: {hint}") from None
+        hint = _HINTS.get(name, problem["msg"].removeprefix("Value error, "))
+        raise ConfigurationError(f"{name}={_shown(str(problem['input']))!r} cannot be used: {hint}") from None
+
+
+def _shown(value: str) -> str:
+    """The value for an error message, without the user and the password of a URL in it."""
+    return re.sub(r"//[^/@\s]*@", "//…@", value)[:80]
 
 
 def _warn_of_unknown_variables() -> None:

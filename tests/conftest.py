@@ -32,6 +32,10 @@ UNDIVIDED = frozenset(
         "tests/e2e/test_tasks_celery.py",
         "tests/sql/test_prefix.py",
         "tests/unit/test_packaging.py",
+        "tests/web/browser/test_dashboard_accessible.py",
+        "tests/web/browser/test_dashboard_hostile.py",
+        "tests/web/browser/test_dashboard_live.py",
+        "tests/web/browser/test_dashboard_looks.py",
     }
 )
 

@@ -1,6 +1,7 @@
 """Names of all attributes that we write.
 
-``agentexec.*`` is ours. ``error.type`` and ``gen_ai.*`` follow the OpenTelemetry semantic conventions.
+``agentexec.*`` is ours. ``error.type``, ``session.id`` and ``gen_ai.*`` follow the OpenTelemetry semantic conventions:
+``gen_ai.*`` those of semantic-conventions-genai 0.1, which are in development.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ WAITING_SINCE: Final = "agentexec.waiting.since"
 WAITING_ITEMS: Final = "agentexec.waiting.items"
 """JSON."""
 
+OPERATION: Final = "gen_ai.operation.name"
+INVOKE_AGENT: Final = "invoke_agent"
+AGENT_NAME: Final = "gen_ai.agent.name"
+CONVERSATION_ID: Final = "gen_ai.conversation.id"
+SESSION_ID: Final = "session.id"
 ERROR_TYPE: Final = "error.type"
 INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
 REQUESTS: Final = "agentexec.requests"
@@ -47,6 +53,8 @@ OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 CACHED_INPUT_TOKENS: Final = "gen_ai.usage.cache_read.input_tokens"
 REASONING_TOKENS: Final = "gen_ai.usage.reasoning.output_tokens"
 MODEL: Final = "gen_ai.request.model"
+LANGFUSE_LEVEL: Final = "langfuse.observation.level"
+LOGFIRE_LEVEL: Final = "logfire.level_num"
 
 PREVIOUS_SPAN: Final = "agentexec.previous_span"
 """Key in the ``trace_context`` of a row: the traceparent of the previous attempt's span."""

@@ -110,8 +110,6 @@ class EndedSpanEvent(Protocol):
     """The part of a span event that is read."""
 
     @property
-    def name(self) -> str: ...
-    @property
     def attributes(self) -> Mapping[str, Any] | None: ...
     @property
     def timestamp(self) -> int: ...
@@ -130,7 +128,7 @@ def events_of_span(
         attempt = int(attributes.get(semconv.ATTEMPT, 1))
         if not 1 <= attempt <= _MOST_ATTEMPTS:
             return []
-        logs = [event for event in span_events if event.name == semconv.LOG_EVENT]
+        logs = [event for event in span_events if semconv.LOG_ID in (event.attributes or {})]  # The name is a setting.
         events = [_event_of(agent_id, attempt, span, log) for log in logs]
     except (KeyError, ValueError, TypeError, OverflowError):
         return []

@@ -23,7 +23,8 @@ from agentexec_otel._model.results import (
     Reject,
     StoredActivity,
 )
-from agentexec_otel._runtime.live import LiveActivities, LiveActivity, SpanEnd, SpanStart
+from agentexec_otel._model.span import SpanStart
+from agentexec_otel._runtime.live import ClosingSpan, LiveActivities, LiveActivity
 from agentexec_otel._runtime.spans import ActivityTracer, Mirror, in_clean_context
 from agentexec_otel.export import ActivityStore
 
@@ -215,18 +216,18 @@ class Following:
             with guarded("emitting an activity's log record"):
                 self._tracer.emit_record(event, *((None, None) if live is None else (live.span, live.ref)))
 
-    def follow_up(self, end: SpanEnd | None, on_cancel: Callable[[], object] | None) -> None:
+    def follow_up(self, closing: ClosingSpan | None, on_cancel: Callable[[], object] | None) -> None:
         """Do the application's part of what a view has decided."""
         if on_cancel is not None:
             with guarded("stopping a canceled run"):
                 in_clean_context(on_cancel)
-        if end is not None:
-            self.mirror.do("ending an activity's span", partial(self._tracer.end, end))
+        if closing is not None:
+            self.mirror.do("ending an activity's span", partial(self._tracer.end, closing))
 
     def end_spans(self) -> None:
         """End the spans whose terminal log is still on its way: the row cannot answer any more."""
-        for end in self.live.span_ends():
-            self.follow_up(end, None)
+        for closing in self.live.closing_spans():
+            self.follow_up(closing, None)
 
     def after_fork_in_child(self) -> None:
         """Activities and spans are the parent's."""

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from opentelemetry import trace
 from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._model.fold import ActivityState
 from agentexec_otel._model.results import Ack, Refusal, StoredActivity
+from agentexec_otel._model.span import SpanEnd, SpanStart
 from agentexec_otel._sdk import DEFAULT_SPAN_EVENTS
 
 MAX_KNOWN: Final = 10_000
@@ -32,35 +33,11 @@ class Usage(NamedTuple):
     reasoning_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SpanStart:
-    """What an activity's span is started with."""
-
-    agent_id: UUID
-    opening: Opening
-    attempt: int
-    start_time_ns: int
-    queue_seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class SpanEnd:
-    """A span that is over, and what is still to be put on it.
-
-    Attributes:
-        logs: The last logs of the attempt, oldest first.
-        log_count: How many logs there were.
-        description: Describes an error.
-    """
+class ClosingSpan(NamedTuple):
+    """A span to be ended, and what is still to be put on it."""
 
     span: trace.Span
-    logs: tuple[ActivityEvent, ...]
-    log_count: int
-    status: Status
-    outcome: Outcome | None
-    percentage: int | None
-    description: str | None
-    end_time_ns: int
+    end: SpanEnd
 
 
 class LiveActivity:
@@ -285,7 +262,7 @@ class LiveActivity:
             waited = max(0, self._running_at_ns - self._start_time_ns) / 1e9
         return SpanStart(self.agent_id, self.opening or Opening(""), self.attempt or 1, self._start_time_ns, waited)
 
-    def span_started(self, span: trace.Span | None, ref: SpanRef | None, max_logs: int | None) -> SpanEnd | None:
+    def span_started(self, span: trace.Span | None, ref: SpanRef | None, max_logs: int | None) -> ClosingSpan | None:
         """Its span is open, or None could be: there is no tracer provider, or a span processor failed.
 
         Args:
@@ -378,7 +355,7 @@ class LiveActivity:
         with self._all.lock:
             return self._is_named_otherwise(span_id)
 
-    def follow(self, event: ActivityEvent, ack: Ack) -> tuple[SpanEnd | None, Callable[[], object] | None]:
+    def follow(self, event: ActivityEvent, ack: Ack) -> tuple[ClosingSpan | None, Callable[[], object] | None]:
         """Follow the row: the span that is over, if any, and the callback that stops a run that is to end.
 
         A run is to end if its attempt was canceled, or if the next attempt is open.
@@ -407,7 +384,7 @@ class LiveActivity:
 
     def end_together(
         self, event: ActivityEvent, outcome: Outcome
-    ) -> tuple[SpanEnd | None, Callable[[], object] | None]:
+    ) -> tuple[ClosingSpan | None, Callable[[], object] | None]:
         """Follow a bulk ending of this attempt, whose log is `event`; answers as `follow`."""
         with self._all.lock:
             self._state.status = event.status
@@ -419,14 +396,14 @@ class LiveActivity:
             end = None if self._more_to_come(event) else self._end_span(event.status, outcome, event.occurred_at_ns)
             return end, self.on_cancel if canceled else None
 
-    def end_attempt(self, event: ActivityEvent, outcome: Outcome | None) -> SpanEnd | None:
+    def end_attempt(self, event: ActivityEvent, outcome: Outcome | None) -> ClosingSpan | None:
         """The attempt has failed with this log, and the engine tries again: the span is over, not the activity."""
         with self._all.lock:
             self._state.status = Status.ERROR
             self._description = event.message
             return self._end_span(Status.ERROR, outcome, event.occurred_at_ns)
 
-    def end_as_reported(self) -> SpanEnd | None:
+    def end_as_reported(self) -> ClosingSpan | None:
         """At shutdown: end the span of an attempt whose terminal log is still on its way with what that log says."""
         with self._all.lock:
             ending = self.ending
@@ -451,17 +428,17 @@ class LiveActivity:
         canceled = Outcome(reason="canceled") if status is Status.CANCELED else None
         return replace(ack, status=status, outcome=canceled if self.ending is None else self.ending.outcome)
 
-    def _end_span(self, status: Status, outcome: Outcome | None, occurred_at_ns: int) -> SpanEnd | None:
+    def _end_span(self, status: Status, outcome: Outcome | None, occurred_at_ns: int) -> ClosingSpan | None:
         span, self.span = self.span, None
         if span is None:
             self._missed_end = (status, outcome, occurred_at_ns) if self._starting else None
             return None
         logs = tuple(self._lines)
         self._lines.clear()
-        return SpanEnd(
-            span, logs, self._log_count, status, outcome, self._state.latest_percentage, self._description,
-            max(occurred_at_ns, self._start_time_ns),
-        )  # fmt: skip
+        end_time_ns = max(occurred_at_ns, self._start_time_ns)
+        percentage = self._state.latest_percentage
+        end = SpanEnd(logs, self._log_count, status, outcome, percentage, self._description, end_time_ns)
+        return ClosingSpan(span, end)
 
 
 class LiveActivities:
@@ -596,11 +573,11 @@ class LiveActivities:
                 views.append(live)
         return views
 
-    def span_ends(self) -> list[SpanEnd]:
+    def closing_spans(self) -> list[ClosingSpan]:
         """At shutdown: the spans whose terminal log is still on its way."""
         with self.lock:
-            ends = [live.end_as_reported() for live in self._live.values()]
-        return [end for end in ends if end is not None]
+            closing = [live.end_as_reported() for live in self._live.values()]
+        return [one for one in closing if one is not None]
 
     def after_fork_in_child(self) -> None:
         """The activities, their spans and the lock's holder are the parent's."""

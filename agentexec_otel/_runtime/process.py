@@ -126,6 +126,11 @@ def configured_database() -> Database:
     return _database
 
 
+def tracer_provider() -> trace.TracerProvider | None:
+    """The provider that `configure` was given. None stands for the global one."""
+    return None if _runtime is None else _runtime.tracer_provider
+
+
 def active() -> Runtime:
     """The runtime. The first call sets it up from the environment if `configure` was not called."""
     runtime = _runtime

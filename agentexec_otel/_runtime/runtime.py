@@ -42,7 +42,7 @@ from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
 from agentexec_otel._runtime.setup import new_worker_id, spool_for
-from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink
+from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink, span_style
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
 
 _T = TypeVar("_T")
@@ -71,15 +71,15 @@ class Runtime:
         self._store = first if isinstance(first, ActivityStore) else None
         self._session_store: SessionStore | None = first if isinstance(first, SessionStore) else None
         self._redact = redact
+        self.tracer_provider: Final = tracer_provider
         self._successor: Runtime | None = None  # of a caller that has this one in hand while it is replaced
         self.pid = os.getpid()
         self._worker_id = new_worker_id()
         self._order = threading.RLock()  # Guards that all exporters get events in one order; only they are called.
         self._tracer = ActivityTracer(
             trace.get_tracer(semconv.SCOPE, tracer_provider=tracer_provider),
-            span_events=CONF.event_mode != "log",
-            log_sink=log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
-            canceled_is_error=CONF.canceled_is_error,
+            span_style(),
+            log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
         )
         self._emits_records = self._tracer.log_sink is not None
         self._following = Following(self._store, self._tracer, self._to_others, self._call_soon, on_ended)

@@ -20,18 +20,13 @@ from typing import Any, Final, TypeVar
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context, get_current
 
+from agentexec_otel._config import CONF
 from agentexec_otel._errors import guarded
 from agentexec_otel._model import attributes as semconv
-from agentexec_otel._model.event import ActivityEvent, SpanRef, Status
-from agentexec_otel._model.mapping import (
-    log_attributes,
-    opening_attributes,
-    outcome_attributes,
-    record_attributes,
-    severity_of,
-    span_ref_of,
-)
-from agentexec_otel._runtime.live import SpanEnd, SpanStart
+from agentexec_otel._model.event import ActivityEvent, SpanRef
+from agentexec_otel._model.mapping import record_attributes, severity_of, span_ref_of
+from agentexec_otel._model.span import SpanStart, SpanStyle, end_content, start_attributes
+from agentexec_otel._runtime.live import ClosingSpan
 from agentexec_otel._sdk import instrumentation_is_suppressed, max_span_events
 
 _T = TypeVar("_T")
@@ -39,21 +34,28 @@ _T = TypeVar("_T")
 LogSink = Callable[[ActivityEvent, Context], None]
 
 
+def span_style() -> SpanStyle:
+    """How spans are written, by the settings of this process."""
+    return SpanStyle(
+        has_events=CONF.event_mode != "log",
+        event_name=CONF.event_name,
+        has_usage=CONF.span_usage,
+        canceled_is_error=CONF.canceled_is_error,
+        levels=CONF.span_levels,
+    )
+
+
 class ActivityTracer:
     """Starts and ends the spans of activities, and emits their logs as log records.
 
     Args:
-        span_events: Put logs on the span.
+        style: How spans are written.
         log_sink: Emits logs as log records; None emits none.
-        canceled_is_error: Give the span of a canceled activity the status ERROR.
     """
 
-    def __init__(
-        self, tracer: trace.Tracer, *, span_events: bool, log_sink: LogSink | None, canceled_is_error: bool
-    ) -> None:
+    def __init__(self, tracer: trace.Tracer, style: SpanStyle, log_sink: LogSink | None) -> None:
         self._tracer = tracer
-        self._span_events = span_events
-        self._canceled_is_error = canceled_is_error
+        self._style = style
         self.log_sink: Final = log_sink
 
     def start(self, about: SpanStart) -> tuple[trace.Span | None, SpanRef | None, int | None]:
@@ -76,13 +78,10 @@ class ActivityTracer:
             parent, creator = get_current(), here
         elif here.is_valid and here.span_id != creator.span_id:
             links.append(trace.Link(here))
-        attributes = opening_attributes(about.agent_id, about.opening, about.attempt)
-        if about.queue_seconds is not None:
-            attributes[semconv.QUEUE_DURATION] = about.queue_seconds
         span = self._tracer.start_span(
             about.opening.agent_type,
             context=parent,
-            attributes=attributes,
+            attributes=start_attributes(about),
             links=links,
             start_time=about.start_time_ns,
         )
@@ -90,7 +89,7 @@ class ActivityTracer:
         if not context.is_valid or context.span_id == creator.span_id:
             return None, None, None  # No provider: the API returns the parent.
         ref = SpanRef(f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags.sampled)
-        return span, ref, max_span_events(span) if self._span_events and span.is_recording() else 0
+        return span, ref, max_span_events(span) if self._style.has_events and span.is_recording() else 0
 
     def emit_record(self, event: ActivityEvent, span: trace.Span | None, ref: SpanRef | None) -> None:
         """Emit a log as a log record in the context of the activity's span, if log records are wanted."""
@@ -98,16 +97,16 @@ class ActivityTracer:
             emit = partial(self.log_sink, event, _context_of(span, ref))
             contextvars.Context().run(emit) if instrumentation_is_suppressed() else emit()
 
-    def end(self, end: SpanEnd) -> None:
+    def end(self, closing: ClosingSpan) -> None:
         """Put the logs on the span and end it, with the status that the row has."""
-        span = end.span
+        span, end = closing
         if span.is_recording():
-            for event in end.logs if self._span_events else ():
-                span.add_event(semconv.LOG_EVENT, log_attributes(event), event.occurred_at_ns)
-            span.set_attributes(outcome_attributes(end.status, end.outcome, end.percentage))
-            span.set_attribute(semconv.LOG_COUNT, end.log_count)
-            if end.status is Status.ERROR or (end.status is Status.CANCELED and self._canceled_is_error):
-                span.set_status(trace.Status(trace.StatusCode.ERROR, end.description))
+            content = end_content(end, self._style)
+            for event in content.events:
+                span.add_event(event.name, event.attributes, event.timestamp_ns)
+            span.set_attributes(content.attributes)
+            if content.is_error:
+                span.set_status(trace.Status(trace.StatusCode.ERROR, content.description))
         span.end(end.end_time_ns)
 
 

@@ -12,10 +12,12 @@ from sqlalchemy import ColumnElement, Row, RowMapping, Uuid, and_, bindparam, ca
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.types import NullType
 
+from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError
 from agentexec_otel._model.event import ACTIVE, QUEUED, RUNNING
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.text import describe, plain_int
+from agentexec_otel._model.trace_url import trace_url
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, of_latest_log
 from agentexec_otel.activity._cursor import Cursor, Order, checked_order
 from agentexec_otel.activity._execute import AnySelect as _Select
@@ -49,7 +51,7 @@ _SUMMARY: Final = (
             "agent_type", "created_at", "updated_at", "status", "latest_percentage", "started_at", "ended_at",
             "attempt", "trace_id", "span_id", "worker_id", "error_type", "reason", "metadata",
             "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens", "model",
-            "waiting",
+            "waiting", "sampled",
         )
     ),
 )  # fmt: skip
@@ -425,7 +427,17 @@ _PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS fo
 
 def _fields(row: _Row) -> dict[str, Any]:
     """The fields of an item or a detail. What follows them in the row is left out."""
-    return dict(zip(_ITEM_FIELDS, row, strict=False))
+    fields = dict(zip(_ITEM_FIELDS, row, strict=False))
+    if CONF.trace_url_template is not None:
+        fields["trace_url"] = _trace_url(CONF.trace_url_template, row)
+    return fields
+
+
+def _trace_url(template: str, row: _Row) -> str | None:
+    """The link to the activity's span. None if it has none, or one that is not exported."""
+    if row.trace_id is None or row.span_id is None or row.sampled is False:
+        return None
+    return trace_url(template, row.trace_id, row.span_id, row.created_at, row.ended_at or row.updated_at)
 
 
 def _logs(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:

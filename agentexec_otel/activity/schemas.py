@@ -85,6 +85,7 @@ class _Summary(BaseModel):
     attempt: int = 1
     trace_id: str | None = None
     span_id: str | None = None
+    trace_url: str | None = None
     worker_id: str | None = None
     error_type: str | None = None
     reason: str | None = None

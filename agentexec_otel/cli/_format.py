@@ -27,6 +27,11 @@ def id_text(agent_id: UUID) -> str:
     return str(agent_id)[:8] if is_terminal() else str(agent_id)
 
 
+def link_style(url: str | None) -> str:
+    """The style of a text that links to this URL, on a terminal that can."""
+    return "" if url is None else f"link {url}"
+
+
 def status_cell(status: Status) -> Cell:
     """The status in its color."""
     return (status.value, STATUS_STYLES[status])

@@ -18,7 +18,7 @@ from agentexec_otel.activity import (
     ActivityListSchema,
 )
 from agentexec_otel.cli._filters import filtered
-from agentexec_otel.cli._format import age, bar, id_text, percent, span, status_cell
+from agentexec_otel.cli._format import age, bar, id_text, link_style, percent, span, status_cell
 from agentexec_otel.cli._options import AsJson, Database, reading
 from agentexec_otel.cli._output import (
     Cell,
@@ -112,7 +112,7 @@ def item_table(items: Sequence[ActivityListItemSchema]) -> tuple[Sequence[Column
 
 def _row(item: ActivityListItemSchema) -> list[Cell]:
     return [
-        id_text(item.agent_id),
+        (id_text(item.agent_id), link_style(item.trace_url)),
         item.agent_type,
         status_cell(item.status),
         percent(item.latest_percentage),
@@ -138,7 +138,7 @@ def _watch(read: Callable[[int], _Page]) -> NoReturn:
 
 def _watched_row(item: ActivityListItemSchema) -> list[Cell]:
     return [
-        id_text(item.agent_id),
+        (id_text(item.agent_id), link_style(item.trace_url)),
         item.agent_type,
         status_cell(item.status),
         bar(item.latest_percentage, item.status),

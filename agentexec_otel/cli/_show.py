@@ -11,7 +11,7 @@ import typer
 import agentexec_otel as ax
 from agentexec_otel.activity import ActivityDetailSchema
 from agentexec_otel.cli._filters import find_id, no_activity
-from agentexec_otel.cli._format import STATUS_STYLES, age, local_time, percent, span
+from agentexec_otel.cli._format import STATUS_STYLES, age, link_style, local_time, percent, span
 from agentexec_otel.cli._logs import LogPrinter
 from agentexec_otel.cli._options import AgentId, AsJson, Database, session
 from agentexec_otel.cli._output import one_line, print_field, print_json, print_text
@@ -83,9 +83,12 @@ def _fields(found: ActivityDetailSchema) -> Iterator[tuple[str, str, str]]:
         "model": found.model or "",
         "worker": found.worker_id or "",
         "trace": found.trace_id or "",
+        "link": found.trace_url or "",
         "metadata": _joined(*(f"{key}={_plain(value)}" for key, value in (found.metadata or {}).items())),
     }
-    yield from ((label, value, "") for label, value in values.items() if value)
+    linked = {"trace", "link"}
+    link = link_style(found.trace_url)
+    yield from ((label, value, link if label in linked else "") for label, value in values.items() if value)
 
 
 def _count(found: ActivityDetailSchema, name: str, unit: str) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from agentexec_otel._errors import MissingExtraError
+from agentexec_otel.instrumentation._activities import tracer_provider
 
 if TYPE_CHECKING:
     from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
@@ -23,20 +24,24 @@ _logger = logging.getLogger("agentexec_otel.instrumentation")
 _FRAMEWORKS: Final = {"openai_agents": "AgentExecInstrumentor"}
 
 
-def instrument(*names: str) -> None:
+def instrument(*names: str, spans: bool = False) -> None:
     """Give each run of these agent frameworks an activity. Calling it again changes nothing.
 
     Args:
         names: ``"openai_agents"``. Default: every supported framework that is installed.
+        spans: Use OpenTelemetry's own GenAI instrumentation of the framework, too: agents, tools and calls of models
+            get spans below the activity's. They go to the TracerProvider that `ax.configure` was given before, else to
+            the global one. What the application has instrumented itself is left alone.
 
     Raises:
         ValueError: A name is not that of a supported framework. Nothing is instrumented.
-        MissingExtraError: A framework that was named is not installed. Nothing is instrumented.
+        MissingExtraError: A framework that was named is not installed, or OpenTelemetry's instrumentation of it.
+            Nothing is instrumented.
     """
-    found: list[BaseInstrumentor] = []
+    found: dict[str, BaseInstrumentor] = {}
     for name in _checked(names, "instrument"):
         try:
-            found.append(_instrumentor(name))
+            found[name] = _instrumentor(name)
         except ImportError as exc:
             if names:
                 raise
@@ -44,13 +49,18 @@ def instrument(*names: str) -> None:
                 _logger.warning("ax.instrument() skips %s, which cannot be imported: %s", name, exc)
     if not found:
         _logger.warning("ax.instrument() has found no agent framework: %s", ", ".join(map(_pip, _FRAMEWORKS)))
-    for instrumentor in found:
+    official = {name: _spans(name).span_instrumentors() for name in found if spans}
+    for instrumentor in found.values():
         if not instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.instrument()
+    for name, instrumentors in official.items():
+        _spans(name).add_spans(instrumentors, tracer_provider())
 
 
 def uninstrument(*names: str) -> None:
     """Track no more runs of these frameworks, and restore what was patched. Calling it again changes nothing.
+
+    OpenTelemetry's instrumentation is removed if `instrument` has added it.
 
     Args:
         names: As for `instrument`. Default: all.
@@ -63,6 +73,7 @@ def uninstrument(*names: str) -> None:
             instrumentor = _instrumentor(name)
             if instrumentor.is_instrumented_by_opentelemetry:
                 instrumentor.uninstrument()
+            _spans(name).remove_spans()
 
 
 def _checked(names: tuple[str, ...], call: str) -> list[str]:
@@ -79,6 +90,10 @@ def _pip(name: str) -> str:
 
 def _module(name: str) -> str:
     return f"{__name__}.{name}"
+
+
+def _spans(name: str) -> Any:
+    return import_module(f"{_module(name)}._spans")
 
 
 def _instrumentor(name: str) -> BaseInstrumentor:

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
+from agentexec_otel._model.span import SpanStyle
 from agentexec_otel._runtime.following import Following
 from agentexec_otel._runtime.liveness import Liveness, lost_ending
 from agentexec_otel._runtime.spans import ActivityTracer
@@ -127,7 +128,7 @@ def test_a_sweeper_that_was_away_waits_for_the_others(database: Database) -> Non
     expire(database.engine)
     now = [0.0]
     exporter = SQLExporter(database.url)
-    tracer = ActivityTracer(trace.get_tracer("test"), span_events=True, log_sink=None, canceled_is_error=False)
+    tracer = ActivityTracer(trace.get_tracer("test"), SpanStyle(), None)
     following = Following(exporter, tracer, lambda event, live=None: None, lambda work: work(), lambda end: None)
     liveness = Liveness(exporter, following, lambda: "the sweeper", lambda: now[0])
 

@@ -165,7 +165,7 @@ def test_ctrl_c_ends_it_with_open_streams(database: str) -> None:
             for reader in readers:
                 reader.join(10)
                 assert not reader.is_alive()
-        assert len(terminal.text.splitlines()) <= 4
+        assert len(terminal.text.splitlines()) <= 5  # the path of a test's database is long
         assert "Traceback" not in terminal.text
 
 

@@ -1,8 +1,10 @@
 """`agentexec-otel show`."""
 
+import re
 from uuid import UUID
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy import create_engine, make_url
 
 import agentexec_otel as ax
@@ -52,6 +54,25 @@ def test_what_it_waits_for(url: str) -> None:
     assert len(run("list", "-q", "--not-waiting", url=url).lines) == 1
     assert run("cancel", "--older-than", "0s", "--yes", "--json", url=url).json["canceled"] == 1
     assert run("cancel", "--older-than", "0s", "--waiting", "--yes", "--json", url=url).json["canceled"] == 1
+
+
+def test_link_to_the_trace(url: str, tracer_provider: TracerProvider) -> None:
+    """By `AGENTEXEC_TRACE_URL_TEMPLATE`: as a line and in JSON; on a terminal the ids are links, also in a list."""
+    ax.configure(url, tracer_provider=tracer_provider)
+    agent_id = ax.activity.create("research")
+    ax.activity.complete(agent_id)
+    ax.flush()
+    assert not any(line.startswith("link") for line in run("show", str(agent_id), url=url).lines)
+    ax.CONF.trace_url_template = template = "jaeger:http://localhost:16686"
+    shown = run("show", str(agent_id), "--json", url=url).json
+    link = f"http://localhost:16686/trace/{shown['trace_id']}?uiFind={shown['span_id']}"
+    assert shown["trace_url"] == run("list", "--json", url=url).json["items"][0]["trace_url"] == link
+    fields = dict(line.split(maxsplit=1) for line in run("show", str(agent_id), url=url).lines if " " in line)
+    assert (fields["trace"], fields["link"]) == (shown["trace_id"], link)
+    for command, text in ((("show", str(agent_id)), shown["trace_id"]), (("list",), str(agent_id)[:8])):
+        with Terminal(*command, url=url, variables={"AGENTEXEC_TRACE_URL_TEMPLATE": template}) as terminal:
+            assert terminal.end() == 0
+            assert re.search(rf"\x1b]8;[^;]*;{re.escape(link)}\x1b\\{text}".encode(), terminal.written)
 
 
 def test_latest_logs(url: str) -> None:

@@ -3,20 +3,26 @@
 import logging
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
 import agents
 import pytest
-from agents import Runner
+from agents import Agent, OpenAIResponsesModel, Runner
 from agents.realtime import RealtimeAgent, RealtimeRunner
 from agents.realtime.testing import ScriptedRealtimeModel
 from agents.run import AgentRunner
+from openai import AsyncOpenAI
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import agentexec_otel as ax
 from tests.databases import Database
+from tests.e2e import openai_server
 from tests.e2e.instrumented import activities, processors
-from tests.e2e.scripted import agent, say
+from tests.e2e.openai_server import OpenAIServer, Say
+from tests.e2e.scripted import agent, look_up, say
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
@@ -94,6 +100,91 @@ def test_without_a_framework_there_is_a_warning(caplog: pytest.LogCaptureFixture
     assert caplog.messages == [
         "ax.instrument() has found no agent framework: pip install 'agentexec-otel[openai-agents]'"
     ]
+
+
+# -- with OpenTelemetry's own instrumentation ---------------------------------------------------------------------
+
+
+async def run_against_a_server() -> None:
+    """A run that calls a tool; its model is behind OpenAI's client."""
+    with OpenAIServer() as server:
+        url = server.script([openai_server.call("look_up", topic="tea"), Say("done")])
+        async with AsyncOpenAI(api_key="none", base_url=url) as client:
+            model = OpenAIResponsesModel("gpt-local", client)
+            await Runner.run(Agent(name="Agent", model=model, tools=[look_up]), "go")
+
+
+def tree(spans: InMemorySpanExporter) -> list[str]:
+    """Each span's operation below its parent's, in the order of their starts."""
+    assert ax.flush()
+    found = {span.context.span_id: span for span in spans.get_finished_spans() if span.context is not None}
+
+    def path(span: ReadableSpan) -> str:
+        above = "" if span.parent is None else f"{path(found[span.parent.span_id])} > "
+        return f"{above}{(span.attributes or {}).get('gen_ai.operation.name')}"
+
+    return [path(span) for span in sorted(found.values(), key=lambda span: span.start_time or 0)]
+
+
+async def test_spans_of_agents_tools_and_models_are_below_the_activity(
+    spans: InMemorySpanExporter, tracer_provider: TracerProvider
+) -> None:
+    """They go where the activity's span goes; after `uninstrument` there are none."""
+    for _ in range(2):
+        ax.instrument(spans=True)
+    await run_against_a_server()
+    run = "invoke_agent > invoke_workflow > invoke_agent"
+    assert tree(spans) == [
+        "invoke_agent",
+        "invoke_agent > invoke_workflow",
+        run,
+        f"{run} > chat",
+        f"{run} > execute_tool",
+        f"{run} > chat",
+    ]
+    ax.uninstrument()
+    spans.clear()
+    await run_against_a_server()
+    assert spans.get_finished_spans() == ()
+    assert processors() == ()
+
+
+async def test_spans_may_come_later(spans: InMemorySpanExporter) -> None:
+    """To an application that has instrumented without them."""
+    ax.instrument()
+    ax.instrument("openai_agents", spans=True)
+    await run_against_a_server()
+    assert len(tree(spans)) == 6
+
+
+async def test_instrumentation_of_the_application_is_left_alone(
+    spans: InMemorySpanExporter, tracer_provider: TracerProvider
+) -> None:
+    """What it has instrumented itself, it has to uninstrument itself."""
+    official: Any = import_module("opentelemetry.instrumentation.genai.openai_agents").OpenAIAgentsInstrumentor()
+    official.instrument(tracer_provider=tracer_provider)
+    ax.instrument(spans=True)
+    await run_against_a_server()
+    assert len(tree(spans)) == 6
+    ax.uninstrument()
+    assert official.is_instrumented_by_opentelemetry
+    official.uninstrument()
+    assert processors() == ()
+
+
+@pytest.mark.parametrize("module", ["openai_agents", "openai"])
+def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """With the pip command, and nothing is instrumented."""
+    monkeypatch.setitem(sys.modules, f"opentelemetry.instrumentation.genai.{module}", None)
+    unpatched = AgentRunner.run
+    package = f"opentelemetry-instrumentation-genai-{module.replace('_', '-')}"
+    with pytest.raises(ax.MissingExtraError) as caught:
+        ax.instrument(spans=True)
+    assert str(caught.value) == (
+        f"ax.instrument(spans=True) needs the package {package}, which is not installed:"
+        " pip install 'agentexec-otel[openai-agents-spans]'"
+    )
+    assert AgentRunner.run is unpatched
 
 
 async def test_realtime_sessions_are_not_tracked(database: Database, caplog: pytest.LogCaptureFixture) -> None:

@@ -15,9 +15,21 @@ from uuid import uuid4
 
 import agents
 import pytest
-from agents import Agent, RunConfig, RunContextWrapper, RunHooks, Runner, RunState, Tool, function_tool
+from agents import (
+    Agent,
+    OpenAIConversationsSession,
+    RunConfig,
+    RunContextWrapper,
+    RunHooks,
+    Runner,
+    RunState,
+    SQLiteSession,
+    Tool,
+    function_tool,
+)
 from agents.run import AgentRunner, set_default_agent_runner
 from agents.tracing import TracingProcessor
+from openai import APIConnectionError, AsyncOpenAI
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -78,6 +90,42 @@ async def test_what_the_run_config_says_is_on_the_activity(database: Database) -
     assert activity.agent_type == "Support"
     assert activity.metadata == {"group_id": "chat 7", "tenant": "t1", "when": str(object)}
     assert config.trace_id is None
+
+
+@pytest.mark.parametrize(
+    ("options", "metadata", "conversation"),
+    [
+        ({"conversation_id": "conv_1"}, {"conversation_id": "conv_1"}, ("conv_1", "conv_1")),
+        ({"run_config": RunConfig(group_id="g")}, {"group_id": "g", "session_id": "s"}, ("g", "s")),
+        ({}, {"session_id": "s"}, ("s", "s")),
+    ],
+    ids=["conversation of OpenAI", "session and group", "session"],
+)
+async def test_the_conversation_of_a_run_is_on_its_span(
+    database: Database,
+    spans: InMemorySpanExporter,
+    options: dict[str, Any],
+    metadata: dict[str, Any],
+    conversation: tuple[str, str],
+) -> None:
+    """The ids that the SDK is given are metadata, and those that name a conversation for tracing backends."""
+    session = None if "conversation_id" in options else SQLiteSession("s")
+    await Runner.run(agent(say("done")), "go", session=session, **options)
+    if session is not None:
+        session.close()
+    assert only(database).metadata == metadata
+    (span,) = spans.get_finished_spans()
+    found = span.attributes or {}
+    assert (found["gen_ai.conversation.id"], found["session.id"]) == conversation
+
+
+async def test_a_session_without_an_id_yet(database: Database) -> None:
+    """That of a conversation which OpenAI has still to create: the run is tracked all the same, here until it fails."""
+    async with AsyncOpenAI(api_key="none", base_url="http://127.0.0.1:9/v1", max_retries=0) as client:
+        session: Any = OpenAIConversationsSession(openai_client=client)
+        with pytest.raises(APIConnectionError):
+            await Runner.run(agent(say("done")), "go", session=session)
+    assert (only(database).metadata, only(database).status) == (None, "ERROR")
 
 
 class Unspeakable:

@@ -120,9 +120,9 @@ def example(database: Database, folder: Path, endpoint: str) -> Generator[None]:
     lines = (FOLDER / "producer.env").read_text().splitlines()
     settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     command = Path(sys.executable).with_name("opentelemetry-instrument")
-    program = [sys.executable, ROOT / "examples" / "live_activities.py"]
+    program = ROOT / "examples" / "live_activities.py"
     process = subprocess.Popen(
-        [command, *program, "--database", database.url, "--activities", "100", "--seed", "1"],
+        [command, sys.executable, program, "--database", database.url, "--activities", "100", "--seed", "1"],
         env={
             **os.environ,
             **settings,

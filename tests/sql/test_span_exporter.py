@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel._model.mapping import log_attributes, opening_attributes
+from agentexec_otel._model.span import EventName
 from agentexec_otel.activity.models import Status
 from agentexec_otel.export import Opening
 from agentexec_otel.testing import InMemoryActivityExporter
@@ -55,6 +56,25 @@ def run_once(*messages: str, agent_id: UUID | None = None) -> UUID:
             run.update(message, 50)
         run.record_usage(7, 9)
     return run.agent_id
+
+
+@pytest.mark.parametrize("name", ["log", "message"])
+def test_logs_are_found_whatever_their_events_are_called(
+    database: Database, tracer_provider: TracerProvider, span_exporter: InMemorySpanExporter, name: EventName
+) -> None:
+    """By the attributes of the events (``AGENTEXEC_EVENT_NAME``)."""
+    ax.CONF.event_name = name
+    ax.configure(exporters=[InMemoryActivityExporter()], tracer_provider=tracer_provider)
+    agent_id = run_once("Half way.")
+    exporter = SQLSpanExporter(database.engine)
+    assert exporter.export(ended(span_exporter)) is SpanExportResult.SUCCESS
+    exporter.shutdown()
+    assert [line.message for line in lines(database.engine, agent_id)] == [
+        "Waiting to start.",
+        "Task started.",
+        "Half way.",
+        "Task completed successfully.",
+    ]
 
 
 def test_found_by_name(database: Database, tracer_provider: TracerProvider, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,9 @@ def settings() -> None:
     assert_type(ax.CONF.table_prefix, str)
     assert_type(ax.CONF.database_url, str | None)
     assert_type(ax.CONF.event_mode, Literal["span_event", "log", "both"])
+    assert_type(ax.CONF.event_name, Literal["log", "message"])
+    assert_type(ax.CONF.span_levels, tuple[Literal["langfuse", "logfire"], ...])
+    assert_type(ax.CONF.trace_url_template, str | None)
     assert_type(ax.CONF.message_limit, int)
     assert_type(ax.CONF.terminal_timeout, float)
 
@@ -159,6 +162,7 @@ def read(session: Session, agent_id: UUID) -> None:
         assert_type(found.logs, list[ActivityLogSchema])
         assert_type(found.logs[0].id, int)
         assert_type(found.trace_id, str | None)
+        assert_type(found.trace_url, str | None)
         assert_type(found.metadata, dict[str, Any] | None)
     assert_type(ax.activity.detail(session, agent_id, include_late=True), ActivityDetailSchema | None)
     page = assert_type(ax.activity.list(session, 1, 20, status=[Status.ERROR], agent_type="task"), ActivityListSchema)
@@ -384,7 +388,7 @@ class Topic(BaseModel):
 
 async def tasks() -> None:
     """A pool, a task of it, and what becomes of one that is sent."""
-    pool = ax.Pool(concurrency=10)
+    pool = ax.Pool(concurrency=10, keep_contexts=True)
 
     @pool.task("research", timeout=60)
     async def research(agent_id: UUID, context: Topic) -> str:
@@ -412,5 +416,5 @@ def agents(agent_id: UUID) -> None:
     assert_type(runner, ax.OpenAIRunner)
     assert_type(ax.AgentExecInstrumentor(), ax.AgentExecInstrumentor)
     ax.instrument()
-    ax.instrument("openai_agents")
+    ax.instrument("openai_agents", spans=True)
     ax.uninstrument("openai_agents")

@@ -68,7 +68,7 @@ WALLS = [
 
 IO_MODULES = (
     *("asyncio", "concurrent", "http", "io", "logging", "multiprocessing", "os", "pathlib", "queue", "random"),
-    *("shutil", "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib"),
+    *("shutil", "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib.request"),
     *("sqlalchemy", "requests", "opentelemetry.sdk.trace.export"),
 )
 DELIVERY = (f"{CORE}.export", f"{CORE}._runtime", EXPORTERS)

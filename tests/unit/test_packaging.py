@@ -20,8 +20,19 @@ pytestmark = pytest.mark.one_python
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = {
-    *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats", "openai-agents"),
-    *("otlp", "otlp-grpc", "parquet", "postgres", "rabbitmq", "redis", "tasks", "web"),
+    *("all", "celery", "cli", "instruments", "migrations", "mysql", "nats"),
+    *(
+        "openai-agents",
+        "openai-agents-spans",
+        "otlp",
+        "otlp-grpc",
+        "parquet",
+        "postgres",
+        "rabbitmq",
+        "redis",
+        "tasks",
+        "web",
+    ),
 }
 
 

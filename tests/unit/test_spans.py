@@ -93,6 +93,8 @@ def test_a_life_is_one_span(spans: InMemorySpanExporter) -> None:
         "agentexec.status": "COMPLETE",
         "agentexec.percentage": 100,
         "agentexec.log.count": 4,
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": "task",
         "gen_ai.usage.input_tokens": 10,
         "gen_ai.usage.output_tokens": 20,
     }

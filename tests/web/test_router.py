@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from opentelemetry.sdk.trace import TracerProvider
 
 import agentexec_otel as ax
 from agentexec_otel.activity import aio
@@ -40,6 +41,19 @@ async def test_list(serve: Serve) -> None:
     assert page["items"][1]["metadata"] == {"tenant": "acme", "priority": 5}
     assert page["items"][1]["latest_log"] == "Reading."
     assert page["items"][0]["status"] == "ERROR"
+
+
+async def test_link_to_the_trace(serve: Serve, tracer_provider: TracerProvider, database: Database) -> None:
+    """An item and a detail have `trace_url` if there is a template; otherwise it is null."""
+    ax.configure(database.url, tracer_provider=tracer_provider)
+    client, agent_id = serve(), await activity()
+    paths = ("/activities", f"/activities/{agent_id}")
+    before = [(await client.get(path)).json() for path in paths]
+    assert [before[0]["items"][0]["trace_url"], before[1]["trace_url"]] == [None, None]
+    ax.CONF.trace_url_template = "phoenix:http://localhost:6006"
+    page, detail = [(await client.get(path)).json() for path in paths]
+    expected = f"http://localhost:6006/redirects/spans/{detail['span_id']}"
+    assert page["items"][0]["trace_url"] == detail["trace_url"] == expected
 
 
 @pytest.mark.parametrize(

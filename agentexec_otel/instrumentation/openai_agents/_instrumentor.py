@@ -49,8 +49,9 @@ class AgentExecInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         AgentExecInstrumentor().instrument()
 
     The activity's id is the UUID in the SDK's trace id. Its type is the workflow's name, else the starting agent's. Its
-    metadata are the trace's, and ``group_id``. A `trace(...)` of the application is one activity for all runs in it.
-    Runs inside another activity, and agents as tools, report to that one. A run that cannot be tracked runs untracked.
+    metadata are the trace's, and the ids of its group, conversation and session. A `trace(...)` of the application is
+    one activity for all runs in it. Runs inside another activity, and agents as tools, report to that one. A run that
+    cannot be tracked runs untracked.
 
     This sets nothing else up: `ax.configure`, or ``AGENTEXEC_DATABASE_URL``, says where activities go.
     """
@@ -103,7 +104,7 @@ class RunWrapper:
             tracked = None
             with guarded("tracking a run"):
                 if self._is_tracked_here(options):
-                    about = describe(starting_agent, input, options.get("run_config"))
+                    about = describe(starting_agent, input, options)
                     about = await look_up_async(about, _LOOK_UP_SECONDS)
                     tracked, options = self._begin(about, input, options)
             with tracked or nullcontext():
@@ -120,7 +121,7 @@ class RunWrapper:
             tracked = None
             with guarded("tracking a run"):
                 if self._is_tracked_here(options) and not on_event_loop():  # On one, the SDK will refuse.
-                    about = look_up(describe(starting_agent, input, options.get("run_config")), _LOOK_UP_SECONDS)
+                    about = look_up(describe(starting_agent, input, options), _LOOK_UP_SECONDS)
                     tracked, options = self._begin(about, input, options)
             with tracked or nullcontext():
                 result = original(runner, starting_agent, input, **options)
@@ -142,7 +143,7 @@ class RunWrapper:
             tracked = None
             with guarded("tracking a run"):
                 if self._is_tracked_here(options):
-                    about = look_up(describe(starting_agent, input, options.get("run_config")), UNNOTICED_SECONDS)
+                    about = look_up(describe(starting_agent, input, options), UNNOTICED_SECONDS)
                     tracked, options = context.run(self._begin, about, input, options)
             start = partial(original, runner, starting_agent, input, **options)
             return start() if tracked is None else ActivityStream(tracked, context).start(start)

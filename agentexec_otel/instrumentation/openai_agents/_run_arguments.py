@@ -10,6 +10,7 @@ from uuid import UUID
 
 from agents import Agent, MultiProvider, RunConfig, RunResult, RunResultStreaming
 from agents.models import get_default_model
+from agents.run import RunOptions
 
 from agentexec_otel.instrumentation._open_run import RunDescription
 from agentexec_otel.instrumentation.openai_agents import _sdk
@@ -21,9 +22,10 @@ _DEFAULTS: Final = RunConfig()
 _ACTIVITY_KEY: Final = "agentexec.agent_id"  # in the state of an interrupted run
 
 
-def describe(agent: object, given: object, config: AnyRunConfig) -> RunDescription:
+def describe(agent: object, given: object, options: RunOptions[Any]) -> RunDescription:
     """Describe a run by its arguments; a resumed run also by what its state says."""
     state = _sdk.trace_state_of(given)
+    config = options.get("run_config")
     names = (_setting(config, "workflow_name"), getattr(state, "workflow_name", None))
     chosen = next((name for name in names if name not in (None, _DEFAULTS.workflow_name)), None)
     return _description(
@@ -32,6 +34,7 @@ def describe(agent: object, given: object, config: AnyRunConfig) -> RunDescripti
         _setting(config, "group_id") or getattr(state, "group_id", None),
         _setting(config, "trace_metadata") or getattr(state, "metadata", None),
         resumed_activity(given),
+        {"conversation_id": options.get("conversation_id"), "session_id": _session_id(options.get("session"))},
     )
 
 
@@ -41,13 +44,18 @@ def describe_trace(trace: object) -> RunDescription:
 
 
 def _description(
-    name: object, trace_id: object, group_id: object, metadata: object, resumes: UUID | None = None
+    name: object,
+    trace_id: object,
+    group_id: object,
+    metadata: object,
+    resumes: UUID | None = None,
+    conversation: Mapping[str, object] | None = None,
 ) -> RunDescription:
     return RunDescription(
         name if isinstance(name, str) and name.strip() else "agent",
         agent_id_of(trace_id),
         metadata,
-        {"group_id": group_id},
+        {"group_id": group_id, **(conversation or {})},
         {} if trace_id is None else {"trace_id": trace_id},
         resumes,
     )
@@ -55,6 +63,13 @@ def _description(
 
 def _setting(config: AnyRunConfig, name: str, default: object = None) -> Any:
     return config.get(name, default) if isinstance(config, Mapping) else getattr(config, name, default)
+
+
+def _session_id(session: object) -> object:
+    """The id of the SDK's session; None if it has none yet, as that of a conversation that OpenAI is to store."""
+    with suppress(Exception):  # The application's session may raise.
+        return getattr(session, "session_id", None)
+    return None
 
 
 def is_private(config: AnyRunConfig) -> bool:

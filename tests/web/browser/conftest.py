@@ -91,9 +91,9 @@ def log_of(page: Page) -> Locator:
     return page.get_by_role("region", name="Logs")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium."""
+    """Debian's Chromium. Playwright's event loop runs on this thread while it is open: no other module shares it."""
     if not CHROMIUM.exists():
         pytest.fail("/usr/bin/chromium is missing: install Debian's chromium")
     with sync_playwright() as playwright:
