@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -45,16 +45,22 @@ pytestmark = pytest.mark.one_python
 ON_POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 
 
+def parts(value: Any) -> dict[str, Any]:
+    """What is in an object or an array of JSON, by its place there."""
+    if isinstance(value, dict):
+        return {f".{key}": one for key, one in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return {f"[{number}]": one for number, one in enumerate(cast("list[Any]", value))}
+    return {}
+
+
 def lost(written: Any, read: Any, path: str = "") -> Iterator[str]:
-    """What Grafana's model does not have, or has otherwise."""
-    if isinstance(written, dict) and isinstance(read, dict):
-        for key, value in written.items():
-            yield from lost(value, read.get(key, ...), f"{path}.{key}")
-    elif isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
-        for number, (one, other) in enumerate(zip(written, read, strict=True)):
-            yield from lost(one, other, f"{path}[{number}]")
-    elif written != read:
+    """Where Grafana's model has nothing, or something else."""
+    inner, found = parts(written), parts(read)
+    if not inner and written != read:
         yield path
+    for place, value in inner.items():
+        yield from lost(value, found.get(place, ...), path + place)
 
 
 def unknown_fields(dashboard: dict[str, Any]) -> list[str]:
@@ -128,6 +134,7 @@ def example(database: Database, folder: Path, endpoint: str) -> Generator[None]:
             **settings,
             "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
             "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "*",  # the environment of the tests has many
             "AGENTEXEC_SPOOL_DIR": str(folder / "spool"),
         },
     )
