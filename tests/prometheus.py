@@ -49,14 +49,14 @@ class Worker:
 
 
 class Prometheus:
-    """A server that scrapes each second."""
+    """A server that scrapes each second, or less often. A scrape may take as long."""
 
-    def __init__(self, folder: Path, targets: Sequence[int]) -> None:
+    def __init__(self, folder: Path, targets: Sequence[int], interval: int = 1) -> None:
         binary = shutil.which("prometheus")
         if binary is None:
             pytest.fail("prometheus is missing: install Debian's prometheus")
         config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "global": {"scrape_interval": f"{interval}s", "scrape_timeout": f"{interval}s"},
             "scrape_configs": [
                 {"job_name": "workers", "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in targets]}]}
             ],

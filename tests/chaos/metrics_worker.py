@@ -36,18 +36,29 @@ def run(number: int, seed: int) -> None:
     ax.flush()
 
 
+hanging: list[ax.activity.ActivityRun] = []
+
+
 def hang(number: int, seed: int) -> None:
     """Runs that do not end."""
 
     def forever() -> None:
         with ax.activity.run("hang") as running:
             running.update("Working.")
+            hanging.append(running)
             time.sleep(1_000)
 
     for _ in range(number):
         Thread(target=forever, daemon=True).start()
     time.sleep(1)
     ax.flush()
+
+
+def report(number: int, seed: int) -> None:
+    """Logs of what hangs, stored or not."""
+    for running in hanging:
+        for _ in range(number):
+            running.update("Still working.")
 
 
 def wait(number: int, seed: int) -> None:
@@ -76,7 +87,7 @@ def reap(number: int, seed: int) -> None:
     ax.flush()
 
 
-TASKS = {task.__name__: task for task in (run, hang, wait, cancel, reap)}
+TASKS = {task.__name__: task for task in (run, hang, report, wait, cancel, reap)}
 
 if __name__ == "__main__":
     start_http_server(int(sys.argv[2]), addr="127.0.0.1")

@@ -34,14 +34,14 @@ class Query:
     def sql(self) -> str:
         """For the last day, and all types."""
         return _MACRO.sub(
-            _expand, self.text.replace("$__interval", f"{_SECONDS}s").replace("${agent_type:regex}", ".*")
+            _expand, self.text.replace("$__interval", f"{_SECONDS}s").replace("${agent_type:regex}", ".+")
         )
 
     @property
     def promql(self) -> str:
         """For a server that scrapes each second, and all types."""
         ranges = self.text.replace("$__rate_interval", "10s").replace("$__range", "1h")
-        return ranges.replace("$agent_type", ".*")
+        return ranges.replace("$agent_type", ".+")
 
 
 def _expand(macro: re.Match[str]) -> str:

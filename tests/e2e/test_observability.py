@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._model import attributes as semconv
 from agentexec_otel.activity.models import Activity, Status
+from tests.chaos.proxy import Proxy
 from tests.databases import Database
 from tests.docs.blocks import ROOT
 from tests.e2e.collector import Collector, collecting
@@ -45,12 +46,12 @@ pytestmark = pytest.mark.one_python
 ON_POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
 
 
-def parts(value: Any) -> dict[str, Any]:
+def parts(value: dict[str, Any] | list[Any] | str | float | None) -> dict[str, Any]:
     """What is in an object or an array of JSON, by its place there."""
     if isinstance(value, dict):
-        return {f".{key}": one for key, one in cast("dict[str, Any]", value).items()}
+        return {f".{key}": one for key, one in value.items()}
     if isinstance(value, list):
-        return {f"[{number}]": one for number, one in enumerate(cast("list[Any]", value))}
+        return {f"[{number}]": one for number, one in enumerate(value)}
     return {}
 
 
@@ -185,36 +186,57 @@ def test_the_example_fills_its_panels(database: Database, tmp_path: Path) -> Non
         assert asked <= sent, query.where
 
 
+@pytest.fixture
+def proxy(database: Database) -> Iterator[Proxy]:
+    """Between a worker and the database."""
+    with Proxy(database.url) as running:
+        yield running
+
+
+@pytest.fixture
+def worker(proxy: Proxy) -> Iterator[Worker]:
+    """A process with metrics."""
+    started = Worker("tests.chaos.metrics_worker", proxy.url)
+    yield started
+    started.kill()
+
+
+@pytest.fixture
+def prometheus(worker: Worker, tmp_path: Path) -> Iterator[Prometheus]:
+    """It scrapes the worker. While the database is away, the gauges of activities take two seconds."""
+    started = Prometheus(tmp_path, [worker.port], interval=3)
+    yield started
+    started.kill()
+
+
 @ON_POSTGRES
-def test_prometheus_answers_each_panel(database: Database, tmp_path: Path) -> None:
-    """Each query returns numbers while a process runs activities; the alerts about storing stay silent."""
-    worker = Worker("tests.chaos.metrics_worker", database.url)
-    prometheus = Prometheus(tmp_path, [worker.port])
-    try:
-        for task in ("wait", "hang"):
-            worker.begin(task, 1)
-            worker.wait()
-        silent = list(targets("prometheus"))
+def test_prometheus_answers_each_panel(proxy: Proxy, worker: Worker, prometheus: Prometheus) -> None:
+    """Each query returns numbers while a process runs activities; the alerts about storing see an outage."""
+    for task in ("wait", "hang"):
+        worker.begin(task, 1)
+        worker.wait()
+    silent = list(targets("prometheus"))
 
-        def all_answer() -> bool:
-            worker.begin("run", 5, len(silent))
-            worker.wait()
-            silent[:] = [query for query in silent if not has_numbers(prometheus, query)]
-            return not silent
+    def all_answer() -> bool:
+        worker.begin("run", 5, len(silent))
+        worker.wait()
+        silent[:] = [query for query in silent if not numbers(prometheus, query)]
+        return not silent
 
-        assert eventually(all_answer, timeout=20), [query.where for query in silent]
-        for rule in alerts().values():
-            source, query, threshold = alert_query(rule)
-            if source == "prometheus":
-                assert [value > threshold for _, value in prometheus.query(query.promql)] == [False], query.where
-    finally:
-        prometheus.kill()
-        worker.kill()
+    assert eventually(all_answer, timeout=30), [query.where for query in silent]
+    rules = [alert_query(rule) for rule in alerts().values()]
+    queries = [query for source, query, _ in rules if source == "prometheus"]
+    assert [numbers(prometheus, query) for query in queries] == [[0.0], [0.0]]
+    proxy.refuse()
+    worker.begin("report", 3)
+    worker.wait()
+    for query in queries:
+        assert eventually(lambda query=query: max(numbers(prometheus, query)) > 0, timeout=30), query.where
 
 
-def has_numbers(prometheus: Prometheus, query: Query) -> bool:
-    """Whether there are series, and one of them has a value. A quantile of nothing is not a number."""
-    return any(not math.isnan(value) for _, value in prometheus.query(query.promql))
+def numbers(prometheus: Prometheus, query: Query) -> list[float]:
+    """The values of all series. A quantile of nothing is not a number."""
+    return [value for _, value in prometheus.query(query.promql) if not math.isnan(value)]
 
 
 def activity(number: int, **columns: Any) -> Activity:
