@@ -26,13 +26,15 @@ from agentexec_otel._errors import (
     AgentExecError,
     ConfigurationError,
     MissingExtraError,
+    SpanNotExportedError,
     TaskFailedError,
     TaskNotSentError,
     TaskResultError,
     UnknownTaskError,
 )
-from agentexec_otel._runtime.process import configure, configured_database, flush, health, recover, shutdown
+from agentexec_otel._runtime.process import configure, configured_database, flush, health, recover, shutdown, tracked
 from agentexec_otel._runtime.signals import install_signal_handlers
+from agentexec_otel.activity._replay import replay
 from agentexec_otel.activity.models import Base
 from agentexec_otel.instrumentation import instrument, uninstrument
 
@@ -57,6 +59,7 @@ __all__ = [
     "OpenAIRunner",
     "Pool",
     "Settings",
+    "SpanNotExportedError",
     "Task",
     "TaskFailedError",
     "TaskNotSentError",
@@ -75,8 +78,10 @@ __all__ = [
     "instrument",
     "reasons",
     "recover",
+    "replay",
     "shutdown",
     "spool",
+    "tracked",
     "uninstrument",
     "web",
 ]

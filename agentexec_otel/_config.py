@@ -140,6 +140,12 @@ class Settings(BaseSettings):
         10.0, description="How often this process ends lost activities. 0 leaves that to other processes."
     )
 
+    replay_lost: bool = Field(
+        True,
+        description="Export the spans of activities that this process has ended for lost workers, if an exporter for"
+        " them is configured.",
+    )
+
     @classmethod
     def unknown_variables(cls) -> dict[str, str | None]:
         """The ``AGENTEXEC_*`` variables of the environment that are no setting, each with the one that may be meant."""

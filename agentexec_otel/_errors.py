@@ -7,6 +7,7 @@
     ├── ActivityNotStoredError                create() or retry() could not commit in time
     ├── ActivityCanceledError                 somebody else has canceled the activity that runs here
     ├── ActivityStateError                    the call does not fit the activity's status
+    ├── SpanNotExportedError                  replayed spans did not reach their destination
     ├── UnknownTaskError (LookupError)        no task of this name is registered
     ├── TaskNotSentError                      the broker did not take a task; its activity has ended as ERROR
     ├── TaskFailedError                       the task whose result was asked for has ended as ERROR
@@ -56,6 +57,10 @@ class ActivityCanceledError(AgentExecError):
 
 class ActivityStateError(AgentExecError):
     """The call does not fit the activity's present status, such as a retry of one that has not ended."""
+
+
+class SpanNotExportedError(AgentExecError):
+    """The exporter of replayed spans has reported a failure. Those that were replayed before stay replayed."""
 
 
 class UnknownTaskError(AgentExecError, LookupError):

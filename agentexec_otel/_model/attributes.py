@@ -58,6 +58,8 @@ LOGFIRE_LEVEL: Final = "logfire.level_num"
 
 PREVIOUS_SPAN: Final = "agentexec.previous_span"
 """Key in the ``trace_context`` of a row: the traceparent of the previous attempt's span."""
+WORKER_SPAN: Final = "agentexec.worker_span"
+"""Key in the ``trace_context`` of a row: the traceparent of the span that was current where its span was started."""
 
 METRIC_EVENTS: Final = "agentexec.exporter.events"
 METRIC_PENDING: Final = "agentexec.exporter.pending"

@@ -3,14 +3,14 @@
 One JSON array by position::
 
     [1, event_id, agent_id, status, message, percentage, occurred_at_ns, attempt, worker_id, flags,
-     [trace_id, span_id, sampled] | null,
+     [trace_id, span_id, sampled, started_in] | null,
      [agent_type, metadata, trace_context] | null,
      [error_type, reason, input_tokens, output_tokens, requests, cached_input_tokens, reasoning_tokens, model] | null,
      waiting | null, agent_type | null]
 
 The first element is the schema's major version. A later minor version appends elements or flags, which are ignored
 here. An incompatible version takes the next number: its events are left to a version that knows it. Minor versions have
-appended ``waiting``, ``agent_type`` and the last three elements of the outcome, which may be missing.
+appended ``waiting``, ``agent_type``, ``started_in`` and the last three elements of the outcome, which may be missing.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _last(waiting: Mapping[str, Any] | None, agent_type: str | None) -> str:
     return text if agent_type is None else f"{text},{quote(agent_type)}"
 
 
-_span_fields = attrgetter("trace_id", "span_id", "sampled")
+_span_fields = attrgetter("trace_id", "span_id", "sampled", "started_in")
 _outcome_fields = attrgetter(
     "error_type", "reason", "input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens",
     "model",
@@ -156,7 +156,7 @@ def _event(fields: list[object]) -> ActivityEvent:
         claims=bool(flags & _CLAIMS),
         withdraws=bool(flags & _WITHDRAWS),
         starts=bool(flags & _STARTS),
-        span=None if span is None else SpanRef(*_read(_SPAN, span, "span")),
+        span=None if span is None else SpanRef(*_read(_SPAN, span, "span", _FIRST_SPAN)),
         opening=None if opening is None else Opening(*_read(_OPENING, opening, "opening")),
         outcome=None if outcome is None else Outcome(*_read(_OUTCOME, outcome, "outcome", _FIRST_OUTCOME)),
         waiting=None if waiting is None else _object(waiting, "what the run waits for"),
@@ -242,7 +242,13 @@ _HEAD: Final[dict[str, _Reader]] = {
     "worker_id": _optional(_text),
     "flags": _integer,
 }
-_SPAN: Final[dict[str, _Reader]] = {"trace id": _text, "span id": _text, "sampling decision": _boolean}
+_SPAN: Final[dict[str, _Reader]] = {
+    "trace id": _text,
+    "span id": _text,
+    "sampling decision": _boolean,
+    "span of the worker": _optional(_text),
+}
+_FIRST_SPAN: Final = 3
 _OPENING: Final[dict[str, _Reader]] = {
     "agent type": _text,
     "metadata": _optional(_object),

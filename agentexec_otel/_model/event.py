@@ -72,11 +72,16 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class SpanRef:
-    """Identity of an activity's span, in lower-case hex as in a W3C traceparent."""
+    """Identity of an activity's span, in lower-case hex as in a W3C traceparent.
+
+    Attributes:
+        started_in: The traceparent of the worker's span that is its parent or is linked, besides the creator's.
+    """
 
     trace_id: str
     span_id: str
     sampled: bool
+    started_in: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from functools import cache, lru_cache
 from typing import Any, Final, Literal, Self
 from uuid import UUID
 
-from agentexec_otel._model.attributes import PREVIOUS_SPAN
-from agentexec_otel._model.event import QUEUED, RUNNING, TERMINAL, ActivityEvent, Outcome, Status
+from agentexec_otel._model.attributes import PREVIOUS_SPAN, WORKER_SPAN
+from agentexec_otel._model.event import QUEUED, RUNNING, TERMINAL, ActivityEvent, Outcome, SpanRef, Status
 from agentexec_otel._model.results import Ack, AttemptEnd, ExportResult, Refusal, Reject
 from agentexec_otel._model.text import NAME_LIMIT
 
@@ -45,7 +45,13 @@ def context_after_span(
     trace_context: Mapping[str, str] | None, trace_id: str, span_id: str, sampled: bool | None
 ) -> dict[str, str]:
     """The trace context with which the next span of an activity is linked to this one."""
-    return {**(trace_context or {}), PREVIOUS_SPAN: f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"}
+    kept = {key: value for key, value in (trace_context or {}).items() if key != WORKER_SPAN}
+    return {**kept, PREVIOUS_SPAN: f"00-{trace_id}-{span_id}-{'01' if sampled else '00'}"}
+
+
+def context_with_span(trace_context: Mapping[str, str] | None, span: SpanRef) -> Mapping[str, str] | None:
+    """The trace context of a row that names this span: with it the span can be rebuilt."""
+    return trace_context if span.started_in is None else {**(trace_context or {}), WORKER_SPAN: span.started_in}
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +226,7 @@ class ActivityState:
             self.latest_percentage = event.percentage
         if event.span is not None and self.span_id is None:
             self.trace_id, self.span_id, self.sampled = event.span.trace_id, event.span.span_id, event.span.sampled
+            self.trace_context = context_with_span(self.trace_context, event.span)
         if self.status in TERMINAL:
             self.lease = "clear"
             self.waiting = None

@@ -100,6 +100,11 @@ def outcome_attributes(status: Status, outcome: Outcome | None, percentage: int 
     return {name: value for name, value in values.items() if value is not None}
 
 
+def traceparent_of(trace_id: int, span_id: int, trace_flags: int) -> str:
+    """The W3C ``traceparent`` of a span."""
+    return f"00-{trace_id:032x}-{span_id:016x}-{trace_flags & 0xFF:02x}"
+
+
 def span_ref_of(traceparent: str) -> SpanRef | None:
     """The span that a W3C ``traceparent`` names. None if it is malformed."""
     match = _TRACEPARENT.fullmatch(traceparent)

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 from agentexec_otel._model import attributes as semconv
-from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, Status
+from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._model.mapping import AttributeValue, log_attributes, opening_attributes, outcome_attributes
 
 EventName = Literal["log", "message"]
@@ -83,6 +83,29 @@ class SpanEnd:
     percentage: int | None
     description: str | None
     end_time_ns: int
+
+
+class SpanOfAttempt(NamedTuple):
+    """The span of an attempt, by the id that its row may name."""
+
+    agent_id: UUID
+    attempt: int
+    span_id: str
+
+
+class StoredSpan(NamedTuple):
+    """The span of an attempt that has ended, as its row and its logs have it.
+
+    Attributes:
+        cursor: Where it stands among all; see `SpanStore.claim_spans`.
+        worker_id: The worker that reported last.
+    """
+
+    ref: SpanRef
+    start: SpanStart
+    end: SpanEnd
+    worker_id: str | None
+    cursor: tuple[object, ...]
 
 
 class SpanEvent(NamedTuple):

@@ -24,9 +24,10 @@ from agentexec_otel._model.results import (
     StoredActivity,
 )
 from agentexec_otel._model.span import SpanStart
+from agentexec_otel._runtime.hand_over import HandOver, Soon
 from agentexec_otel._runtime.live import ClosingSpan, LiveActivities, LiveActivity
 from agentexec_otel._runtime.spans import ActivityTracer, Mirror, in_clean_context
-from agentexec_otel.export import ActivityStore
+from agentexec_otel.export import ActivityStore, SpanStore
 
 _CHUNK: Final = 500
 
@@ -42,8 +43,8 @@ class Following:
 
     Args:
         store: Reads rows and names spans on them; None if the first exporter cannot.
-        soon: Has the writer do something, behind the events that wait.
         on_ended: Called with each attempt that this process has ended.
+        orphaned: Given attempts whose span another process has opened and may not live to end; and whether it is dead.
     """
 
     def __init__(
@@ -51,17 +52,20 @@ class Following:
         store: ActivityStore | None,
         tracer: ActivityTracer,
         pass_on: PassOn,
-        soon: Callable[[Callable[[], object]], object],
+        soon: Soon,
         on_ended: Callable[[AttemptEnd], None],
+        orphaned: Callable[[Sequence[UUID], bool], object] = lambda agent_ids, lost: None,
     ) -> None:
         self._store = store
         self._tracer = tracer
         self._pass_on = pass_on
         self._soon = soon
         self._on_ended = on_ended
+        self._orphaned = orphaned
         self._unresolved: list[tuple[LiveActivity, ActivityEvent, Ack]] = []
         self.live = LiveActivities()
         self.mirror = Mirror()
+        self.hand_over = HandOver(store if isinstance(store, SpanStore) else None, self._end_span, soon)
 
     def take_over(self, previous: Following) -> None:
         """Continue with the activities that are open in this process while the set-up is replaced."""
@@ -112,6 +116,8 @@ class Following:
             self.name_spans([live])  # The event that offered our span came late: is it the one?
         if live.lost_span(ack.span_id):
             self._learn_span(live)
+        if live.is_traced_elsewhere and live.attempt == ack.attempt and event.status.terminal and not ack.late:
+            self._orphaned([live.agent_id], False)
         self.follow_up(*live.follow(event, ack))
 
     def _refused(self, live: LiveActivity, event: ActivityEvent, refusal: Refusal | None) -> None:
@@ -184,10 +190,13 @@ class Following:
             views = self.live.views([(one.agent_id, one.attempt) for one in chunk], stored)
             self._offer_spans(views)
             by_id = {live.agent_id: live for live in views}
+            orphans = [live.agent_id for live in views if live.is_traced_elsewhere]
             for one in chunk:
                 if one.agent_id in stored:
                     self._on_ended(_end_of(one, ending, stored[one.agent_id]))
                 self._follow_one(one, ending, by_id.get(one.agent_id))
+            if orphans:
+                self._orphaned(orphans, ending.outcome.reason == "lost")
 
     def _follow_one(self, one: EndedActivity, ending: Ending, live: LiveActivity | None) -> None:
         event = ActivityEvent(
@@ -222,16 +231,21 @@ class Following:
             with guarded("stopping a canceled run"):
                 in_clean_context(on_cancel)
         if closing is not None:
-            self.mirror.do("ending an activity's span", partial(self._tracer.end, closing))
+            self.hand_over.add(closing)
+
+    def _end_span(self, closing: ClosingSpan) -> None:
+        self.mirror.do("ending an activity's span", partial(self._tracer.end, closing))
 
     def end_spans(self) -> None:
         """End the spans whose terminal log is still on its way: the row cannot answer any more."""
+        self.hand_over.end_unclaimed()
         for closing in self.live.closing_spans():
-            self.follow_up(closing, None)
+            self._end_span(closing)
 
     def after_fork_in_child(self) -> None:
         """Activities and spans are the parent's."""
         self._unresolved = []
+        self.hand_over.after_fork_in_child()
         self.live.after_fork_in_child()
         self.mirror.after_fork_in_child()
 
@@ -249,3 +263,9 @@ def _end_of(one: EndedActivity, ending: Ending, stored: StoredActivity) -> Attem
         moment(one.occurred_at_ns),
         outcome,
     )
+
+
+def in_context(event: ActivityEvent, live: LiveActivity) -> ActivityEvent:
+    """The event with the type and the span of its activity, as far as they are known."""
+    agent_type = None if live.opening is None else live.opening.agent_type
+    return event._replace(span=event.span or live.ref, agent_type=agent_type)

@@ -15,7 +15,7 @@ from opentelemetry import trace
 from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
 from agentexec_otel._model.fold import ActivityState
 from agentexec_otel._model.results import Ack, Refusal, StoredActivity
-from agentexec_otel._model.span import SpanEnd, SpanStart
+from agentexec_otel._model.span import SpanEnd, SpanOfAttempt, SpanStart
 from agentexec_otel._sdk import DEFAULT_SPAN_EVENTS
 
 MAX_KNOWN: Final = 10_000
@@ -34,10 +34,15 @@ class Usage(NamedTuple):
 
 
 class ClosingSpan(NamedTuple):
-    """A span to be ended, and what is still to be put on it."""
+    """A span to be ended, and what is still to be put on it.
+
+    Attributes:
+        of: Which one it is. None if it is not sampled, and no exporter gets it.
+    """
 
     span: trace.Span
     end: SpanEnd
+    of: SpanOfAttempt | None
 
 
 class LiveActivity:
@@ -129,6 +134,11 @@ class LiveActivity:
     def is_pending(self) -> bool:
         """Whether an event reported here may not be stored yet."""
         return self._pending is not None or self.may_lack_row or self.opening is None
+
+    @property
+    def is_traced_elsewhere(self) -> bool:
+        """Whether another process has its span, which is sampled."""
+        return self.span is None and self.ref is not None and self.ref.sampled and not self._starting
 
     @property
     def is_waiting(self) -> bool:
@@ -438,7 +448,10 @@ class LiveActivity:
         end_time_ns = max(occurred_at_ns, self._start_time_ns)
         percentage = self._state.latest_percentage
         end = SpanEnd(logs, self._log_count, status, outcome, percentage, self._description, end_time_ns)
-        return ClosingSpan(span, end)
+        of = None
+        if self.ref is not None and self.ref.sampled:
+            of = SpanOfAttempt(self.agent_id, self.attempt or 1, self.ref.span_id)
+        return ClosingSpan(span, end, of)
 
 
 class LiveActivities:

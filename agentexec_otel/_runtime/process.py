@@ -6,8 +6,9 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from opentelemetry import metrics, trace
 
@@ -20,11 +21,13 @@ from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel._runtime.setup import (
     SQL,
     check_hooks,
+    check_span_exporter,
     checked_exporters,
     default_database,
     flush_at_exit_of_child,
     named_exporters,
     names_database,
+    otlp_span_exporter,
     set_up_otlp,
     sql_exporter,
 )
@@ -33,6 +36,8 @@ from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export.spool import SpoolError
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+
     from agentexec_otel._runtime.setup import Database
 
 _COUNT_SECONDS: Final = 2.0
@@ -50,6 +55,7 @@ def configure(
     logger_provider: Any | None = None,
     meter_provider: metrics.MeterProvider | None = None,
     redact: Callable[[str], str] | None = None,
+    span_exporter: SpanExporter | None = None,
     otlp_endpoint: str | None = None,
     create_tables: bool | None = None,
 ) -> None:
@@ -64,6 +70,8 @@ def configure(
         logger_provider: The provider for log records (``AGENTEXEC_EVENT_MODE=log`` or ``both``). Default: the global.
         meter_provider: The provider for the writers' metrics. Default: the global one.
         redact: Called with every message before it is queued, stored or traced; returns the text to keep.
+        span_exporter: Gets the spans that are replayed. Default: `otlp_endpoint`, else what ``OTEL_TRACES_EXPORTER`` or
+            ``OTEL_EXPORTER_OTLP_ENDPOINT`` name.
         otlp_endpoint: For applications without a TracerProvider: sets a global one up that sends to this OTLP/HTTP
             endpoint, such as ``http://localhost:4318``.
         create_tables: Create missing tables. Default: ``AGENTEXEC_CREATE_TABLES``.
@@ -74,17 +82,20 @@ def configure(
     """
     global _runtime, _database  # noqa: PLW0603
     check_hooks(redact, tracer_provider=tracer_provider, logger_provider=logger_provider, meter_provider=meter_provider)
+    check_span_exporter(span_exporter)
     sinks = checked_exporters(exporters)
     stores = _stores(database, exporters)
     if stores:
         sinks.insert(0, sql_exporter(database, create_tables))
     if otlp_endpoint is not None:
-        tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=CONF.event_mode != "span_event")
+        logs = CONF.event_mode != "span_event"
+        tracer_provider = set_up_otlp(otlp_endpoint, tracer_provider, logs=logs, tracked=tracked)
     sinks += named_exporters(sinks, otlp_endpoint)
     # Built without the lock: providers are code of the application.
+    replays_to = span_exporter or (None if otlp_endpoint is None else partial(otlp_span_exporter, otlp_endpoint))
     run_metrics = instruments(meter_provider, health, _count_active)
     runtime = Runtime(
-        sinks, tracer_provider, logger_provider, redact, on_start=_flush_at_exit_of_child, on_ended=run_metrics.ended
+        sinks, tracer_provider, logger_provider, redact, _flush_at_exit_of_child, run_metrics.ended, replays_to
     )
     with _lock:
         if _runtime is not None:
@@ -96,6 +107,21 @@ def configure(
     atexit.register(shutdown)
     if previous is not None:
         previous.stop(CONF.shutdown_timeout)
+
+
+def tracked(exporter: SpanExporter) -> SpanExporter:
+    """Return an exporter that passes spans on to this one, and states on rows which spans of activities were exported.
+
+    With it `ax.replay` finds the spans whose export has failed for good, too. Wrap it before the first activity ends.
+    """
+    from agentexec_otel._runtime.tracked import TrackedSpanExporter
+
+    return TrackedSpanExporter(exporter, _spans_reported)
+
+
+def _spans_reported(spans: Sequence[tuple[UUID, str]], exported: bool) -> None:
+    if _runtime is not None:
+        active().spans_reported(spans, exported=exported)
 
 
 def _stores(database: Database | None, exporters: Sequence[ActivityExporter] | None) -> bool:

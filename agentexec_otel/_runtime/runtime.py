@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
 from opentelemetry import trace
@@ -37,13 +36,19 @@ from agentexec_otel._model.results import (
 from agentexec_otel._model.text import MESSAGE_LIMIT, NAME_LIMIT, clean_percentage, prepare_message
 from agentexec_otel._model.waiting import sentence, waiting_for
 from agentexec_otel._runtime.complaints import complain
-from agentexec_otel._runtime.following import Following
+from agentexec_otel._runtime.deadline import countdown
+from agentexec_otel._runtime.event_loop import on_event_loop
+from agentexec_otel._runtime.following import Following, in_context
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
+from agentexec_otel._runtime.replay import Progress, Replays
 from agentexec_otel._runtime.setup import new_worker_id, spool_for
 from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink, span_style
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 _T = TypeVar("_T")
 
@@ -65,6 +70,7 @@ class Runtime:
         redact: Callable[[str], str] | None,
         on_start: Callable[[], None] | None = None,
         on_ended: Callable[[AttemptEnd], None] = lambda _: None,
+        span_exporter: SpanExporter | Callable[[], SpanExporter] | None = None,
     ) -> None:
         first = exporters[0] if exporters else None
         self._first = first
@@ -82,7 +88,10 @@ class Runtime:
             log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
         )
         self._emits_records = self._tracer.log_sink is not None
-        self._following = Following(self._store, self._tracer, self._to_others, self._call_soon, on_ended)
+        self._replays = Replays(first, partial(self._have_writer_do, seconds=60), tracer_provider, span_exporter)
+        self._following = Following(
+            self._store, self._tracer, self._to_others, self._call_soon, on_ended, self._replays.orphaned
+        )
         self._live = self._following.live
         self._processors = [
             ActivityProcessor(
@@ -172,7 +181,7 @@ class Runtime:
             status,
             prepare_message(message, CONF.message_limit, self._redact),
             cleaned,
-            now_ns,
+            now_ns - now_ns % 1000,  # as rows have it, so that a span is equal to the one rebuilt from its row
             None if live is None else live.attempt,
             opening,
             None,
@@ -461,13 +470,13 @@ class Runtime:
         """Give an event to the exporters behind the first, with the span that it belongs to."""
         others = self._others
         if others:
-            event = event if live is None else _in_context(event, live)
+            event = event if live is None else in_context(event, live)
             for processor in others:
                 processor.emit(event)
 
     def _for_first(self, event: ActivityEvent, live: LiveActivity) -> ActivityEvent:
         """The event as the first exporter gets it: a store has the type and the span on the row."""
-        return event if self._store is not None else _in_context(event, live)
+        return event if self._store is not None else in_context(event, live)
 
     def _to_others_if_stored(
         self, event: ActivityEvent, answer: Future[ExportResult], live: LiveActivity | None = None
@@ -524,11 +533,12 @@ class Runtime:
         else:
             self._primary.call_soon(follow)
 
-    def _have_writer_do(self, work: Callable[[], _T]) -> _T:
+    def _have_writer_do(self, work: Callable[[], _T], seconds: float | None = None) -> _T:
+        timeout = seconds or CONF.create_timeout
         try:
-            return self._primary.call(work, CONF.create_timeout)
+            return self._primary.call(work, timeout)
         except TimeoutError:
-            why = self._primary.last_error or f"the database did not answer within {CONF.create_timeout:g} s"
+            why = self._primary.last_error or f"the database did not answer within {timeout:g} s"
             raise ActivityNotStoredError(why) from None
         except ExportError as exc:
             raise ActivityNotStoredError(str(exc)) from exc
@@ -593,7 +603,18 @@ class Runtime:
         live = self._live.get(agent_id)
         return live.is_pending if live is not None else self._primary.pending > 0  # It may have been forgotten.
 
+    # -- spans of attempts that have ended ----------------------------------------------------------------------
+
+    def replay(self, criteria: Sequence[Any], batch_size: int, progress: Progress | None, dry_run: bool) -> int:
+        """What `ax.replay` does, for the spans that meet the criteria."""
+        return self._replays.run(criteria, batch_size, progress, dry_run)
+
+    def spans_reported(self, spans: Sequence[tuple[UUID, str]], *, exported: bool) -> None:
+        """A tracked exporter has exported these spans, or failed to."""
+        self._following.hand_over.report(spans, exported=exported)
+
     def _tick(self) -> None:
+        self._following.hand_over.work()
         if self._liveness is not None:
             self._liveness.tick()
 
@@ -620,12 +641,13 @@ class Runtime:
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything reported so far is stored, and on its span, within `timeout` seconds altogether."""
-        left = _countdown(timeout)
+        left = countdown(timeout)
         done = [one.force_flush(left()) for one in self._processors]
+        self._following.hand_over.finish(left())
         return self._following.mirror.drain(left()) and all(done)
 
-    def _call_soon(self, work: Callable[[], object]) -> None:
-        self._primary.call_soon(work)
+    def _call_soon(self, work: Callable[[], object], give_up: Callable[[], object] = lambda: None) -> None:
+        self._primary.call_soon(work, give_up)
 
     def flush_first(self, timeout: float) -> bool:
         """As `flush`, for the exporter that decides."""
@@ -633,8 +655,9 @@ class Runtime:
 
     def stop(self, timeout: float) -> bool:
         """Flush and stop the writers, within `timeout` seconds altogether; activities continue."""
-        left = _countdown(timeout)
+        left = countdown(timeout)
         done = [one.shutdown(left()) for one in self._processors]
+        self._following.hand_over.end_unclaimed()
         return all(done)
 
     def shutdown(self, timeout: float) -> bool:
@@ -643,11 +666,12 @@ class Runtime:
         A tenth of the time is kept for ending spans: if the writer needs it all, a process that exits would lose them.
         """
         for_spans = timeout / 10
-        left = _countdown(timeout - for_spans)
+        left = countdown(timeout - for_spans)
         if self._liveness is not None and self._primary.running and self._primary.last_error is None:
             with suppress(TimeoutError, ExportError):
                 if self._primary.force_flush(timeout / 2):  # An event that came behind would take its lease again.
                     self._primary.call(self._liveness.release, timeout / 4)
+                    self._replays.finish(self._following, left() / 2)
         done = self.stop(left())
         self._following.end_spans()
         self._following.mirror.stop(left() + for_spans)
@@ -666,29 +690,9 @@ class Runtime:
         """Activities, spans, queues and connections are the parent's."""
         self.pid, self._worker_id = os.getpid(), new_worker_id()  # A forked child is another worker.
         self._order = threading.RLock()
+        self._replays.after_fork_in_child()
         self._following.after_fork_in_child()
         if self._reader is not None:
             self._reader.after_fork_in_child()
         for processor in self._processors:
             processor.after_fork_in_child()
-
-
-def _in_context(event: ActivityEvent, live: LiveActivity) -> ActivityEvent:
-    """The event with the type and the span of its activity, as far as they are known."""
-    agent_type = None if live.opening is None else live.opening.agent_type
-    return event._replace(span=event.span or live.ref, agent_type=agent_type)
-
-
-def _countdown(timeout: float) -> Callable[[], float]:
-    """Seconds that are left of `timeout`, 0 at least."""
-    deadline = time.monotonic() + timeout
-    return lambda: max(0.0, deadline - time.monotonic())
-
-
-def on_event_loop() -> bool:
-    """Whether blocking here would stall a running asyncio event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

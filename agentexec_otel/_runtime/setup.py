@@ -22,6 +22,7 @@ from agentexec_otel.export import ActivityExporter, SessionStore
 from agentexec_otel.export.spool import Spool, SpoolUnavailableError, default_directory
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
     from sqlalchemy import URL, Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -55,6 +56,14 @@ def check_hooks(redact: object, **providers: object) -> None:
             raise ConfigurationError(
                 f"{argument} is {describe(provider)}: hand in a provider of OpenTelemetry, or leave it out"
             )
+
+
+def check_span_exporter(exporter: object) -> None:
+    """Raise `ConfigurationError` for an object that is no span exporter, such as its class."""
+    if exporter is not None and (isinstance(exporter, type) or not callable(getattr(exporter, "export", None))):
+        raise ConfigurationError(
+            f"span_exporter is {describe(exporter)}: hand in a SpanExporter of OpenTelemetry, or leave it out"
+        )
 
 
 def _checked(exporter: ActivityExporter) -> ActivityExporter:
@@ -172,7 +181,13 @@ def _same_destination(one: ActivityExporter, other: ActivityExporter) -> bool:
 _set_up: dict[str, trace.TracerProvider] = {}
 
 
-def set_up_otlp(endpoint: str, tracer_provider: trace.TracerProvider | None, *, logs: bool) -> trace.TracerProvider:
+def set_up_otlp(
+    endpoint: str,
+    tracer_provider: trace.TracerProvider | None,
+    *,
+    logs: bool,
+    tracked: Callable[[SpanExporter], SpanExporter],
+) -> trace.TracerProvider:
     """Make the global TracerProvider (and LoggerProvider, with `logs`) send to an OTLP/HTTP endpoint.
 
     Raises:
@@ -190,20 +205,26 @@ def set_up_otlp(endpoint: str, tracer_provider: trace.TracerProvider | None, *, 
             "otlp_endpoint was given, but the application has a TracerProvider already: add an OTLP"
             " span processor to that one, and leave otlp_endpoint out"
         )
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    except ImportError:
-        raise MissingExtraError("otlp_endpoint", "opentelemetry-exporter-otlp-proto-http", "otlp") from None
+    exporter = otlp_span_exporter(endpoint)
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{base}/v1/traces")))
+    provider.add_span_processor(BatchSpanProcessor(tracked(exporter)))
     trace.set_tracer_provider(provider)
     _set_up[endpoint] = provider
     if logs:
         _set_up_logs(f"{base}/v1/logs")
     return provider
+
+
+def otlp_span_exporter(endpoint: str) -> SpanExporter:
+    """What sends spans to an OTLP/HTTP endpoint."""
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    except ImportError:
+        raise MissingExtraError("otlp_endpoint", "opentelemetry-exporter-otlp-proto-http", "otlp") from None
+    return OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
 
 
 def _set_up_logs(url: str) -> None:

@@ -24,7 +24,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._errors import guarded
 from agentexec_otel._model import attributes as semconv
 from agentexec_otel._model.event import ActivityEvent, SpanRef
-from agentexec_otel._model.mapping import record_attributes, severity_of, span_ref_of
+from agentexec_otel._model.mapping import record_attributes, severity_of, span_ref_of, traceparent_of
 from agentexec_otel._model.span import SpanStart, SpanStyle, end_content, start_attributes
 from agentexec_otel._runtime.live import ClosingSpan
 from agentexec_otel._sdk import instrumentation_is_suppressed, max_span_events
@@ -70,14 +70,18 @@ class ActivityTracer:
     def _start(self, about: SpanStart) -> tuple[trace.Span | None, SpanRef | None, int | None]:
         carrier = dict(about.opening.trace_context or {})
         previous = span_ref_of(carrier.pop(semconv.PREVIOUS_SPAN, ""))
+        carrier.pop(semconv.WORKER_SPAN, None)
         parent = propagate.extract(carrier, context=Context())
         here = trace.get_current_span().get_span_context()
         links = [] if previous is None else [trace.Link(_span_context(previous))]
         creator = trace.get_current_span(parent).get_span_context()
+        started_in = None
+        if here.is_valid and here.span_id != creator.span_id:
+            started_in = traceparent_of(here.trace_id, here.span_id, here.trace_flags)
+            if creator.is_valid:
+                links.append(trace.Link(here))
         if not creator.is_valid:
             parent, creator = get_current(), here
-        elif here.is_valid and here.span_id != creator.span_id:
-            links.append(trace.Link(here))
         span = self._tracer.start_span(
             about.opening.agent_type,
             context=parent,
@@ -88,7 +92,7 @@ class ActivityTracer:
         context = span.get_span_context()
         if not context.is_valid or context.span_id == creator.span_id:
             return None, None, None  # No provider: the API returns the parent.
-        ref = SpanRef(f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags.sampled)
+        ref = SpanRef(f"{context.trace_id:032x}", f"{context.span_id:016x}", context.trace_flags.sampled, started_in)
         return span, ref, max_span_events(span) if self._style.has_events and span.is_recording() else 0
 
     def emit_record(self, event: ActivityEvent, span: trace.Span | None, ref: SpanRef | None) -> None:
@@ -99,7 +103,7 @@ class ActivityTracer:
 
     def end(self, closing: ClosingSpan) -> None:
         """Put the logs on the span and end it, with the status that the row has."""
-        span, end = closing
+        span, end, _ = closing
         if span.is_recording():
             content = end_content(end, self._style)
             for event in content.events:

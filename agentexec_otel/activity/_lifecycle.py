@@ -33,9 +33,10 @@ from agentexec_otel._model.outcome import outcome_of, text_of
 from agentexec_otel._model.results import Ack, Ending, ExportResult, Refusal, Reject
 from agentexec_otel._model.text import NAME_LIMIT, describe, plain_str, prepare_message, prepare_metadata
 from agentexec_otel._runtime import process
+from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import lost_ending
-from agentexec_otel._runtime.runtime import Runtime, on_event_loop
+from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel.activity._criteria import ActivityFilters, criteria_of, without_news_since
 from agentexec_otel.activity._filters import metadata_criteria
 from agentexec_otel.activity._session_writes import create_in, end_many, record_in, retry_in

@@ -20,8 +20,8 @@ from agentexec_otel._model.outcome import outcome_of
 from agentexec_otel._model.results import ExportResult
 from agentexec_otel._model.text import NAME_LIMIT, clean_message, describe, plain_int, plain_str
 from agentexec_otel._runtime import process
+from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.live import LiveActivity, Usage
-from agentexec_otel._runtime.runtime import on_event_loop
 from agentexec_otel.activity import _lifecycle
 from agentexec_otel.activity._lifecycle import Block, current_block
 

@@ -16,8 +16,8 @@ from agentexec_otel._model.event import ActivityEvent, Outcome, Status
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.results import Ack, EndedActivity, Ending, ExportResult, Reject, StoredActivity
 from agentexec_otel._runtime import process
+from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.reader import RowUnavailableError
-from agentexec_otel._runtime.runtime import on_event_loop
 from agentexec_otel.activity._sessions import after_commit, commits_itself, connection_of, may_hold_locks, synchronous
 
 if TYPE_CHECKING:

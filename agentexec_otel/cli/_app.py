@@ -10,7 +10,20 @@ import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from agentexec_otel import AgentExecError, MissingExtraError, __version__
-from agentexec_otel.cli import _act, _dashboard, _db, _doctor, _list, _retention, _run, _show, _spool, _stats, _tail
+from agentexec_otel.cli import (
+    _act,
+    _dashboard,
+    _db,
+    _doctor,
+    _list,
+    _replay,
+    _retention,
+    _run,
+    _show,
+    _spool,
+    _stats,
+    _tail,
+)
 from agentexec_otel.cli._output import database_fault, note, one_line
 
 app = typer.Typer(
@@ -19,7 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for group in (_list, _show, _tail, _stats, _dashboard, _act, _retention, _run, _spool, _doctor):
+for group in (_list, _show, _tail, _stats, _dashboard, _act, _retention, _replay, _run, _spool, _doctor):
     group.register(app)
 app.add_typer(_db.app, name="db")
 

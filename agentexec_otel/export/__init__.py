@@ -14,8 +14,9 @@ from agentexec_otel._model.results import (
     Retry,
     StoredActivity,
 )
+from agentexec_otel._model.span import SpanOfAttempt, StoredSpan
 from agentexec_otel.export._processor import ActivityProcessor
-from agentexec_otel.export._protocol import ActivityExporter, ActivityStore, SessionStore
+from agentexec_otel.export._protocol import ActivityExporter, ActivityStore, SessionStore, SpanStore
 
 __all__ = [
     "Ack",
@@ -37,7 +38,10 @@ __all__ = [
     "Reject",
     "Retry",
     "SessionStore",
+    "SpanOfAttempt",
     "SpanRef",
+    "SpanStore",
     "StoredActivity",
+    "StoredSpan",
     "TransientExportError",
 ]

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from agentexec_otel._model.event import ActivityEvent, SpanRef
 from agentexec_otel._model.results import ActiveCount, EndedActivity, Ending, ExportResult, StoredActivity
+from agentexec_otel._model.span import SpanOfAttempt, StoredSpan
 
 
 class ActivityExporter(Protocol):
@@ -92,6 +93,57 @@ class ActivityStore(Protocol):
 
         Args:
             spans: Ids of spans that end with the worker. The next worker opens another span, linked to them.
+        """
+        ...
+
+
+@runtime_checkable
+class SpanStore(Protocol):
+    """A store that knows which spans of ended attempts were exported, so that each is exported once.
+
+    Each method raises `ExportError` if the store cannot be reached.
+    """
+
+    def hand_over_spans(self, spans: Sequence[SpanOfAttempt], lease_seconds: float | None) -> Set[str]:
+        """Claim spans that this process is about to end. Spans of attempts that have not ended are left alone.
+
+        Args:
+            lease_seconds: How long a replay leaves them alone. None: they count as exported from now on.
+
+        Returns:
+            The ids of those that another process exports or has exported.
+        """
+        ...
+
+    def spans_exported(self, spans: Sequence[tuple[UUID, str]]) -> None:
+        """State that these spans were exported, each by ``agent_id`` and span id."""
+        ...
+
+    def release_spans(self, spans: Sequence[tuple[UUID, str]]) -> None:
+        """Give up the claims of spans whose export has failed."""
+        ...
+
+    def count_spans(self, criteria: Sequence[Any]) -> int:
+        """Return how many spans of ended attempts meet the SQL `criteria`, are sampled, and were never exported."""
+        ...
+
+    def claim_spans(
+        self,
+        criteria: Sequence[Any],
+        most: int,
+        lease_seconds: float,
+        *,
+        after: tuple[object, ...] | None = None,
+        agent_ids: Sequence[UUID] | None = None,
+        max_logs: int | None = None,
+    ) -> Sequence[StoredSpan]:
+        """Claim up to `most` of the spans that `count_spans` counts, and return what they are rebuilt from.
+
+        Args:
+            lease_seconds: When the claim expires, if this process neither reports the export nor releases them.
+            after: The cursor of the span before, in the order in which they are returned.
+            agent_ids: Only the spans of these activities.
+            max_logs: How many of the last logs of each attempt are returned. None: all.
         """
         ...
 

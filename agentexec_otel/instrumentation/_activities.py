@@ -10,10 +10,10 @@ from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, guarded
 from agentexec_otel._model.event import Status
 from agentexec_otel._runtime.complaints import complain
+from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.process import active, tracer_provider
 from agentexec_otel._runtime.reader import RowUnavailableError
-from agentexec_otel._runtime.runtime import on_event_loop
 from agentexec_otel.activity import ActivityRun
 
 __all__ = [

@@ -24,9 +24,10 @@ from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import qualified_name
 from agentexec_otel._model.reasons import Reason
 from agentexec_otel._model.text import prepare_message
+from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.process import active, configure, is_configured, shutdown
-from agentexec_otel._runtime.runtime import Runtime, on_event_loop
+from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel.activity import ActivityRun, aio
 from agentexec_otel.activity._lifecycle import create_async, create_soon, describe_error, error_message
 from agentexec_otel.export import Ack, ExportResult, Refusal, Reject, StoredActivity

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -129,7 +129,11 @@ def test_a_sweeper_that_was_away_waits_for_the_others(database: Database) -> Non
     now = [0.0]
     exporter = SQLExporter(database.url)
     tracer = ActivityTracer(trace.get_tracer("test"), SpanStyle(), None)
-    following = Following(exporter, tracer, lambda event, live=None: None, lambda work: work(), lambda end: None)
+
+    def soon(work: Callable[[], object], give_up: Callable[[], object] = lambda: None) -> None:
+        work()
+
+    following = Following(exporter, tracer, lambda event, live=None: None, soon, lambda end: None)
     liveness = Liveness(exporter, following, lambda: "the sweeper", lambda: now[0])
 
     def tick_until(end: float) -> None:

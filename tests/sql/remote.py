@@ -185,6 +185,7 @@ def start_together(agent_id: UUID) -> None:
 
 def finished_spans() -> list[SpanView]:
     """The spans that this process has exported since it was configured."""
+    ax.flush()
     return [view(span) for span in _spans.get_finished_spans()]
 
 

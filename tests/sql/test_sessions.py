@@ -34,6 +34,7 @@ def test_auto_begun_is_committed(database: Database, spans: InMemorySpanExporter
         assert row(database.engine, agent_id).status is Status.ERROR
         assert session.get(Activity, row(database.engine, agent_id).id) is not None
         assert ax.activity.detail(session, agent_id) is not None
+    assert ax.flush()
     (span,) = spans.get_finished_spans()
     assert len(span.events) == 4 - 1
     assert lines(database.engine, agent_id)[-1].late
@@ -52,6 +53,7 @@ def test_explicit_transaction_is_joined(database: Database, spans: InMemorySpanE
             assert count_rows(database.engine) == (0, 0)
         assert not spans.get_finished_spans()
     assert row(database.engine, agent_id).status is Status.COMPLETE
+    assert ax.flush()
     assert len(spans.get_finished_spans()) == 1
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, assert_type
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import BaseModel
 from sqlalchemy import URL, Engine, MetaData, RowMapping
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -51,8 +52,11 @@ from agentexec_otel.export import (
     Reject,
     Retry,
     SessionStore,
+    SpanOfAttempt,
     SpanRef,
+    SpanStore,
     StoredActivity,
+    StoredSpan,
     TransientExportError,
 )
 from agentexec_otel.tasks import ActivityMiddleware
@@ -69,11 +73,13 @@ def set_up(url: str, engine: Engine) -> None:
     assert_type(ax.shutdown(1.0), bool)
     assert_type(ax.health(), dict[str, Any])
     assert_type(ax.Base.metadata, MetaData)
-    ax.configure(engine.url)
+    ax.configure(engine.url, span_exporter=ax.tracked(InMemorySpanExporter()))
     ax.reasons.register(PermissionError, "auth")
     assert_type(ax.reasons.REASONS, tuple[ax.reasons.Reason, ...])
     assert_type(ax.recover(timeout=1.0), int)
     assert_type(ax.recover(dead_letters=True), int)
+    assert_type(ax.replay(batch_size=100, progress=lambda done, total: None, agent_type="task"), int)
+    assert_type(ax.replay(dry_run=True), int)
     assert_type(ax.Settings.unknown_variables(), dict[str, str | None])
     assert_type(ax.spool.directory(), Path | None)
     ax.spool.check()
@@ -337,6 +343,11 @@ def plug_in(url: str) -> None:
     exporters: list[ActivityExporter] = [Collecting(), SQLExporter(url), InMemoryActivityExporter()]
     assert isinstance(SQLExporter(url), ActivityStore)
     assert isinstance(SQLExporter(url), SessionStore)
+    store: SpanStore = SQLExporter(url)
+    assert_type(store.count_spans([]), int)
+    claimed: Sequence[StoredSpan] = store.claim_spans([], 10, 60.0)
+    handed_over = [SpanOfAttempt(one.start.agent_id, one.start.attempt, one.ref.span_id) for one in claimed]
+    store.hand_over_spans(handed_over, None)
     assert not isinstance(Collecting(), ActivityStore)
     processor = ActivityProcessor(exporters[0], max_batch_size=10)
     assert_type(processor.shutdown(1.0), bool)
@@ -369,6 +380,7 @@ def errors(agent_id: UUID) -> None:
         (ValueError, ax.ActivityNotFoundError),
         (ax.AgentExecError, ax.TaskFailedError),
         (ax.AgentExecError, ax.TaskNotSentError),
+        (ax.AgentExecError, ax.SpanNotExportedError),
         (ax.AgentExecError, ax.TaskResultError),
         (LookupError, ax.UnknownTaskError),
         (ExportError, TransientExportError),

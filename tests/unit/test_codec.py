@@ -40,7 +40,7 @@ events = st.builds(
     occurred_at_ns=int64,
     attempt=st.none() | int64,
     opening=st.none() | openings,
-    span=st.none() | st.builds(SpanRef, texts, texts, st.booleans()),
+    span=st.none() | st.builds(SpanRef, texts, texts, st.booleans(), st.none() | texts),
     outcome=st.none()
     | st.builds(Outcome, st.none() | texts, st.none() | texts, counts, counts, counts, model=st.none() | texts),
     worker_id=st.none() | texts,
@@ -110,7 +110,7 @@ def test_the_strategy_covers_every_field() -> None:
         "starts",
         "agent_type",
     }
-    assert [len(fields(part)) for part in (Opening, SpanRef, Outcome)] == [3, 3, 8]
+    assert [len(fields(part)) for part in (Opening, SpanRef, Outcome)] == [3, 4, 8]
 
 
 def test_the_status_is_typed_again() -> None:

@@ -1,5 +1,6 @@
 """Where logs go over OTLP, what they are called, and what a receiver's answer means."""
 
+from itertools import count
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -81,7 +82,7 @@ def opening() -> ActivityEvent:
         (event(AGENT, Status.QUEUED)._replace(claims=True, attempt=2), "retried"),
         *[(event(AGENT, status), "ended") for status in (Status.COMPLETE, Status.ERROR, Status.CANCELED)],
     ],
-    ids=str,
+    ids=count(),
 )
 def test_names_of_events(given: ActivityEvent, expected: str) -> None:
     """An event has one name, which depends on nothing but the event."""

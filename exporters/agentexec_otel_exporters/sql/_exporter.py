@@ -13,7 +13,16 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from agentexec_otel._model.event import ActivityEvent, SpanRef, late_cancellation
 from agentexec_otel.activity.models import Activity
-from agentexec_otel.export import ActiveCount, EndedActivity, Ending, ExportError, ExportResult, StoredActivity
+from agentexec_otel.export import (
+    ActiveCount,
+    EndedActivity,
+    Ending,
+    ExportError,
+    ExportResult,
+    SpanOfAttempt,
+    StoredActivity,
+    StoredSpan,
+)
 from agentexec_otel_exporters.sql._errors import is_denied, is_unique_violation
 from agentexec_otel_exporters.sql._session_store import SQLSessionStore, end_in_chunks
 from agentexec_otel_exporters.sql.connect import Connector
@@ -21,6 +30,13 @@ from agentexec_otel_exporters.sql.migrations.version import create_missing
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
 from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
 from agentexec_otel_exporters.sql.write.load import count_active, find_activities, load_activities
+from agentexec_otel_exporters.sql.write.spans import (
+    claim_spans,
+    count_spans,
+    hand_over_spans,
+    release_spans,
+    spans_exported,
+)
 from agentexec_otel_exporters.sql.write.transaction import write_events
 
 if TYPE_CHECKING:
@@ -131,6 +147,43 @@ class SQLExporter(SQLSessionStore):
         """Give up the leases of this worker; see `ActivityStore.release`."""
         with self._connector.translated(), self._connector.writing() as connection:
             release(connection, worker_id, agent_ids, spans)
+
+    # -- spans of ended attempts ----------------------------------------------------------------------------------
+
+    def hand_over_spans(self, spans: Sequence[SpanOfAttempt], lease_seconds: float | None) -> Set[str]:
+        """Claim spans that are about to be ended; see `SpanStore.hand_over_spans`."""
+        with self._connector.translated(), self._connector.writing() as connection:
+            return hand_over_spans(connection, spans, lease_seconds)
+
+    def spans_exported(self, spans: Sequence[tuple[UUID, str]]) -> None:
+        """State that spans were exported; see `SpanStore.spans_exported`."""
+        with self._connector.translated(), self._connector.writing() as connection:
+            spans_exported(connection, spans)
+
+    def release_spans(self, spans: Sequence[tuple[UUID, str]]) -> None:
+        """Give up claims; see `SpanStore.release_spans`."""
+        with self._connector.translated(), self._connector.writing() as connection:
+            release_spans(connection, spans)
+
+    def count_spans(self, criteria: Sequence[Any]) -> int:
+        """How many spans there are to replay; see `SpanStore.count_spans`."""
+        with self._connector.translated(), self._connector.reading() as connection:
+            return count_spans(connection, criteria)
+
+    def claim_spans(
+        self,
+        criteria: Sequence[Any],
+        most: int,
+        lease_seconds: float,
+        *,
+        after: tuple[object, ...] | None = None,
+        agent_ids: Sequence[UUID] | None = None,
+        max_logs: int | None = None,
+    ) -> Sequence[StoredSpan]:
+        """Claim spans to replay; see `SpanStore.claim_spans`."""
+        named = () if agent_ids is None else (Activity.agent_id.in_(agent_ids),)
+        with self._connector.translated(), self._connector.writing() as connection:
+            return claim_spans(connection, [*criteria, *named], most, lease_seconds, after, max_logs)
 
     # -- in a transaction of the caller, or in its own ------------------------------------------------------------
 

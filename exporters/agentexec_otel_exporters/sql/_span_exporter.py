@@ -62,7 +62,10 @@ class SQLSpanExporter(SpanExporter):
         rejected = sum(isinstance(result, Reject) for result in results)
         if rejected:
             _logger.warning("%d logs of ended activity spans were refused", rejected)
-        return not rejected
+            return False
+        last = [events[-1] for events in held]
+        self._exporter.spans_exported([(one.agent_id, one.span.span_id) for one in last if one.span is not None])
+        return True
 
     def _stored_alone(self, events: list[ActivityEvent]) -> bool:
         try:

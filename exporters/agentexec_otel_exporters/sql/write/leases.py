@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Float, bindparam, literal, or_, select, updat
 
 from agentexec_otel._config import CONF
 from agentexec_otel._model.event import SpanRef, Status
-from agentexec_otel._model.fold import context_after_span
+from agentexec_otel._model.fold import context_after_span, context_with_span
 from agentexec_otel._model.results import StoredActivity
 from agentexec_otel_exporters.sql.write.load import load_activities
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, database_now
@@ -29,6 +29,11 @@ _ATTACH: Final = (
     )
     .values(_SPAN | _UNCHANGED)
 )
+_ADD_CONTEXT: Final = (
+    update(ACTIVITY)
+    .where(ACTIVITY.c.id == bindparam("of_row"))
+    .values(**_UNCHANGED, trace_context=bindparam("new_context"))
+)
 _DROP_SPAN: Final = (
     update(ACTIVITY)
     .where(ACTIVITY.c.id == bindparam("of_row"))
@@ -44,11 +49,18 @@ def attach_spans(connection: Connection, spans: Sequence[tuple[UUID, int, SpanRe
         for agent_id, attempt, span in sorted(spans, key=itemgetter(0))
     ]  # fmt: skip
     connection.execute(_ATTACH, offers)
-    offered = {agent_id: span.span_id for agent_id, _, span in spans}
-    named = connection.execute(
-        select(ACTIVITY.c.agent_id, ACTIVITY.c.span_id).where(ACTIVITY.c.agent_id.in_(list(offered)))
-    )
-    return {agent_id for agent_id, span_id in named if offered[agent_id] == span_id}
+    offered = {agent_id: span for agent_id, _, span in spans}
+    columns = (ACTIVITY.c.id, ACTIVITY.c.agent_id, ACTIVITY.c.span_id, ACTIVITY.c.trace_context)
+    rows = connection.execute(select(*columns).where(ACTIVITY.c.agent_id.in_(list(offered)))).all()
+    named = {row.agent_id: row for row in rows if offered[row.agent_id].span_id == row.span_id}
+    contexts = [
+        {"of_row": row.id, "new_context": context_with_span(row.trace_context, offered[agent_id])}
+        for agent_id, row in named.items()
+        if offered[agent_id].started_in is not None
+    ]
+    if contexts:
+        connection.execute(_ADD_CONTEXT, contexts)
+    return set(named)
 
 
 def extend_leases(

@@ -99,7 +99,8 @@ _LEASES: Final[dict[Lease, dict[str, ColumnElement[Any]]]] = {
         "heartbeat_at": database_now(literal(0)),
         "lease_expires_at": database_now(bindparam("lease_seconds", type_=Float)),
     },
-    "clear": {"heartbeat_at": null(), "lease_expires_at": null()},
+    # An attempt ends, or the next one is opened: its span was not exported yet.
+    "clear": {"heartbeat_at": null(), "lease_expires_at": null(), "span_exported_at": null()},
 }
 
 

@@ -23,6 +23,7 @@ _ROW = table(
     column("attempt"),
     column("reason", String),
     column("ended_at", UtcDateTime),
+    column("span_exported_at", UtcDateTime),
 )
 _LACKS_END = _ROW.c.status.in_(_TERMINAL) & _ROW.c.ended_at.is_(None)
 _TO_FILL = or_(_LACKS_END, _ROW.c.reason.in_(list(_REASONS)))
@@ -37,13 +38,15 @@ _FILL = (
     .where(_TO_FILL)
     .values(
         ended_at=case((_LACKS_END, func.coalesce(_END, _ROW.c.updated_at)), else_=_ROW.c.ended_at),
+        # Programs of schema 1 have ended the span themselves: it is not replayed.
+        span_exported_at=case((_LACKS_END, _ROW.c.updated_at), else_=_ROW.c.span_exported_at),
         reason=case(_REASONS, value=_ROW.c.reason, else_=_ROW.c.reason),
     )
 )
 
 
 def upgrade() -> None:
-    """Fill `ended_at`, and rename the reasons of the first version."""
+    """Fill `ended_at` and `span_exported_at`, and rename the reasons of the first version."""
     if op.get_context().as_sql:
         op.execute(_FILL)
         return
