@@ -40,7 +40,7 @@ from tests.e2e.grafana import (
     variables,
 )
 from tests.prometheus import Prometheus, Worker
-from tests.sql.rows import eventually
+from tests.sql.rows import count_rows, eventually
 
 pytestmark = pytest.mark.one_python
 ON_POSTGRES = pytest.mark.parametrize("database", ["postgres"], indirect=True)
@@ -155,10 +155,15 @@ def rows_of(database: Database, query: Query) -> list[Any]:
 
 
 def is_filled(database: Database, query: Query) -> bool:
-    """Whether the query returns rows, and those of a series begin with their time."""
+    """Whether the query returns something other than zeros, and the rows of a series begin with their time."""
     rows = rows_of(database, query)
     assert not query.time_series or all(next(iter(row)) == "time" for row in rows), query.where
-    return bool(rows)
+    return any(any(row.values()) for row in rows)
+
+
+def has_history(database: Database) -> bool:
+    """Whether the producer has written its history."""
+    return inspect(database.engine).has_table("agentexec_activity") and count_rows(database.engine)[0] > 0
 
 
 @ON_POSTGRES
@@ -171,7 +176,8 @@ def test_the_example_fills_its_panels(database: Database, tmp_path: Path) -> Non
         return not empty and {"/v1/logs", "/v1/metrics"} <= set(Collector.paths)
 
     with collecting() as endpoint, example(database, tmp_path, endpoint):
-        assert eventually(lambda: inspect(database.engine).has_table("agentexec_activity"), timeout=30)
+        assert eventually(lambda: has_history(database), timeout=30)
+        store(database, [activity(1, status=Status.ERROR, ended_at=datetime.now(UTC), reason="lost")])
         assert eventually(all_filled, timeout=30), [query.where for query in empty] or Collector.paths
         assert eventually(lambda: any(record.span_id for record in Collector.records), timeout=30)
     sent = {attribute.key for span in Collector.spans for attribute in span.attributes}
@@ -265,10 +271,15 @@ def test_alerts_fire(database: Database) -> None:
     assert firing(database, broken) == {"agentexec-error-rate", "agentexec-lost-workers", "agentexec-stuck-runs"}
 
 
-def firing(database: Database, rows: list[Activity]) -> set[str]:
-    """The rules over SQL that fire once these rows are stored, too."""
+def store(database: Database, rows: list[Activity]) -> None:
+    """Add rows."""
     with Session(database.engine) as session, session.begin():
         session.add_all(rows)
+
+
+def firing(database: Database, rows: list[Activity]) -> set[str]:
+    """The rules over SQL that fire once these rows are stored, too."""
+    store(database, rows)
     found: set[str] = set()
     for uid, rule in alerts().items():
         source, query, threshold = alert_query(rule)
