@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -186,13 +187,33 @@ def _read() -> Settings:
     except ValidationError as exc:
         problem = exc.errors()[0]
         name = f"AGENTEXEC_{str(problem['loc'][0]).upper()}"
-        hint = _HINTS.get(name, problem["msg"].removeprefix("Value error, "))
-        raise ConfigurationError(f"{name}={_shown(str(problem['input']))!r} cannot be used: {hint}") from None
+        raise ConfigurationError(_refusal(name, problem["input"], _HINTS.get(name, problem["msg"]))) from None
+
+
+def _refusal(name: str, value: object, hint: str) -> str:
+    return f"{name}={_shown(str(value))!r} cannot be used: {hint.removeprefix('Value error, ')}"
 
 
 def _shown(value: str) -> str:
     """The value for an error message, without the user and the password of a URL in it."""
     return re.sub(r"//[^/@\s]*@", "//…@", value)[:80]
+
+
+def assign(options: Mapping[str, object]) -> list[str]:
+    """Assign to these settings, and return the names that are no setting. None leaves a setting as it is.
+
+    Raises:
+        ConfigurationError: a value cannot be used.
+    """
+    unknown = sorted(options.keys() - Settings.model_fields.keys())
+    for name, value in options.items():
+        if name in unknown or value is None:
+            continue
+        try:
+            setattr(CONF, name, value)
+        except ValidationError as exc:
+            raise ConfigurationError(_refusal(name, value, exc.errors()[0]["msg"])) from None
+    return unknown
 
 
 def _warn_of_unknown_variables() -> None:

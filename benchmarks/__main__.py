@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import (
     caller,
     cancel,
+    dashboard,
     imports,
     ingest,
     instrumentation,
@@ -44,6 +45,7 @@ BENCHMARKS: Final[dict[str, Callable[[Context], Section]]] = {
     "replay": replay.run,
     "tail": tail.run,
     "viewers": viewers.run,
+    "dashboard": dashboard.run,
     "instrumentation": instrumentation.run,
     "tasks": tasks.run,
     "memory": memory.run,

@@ -20,7 +20,7 @@ def context(folder: Path, found: list[Database]) -> Context:
     return Context(found, Scale.SMOKE, folder, track)
 
 
-LONG = ("cancel", "caller", "ingest", "instrumentation", "otlp", "tail", "tasks", "viewers")
+LONG = ("cancel", "caller", "dashboard", "ingest", "instrumentation", "otlp", "tail", "tasks", "viewers")
 CASES = [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in BENCHMARKS]
 
 

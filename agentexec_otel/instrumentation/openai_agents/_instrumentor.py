@@ -13,6 +13,7 @@ from agents.run import AgentRunner, RunOptions
 from agents.tracing import get_current_trace
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
+from agentexec_otel._config import assign
 from agentexec_otel._errors import guarded
 from agentexec_otel.activity import ActivityRun
 from agentexec_otel.instrumentation._activities import complain, on_event_loop
@@ -54,6 +55,7 @@ class AgentExecInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     cannot be tracked runs untracked.
 
     This sets nothing else up: `ax.configure`, or ``AGENTEXEC_DATABASE_URL``, says where activities go.
+    Options of ``instrument()`` are settings, such as ``progress="detail"``: a declarative configuration passes them.
     """
 
     _wrapper: RunWrapper
@@ -63,6 +65,8 @@ class AgentExecInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         return _INSTRUMENTS
 
     def _instrument(self, **kwargs: Any) -> None:
+        if unknown := assign(kwargs):
+            complain(f"AgentExecInstrumentor has no option {', '.join(unknown)}: options are settings, in lower case")
         self._wrapper = RunWrapper()
         self._wrapper.wrap()
 
