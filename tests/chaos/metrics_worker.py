@@ -26,7 +26,7 @@ def run(number: int, seed: int) -> None:
         for _ in range(2):
             with suppress(Exception), ax.activity.run(agent_id) as running:
                 running.update("Working.")
-                running.record_usage(chance.randrange(1_000), chance.randrange(100))
+                running.record_usage(chance.randrange(1_000), chance.randrange(100), model="gpt-5")
                 failure = chance.choice(FAILURES)
                 if failure is not None:
                     raise failure
@@ -36,17 +36,36 @@ def run(number: int, seed: int) -> None:
     ax.flush()
 
 
+hanging: list[ax.activity.ActivityRun] = []
+
+
 def hang(number: int, seed: int) -> None:
     """Runs that do not end."""
 
     def forever() -> None:
         with ax.activity.run("hang") as running:
             running.update("Working.")
+            hanging.append(running)
             time.sleep(1_000)
 
     for _ in range(number):
         Thread(target=forever, daemon=True).start()
     time.sleep(1)
+    ax.flush()
+
+
+def report(number: int, seed: int) -> None:
+    """Logs of what hangs, stored or not."""
+    for running in hanging:
+        for _ in range(number):
+            running.update("Still working.")
+
+
+def wait(number: int, seed: int) -> None:
+    """Runs that wait for an approval."""
+    for _ in range(number):
+        with ax.activity.run("refund") as running:
+            running.waiting()
     ax.flush()
 
 
@@ -68,7 +87,7 @@ def reap(number: int, seed: int) -> None:
     ax.flush()
 
 
-TASKS = {task.__name__: task for task in (run, hang, cancel, reap)}
+TASKS = {task.__name__: task for task in (run, hang, report, wait, cancel, reap)}
 
 if __name__ == "__main__":
     start_http_server(int(sys.argv[2]), addr="127.0.0.1")
