@@ -516,7 +516,7 @@ class Runtime:
 
     def count_active(self, timeout: float) -> Sequence[ActiveCount]:
         """What is QUEUED or RUNNING in the store. Nothing if there is none, or if it has not answered in time."""
-        if self._store is None or self.is_closed:
+        if self._store is None or self.is_closed or self.in_trouble is not None:
             return ()
         with suppress(TimeoutError, ExportError):
             return self._primary.call(self._store.count_active, timeout)
