@@ -86,6 +86,7 @@ def test_a_lost_answer_to_commit(
     won = ax.activity.complete(agent_id, "done")
     assert proxy.commit_tried.is_set()
     assert won
+    assert ax.flush()  # the span is claimed on the row before it ends
     (span,) = span_exporter.get_finished_spans()
     assert (span.attributes or {})["agentexec.status"] == "COMPLETE"
     assert [text for _, text in history(database.engine)[agent_id]] == ["Waiting to start.", "working", "done"]
