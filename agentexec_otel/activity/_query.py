@@ -54,6 +54,8 @@ _SUMMARY: Final = (
             "waiting", "sampled",
         )
     ),
+    # Of an activity that has ended, it is the lease of the process that exports its span.
+    case((ACTIVITY.c.status == RUNNING, ACTIVITY.c.lease_expires_at)).label("lease_expires_at"),
 )  # fmt: skip
 _LOG_COLUMNS: Final = tuple(
     LOG.c[name] for name in ("id", "message", "status", "percentage", "created_at", "seq", "attempt", "late")

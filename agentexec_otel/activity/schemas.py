@@ -87,6 +87,7 @@ class _Summary(BaseModel):
     span_id: str | None = None
     trace_url: str | None = None
     worker_id: str | None = None
+    lease_expires_at: datetime | None = None
     error_type: str | None = None
     reason: str | None = None
     input_tokens: int | None = None

@@ -255,3 +255,22 @@ def test_a_cursor_reads_a_range_of_the_index(database: Database, order: Any) -> 
         plan = plan_of(session, partial(ax.activity.list, page_size=5, order=order, cursor=cursor))
         assert is_range_of_created_at(session, plan), plan
         assert not scans_the_log(plan), plan
+
+
+def test_lease(database: Database) -> None:
+    """Shown while the activity is RUNNING, by the list, by `get` and by the detail."""
+    ax.configure(database.url)
+    agent_id = ax.activity.create("task")
+    ax.activity.update(agent_id, "Working.")
+    ax.flush()
+    for is_running in (True, False):
+        with Session(database.engine) as session:
+            detail, item = ax.activity.detail(session, agent_id), ax.activity.get(session, agent_id)
+            (listed,) = ax.activity.list(session).items
+        assert detail is not None
+        assert item is not None
+        leases = {detail.lease_expires_at, item.lease_expires_at, listed.lease_expires_at}
+        assert len(leases) == 1
+        assert (leases.pop() is not None) is is_running
+        ax.activity.complete(agent_id)
+        ax.flush()

@@ -40,6 +40,7 @@ export interface Activity {
   reasoning_tokens: number | null;
   requests: number | null;
   worker_id: string | null;
+  lease_expires_at: string | null;
   trace_id: string | null;
   span_id: string | null;
   /** Only from servers that have a price, or a template of links to traces. */

@@ -3,7 +3,7 @@ import type { ComponentChildren } from "preact";
 import { type Activity, isEnded } from "../api";
 import { CopyButton } from "../shared/copy";
 import { grouped } from "../shared/format";
-import { Ago } from "../shared/time";
+import { Ago, Left } from "../shared/time";
 import { visible } from "./text";
 
 /** What is known about an activity beside its logs. */
@@ -19,6 +19,11 @@ export function Facts({ activity, isHidden }: { activity: Activity; isHidden: bo
         {activity.worker_id !== null && (
           <Fact name="Worker">
             <Id text={activity.worker_id} label="Copy worker id" />
+          </Fact>
+        )}
+        {activity.lease_expires_at !== null && (
+          <Fact name="Lease">
+            <Left until={activity.lease_expires_at} />
           </Fact>
         )}
         {activity.trace_id !== null && (

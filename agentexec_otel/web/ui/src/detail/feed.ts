@@ -25,6 +25,8 @@ const FLUSH_MS = 80;
 const FLUSH_MS_PER_LOG = 0.025;
 const REFRESH_MS = 1_500;
 const RETRY_MS = 2_000;
+/** A worker extends its lease without a log. */
+const LEASE_MS = 10_000;
 
 /**
  * Follow an activity through its attempts with one stream at a time, as browsers open few per server: the stream of its
@@ -68,6 +70,10 @@ export function openFeed(agentId: string): Feed {
     learnClock(found);
     take(found);
   }
+
+  const leaseTimer = setInterval(() => {
+    if (activity.value?.status === "RUNNING" && !document.hidden) refreshSoon();
+  }, LEASE_MS);
 
   /** A log does not have all that it changes, such as what the run waits for. */
   function refreshSoon(): void {
@@ -148,6 +154,7 @@ export function openFeed(agentId: string): Feed {
     close: () => {
       closed = true;
       closeStream();
+      clearInterval(leaseTimer);
       for (const timer of [retryTimer, flushTimer, refreshTimer]) clearTimeout(timer);
     },
   };

@@ -10,6 +10,16 @@ export function Ago({ time }: { time: string }) {
   );
 }
 
+/** How much time is left until a moment; the exact time on hover. */
+export function Left({ until }: { until: string }) {
+  const seconds = (Date.parse(until) - now.value) / 1000;
+  return (
+    <time dateTime={until} title={exact(until)}>
+      {seconds > 0 ? `${ticking(seconds)} left` : `expired ${ago(until, now.value)}`}
+    </time>
+  );
+}
+
 /** The time from one moment to another, or so far. */
 export function Elapsed({ since, until }: { since: string; until: string | null }) {
   const start = Date.parse(since);
