@@ -152,10 +152,15 @@ class Settings(BaseSettings):
         """The ``AGENTEXEC_*`` variables of the environment that are no setting, each with the one that may be meant."""
         return unknown_variables(os.environ, cls.model_fields)
 
-    @field_validator("exporters", "indexed_metadata", "span_levels", mode="before")
+    @field_validator("exporters", "span_levels", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [one for part in value.split(",") if (one := part.strip())] if isinstance(value, str) else value
+
+    @field_validator("indexed_metadata", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
 
     @field_validator("indexed_metadata")
     @classmethod

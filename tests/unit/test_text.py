@@ -450,10 +450,10 @@ FLOOD.extend([FLOOD, FLOOD])
 )
 def test_metadata_that_is_refused(metadata: Any, sentence: str) -> None:
     """What cannot be kept whole is refused at once, with its size and a way out; nothing is dropped silently."""
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(ValueError, match=sentence):
         clean_metadata(metadata)
-    assert time.process_time() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 def test_metadata_up_to_the_limits() -> None:
