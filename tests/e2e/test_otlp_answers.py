@@ -18,6 +18,8 @@ from agentexec_otel_exporters.otlp import OTLPActivityExporter
 from tests.chaos.processes import await_that
 from tests.e2e.scripted_receiver import Reply, Script, grpc_receiver, http_receiver
 
+pytestmark = pytest.mark.one_python
+
 Receiving = Callable[..., AbstractContextManager[Script]]
 
 # The status codes of gRPC that are used here.

@@ -33,6 +33,8 @@ from agentexec_otel_exporters.sql import SQLExporter, SQLSpanExporter
 from tests.databases import Database
 from tests.sql.rows import event, eventually, opening
 
+pytestmark = pytest.mark.one_python
+
 WORKER = "agentexec.worker_id"
 
 

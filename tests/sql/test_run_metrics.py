@@ -17,6 +17,8 @@ import agentexec_otel as ax
 from agentexec_otel.activity.models import Activity, Status
 from tests.databases import Database
 
+pytestmark = pytest.mark.one_python
+
 
 class Point(NamedTuple):
     """A data point, without the prefixes of its attributes."""
