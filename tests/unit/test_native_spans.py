@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import get_current_span
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 import agentexec_otel as ax
 from tests.unit.test_spans import attributes, the_span
@@ -111,7 +112,7 @@ def test_without_usage(configure: Configure, spans: InMemorySpanExporter) -> Non
     found = attributes(the_span(spans))
     assert [name for name in found if name.startswith("gen_ai.usage.")] == []
     assert (found["gen_ai.request.model"], found["agentexec.requests"]) == ("gpt-local", 2)
-    with Session(create_engine(url)) as session:
+    with Session(create_engine(url, poolclass=NullPool)) as session:
         item = ax.activity.get(session, run.agent_id)
     assert item is not None
     assert (item.input_tokens, item.output_tokens) == (10, 20)
