@@ -343,7 +343,8 @@ def plug_in(url: str) -> None:
     exporters: list[ActivityExporter] = [Collecting(), SQLExporter(url), InMemoryActivityExporter()]
     assert isinstance(SQLExporter(url), ActivityStore)
     assert isinstance(SQLExporter(url), SessionStore)
-    store: SpanStore = SQLExporter(url)
+    stores = SQLExporter(url)
+    store: SpanStore = stores
     assert_type(store.count_spans([]), int)
     claimed: Sequence[StoredSpan] = store.claim_spans([], 10, 60.0)
     handed_over = [SpanOfAttempt(one.start.agent_id, one.start.attempt, one.ref.span_id) for one in claimed]
@@ -352,9 +353,8 @@ def plug_in(url: str) -> None:
     processor = ActivityProcessor(exporters[0], max_batch_size=10)
     assert_type(processor.shutdown(1.0), bool)
     assert_type(Ending(Status.CANCELED, "text", Outcome()).status, Status)
-    store = SQLExporter(url)
-    assert_type(store.count_active(), Sequence[ActiveCount])
-    store.shutdown(1.0)
+    assert_type(stores.count_active(), Sequence[ActiveCount])
+    stores.shutdown(1.0)
     assert_type(Ack(Status.COMPLETE).end, AttemptEnd | None)
     assert_type(EndedActivity(UUID(int=1), 1, UUID(int=2), 0).attempt, int)
     assert_type(Reject("no", Refusal.EXISTS).refusal, Refusal | None)
