@@ -338,7 +338,7 @@ class LiveActivity:
             return ack.status.terminal or ack.attempt != self.attempt or self._is_named_otherwise(ack.span_id)
 
     def refuse(self, event: ActivityEvent, refusal: Refusal | None) -> None:
-        """An event of this process was refused. Without a refusal, the event itself was: the activity goes on."""
+        """An event was refused. Without a refusal, only the event was rejected: the activity continues."""
         with self._all.lock:
             self._settle([event])
             if refusal is None:

@@ -82,7 +82,7 @@ Answer = Accepted | Refused | Unanswered | Unsendable
 
 
 def error_of(answer: Refused | Unanswered | Unsendable, place: str) -> ExportError:
-    """The exception for a request that was not accepted, which says how the processor goes on.
+    """The exception for a request that was not accepted, which decides what the processor does next.
 
     OTLP would drop what a receiver refuses for another reason than the request's content, such as a wrong key. It is
     kept here, and offered again every 30 s.

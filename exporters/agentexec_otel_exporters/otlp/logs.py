@@ -25,7 +25,7 @@ _logger = logging.getLogger("agentexec_otel.export")
 
 _MOST_RECORDS: Final = 500
 _MOST_BYTES: Final = 1 << 20
-"""Estimated size of a request. Receivers take 4 MiB by gRPC unless they are told otherwise."""
+"""Estimated size of a request. Receivers accept 4 MiB by gRPC by default."""
 
 
 class OTLPActivityExporter:
