@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.chaos.private import free_port
 from tests.docs.blocks import ROOT
 from tests.sql.rows import eventually
 
@@ -97,10 +97,3 @@ class Prometheus:
         """End the server."""
         self._process.kill()
         self._process.wait()
-
-
-def free_port() -> int:
-    """A port that nothing listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
+from tests.chaos.private import free_port
 from tests.databases import Database
 from tests.docs.blocks import ROOT
 from tests.sql.rows import eventually
@@ -32,9 +32,7 @@ class Server:
 
     def __init__(self, database: str) -> None:
         self._database = database
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
+        self._port = free_port()
         self.url = f"http://127.0.0.1:{self._port}/agents/"
         self._process: subprocess.Popen[bytes] | None = None
 
