@@ -70,7 +70,7 @@ def test_metrics_are_what_the_rows_say(
     active = prometheus.value('max(agentexec_activity_active{agentexec_agent_type="hang"})', 10)
     assert active == 10
     # What a killed process has counted since the last scrape is lost.
-    assert eventually(lambda: prometheus.endings("agentexec_activity_ended_total") == stored(database), timeout=15)
+    assert eventually(lambda: scraped(prometheus, "agentexec_activity_ended_total") == stored(database), timeout=15)
     workers[0].process.kill()
     workers[2].begin("reap", 10)
     workers[2].wait()
