@@ -176,10 +176,10 @@ def test_the_example_fills_its_panels(database: Database, tmp_path: Path) -> Non
         return not empty and {"/v1/logs", "/v1/metrics"} <= set(Collector.paths)
 
     with collecting() as endpoint, example(database, tmp_path, endpoint):
-        assert eventually(lambda: has_history(database), timeout=30)
+        assert eventually(lambda: has_history(database), timeout=60)
         store(database, [activity(1, status=Status.ERROR, ended_at=datetime.now(UTC), reason="lost")])
-        assert eventually(all_filled, timeout=30), [query.where for query in empty] or Collector.paths
-        assert eventually(lambda: any(record.span_id for record in Collector.records), timeout=30)
+        assert eventually(all_filled, timeout=60), [query.where for query in empty] or Collector.paths
+        assert eventually(lambda: any(record.span_id for record in Collector.records), timeout=60)
     sent = {attribute.key for span in Collector.spans for attribute in span.attributes}
     for query in targets("tempo"):
         asked = set(re.findall(r"\bspan\.([\w.]+)", query.text))
