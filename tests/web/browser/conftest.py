@@ -1,10 +1,12 @@
 """Real Chromium, a real server and a real worker, each in a process of its own."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--font-render-hinting=none"),
 ]
+FONTS = "<fontconfig><dir>{font}</dir><cachedir>{cache}</cachedir></fontconfig>"
+"""Pages look the same whatever fonts the machine has."""
 
 
 class Server:
@@ -90,12 +94,17 @@ def log_of(page: Page) -> Locator:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's Chromium. Playwright's event loop runs on this thread while it is open: no other module shares it."""
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Debian's Chromium with one font. Playwright's event loop runs on this thread while it is open: no other module
+    shares it.
+    """
     if not CHROMIUM.exists():
         pytest.fail("/usr/bin/chromium is missing: install Debian's chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        fonts = tmp_path_factory.mktemp("fonts")
+        (fonts / "fonts.conf").write_text(FONTS.format(font=files("font_roboto"), cache=fonts / "cache"))
+        environment: dict[str, str | float | bool] = {**os.environ, "FONTCONFIG_FILE": str(fonts / "fonts.conf")}
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS, env=environment)
         yield browser
         browser.close()
 
