@@ -90,6 +90,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name.startswith(("AGENTEXEC_", "OTEL_")) and not name.startswith("AGENTEXEC_TEST_"):
             del os.environ[name]
+    # Logfire's plugin, which pydantic loads in each process, takes a third of the time that our import takes.
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     # A busy machine is no counterexample. The parent is Hypothesis' own profile, which is another one in CI.
     settings.register_profile("patient", parent=settings(), deadline=None)
     settings.load_profile("patient")
