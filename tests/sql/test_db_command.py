@@ -1,34 +1,27 @@
 """`agentexec-otel db`: the migrations from a terminal."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine
 
 import agentexec_otel as ax
+from tests.cli import terminal
 from tests.sql.foreign import activities, agentexec
 
 pytestmark = pytest.mark.one_python
 
-COMMAND = Path(sys.executable).with_name("agentexec-otel")
-
 
 def run(*arguments: str, url: str | None = None) -> tuple[int, str, str]:
-    environment = {name: value for name, value in os.environ.items() if name != "AGENTEXEC_DATABASE_URL"}
-    if url is not None:
-        environment["AGENTEXEC_DATABASE_URL"] = url
-    done = subprocess.run(
-        [str(COMMAND), "db", *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
-    return done.returncode, done.stdout, done.stderr
+    """The exit code and what is printed; `url` is the database of the settings."""
+    ax.CONF.database_url = url
+    done = terminal.run("db", *arguments)
+    return done.code, done.out, done.err
 
 
 def test_life_of_a_schema(tmp_path: Path) -> None:
-    """Each command does what its function does, with the database of the option or of the environment."""
+    """Each command does what its function does, with the database of the option or of the settings."""
     url = f"sqlite:///{tmp_path / 'app.db'}"
     engine = create_engine(url)
     agentexec(engine, activities(5))
