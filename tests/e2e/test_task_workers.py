@@ -27,8 +27,8 @@ from agentexec_otel.tasks.taskiq import nats as our_nats
 from agentexec_otel.tasks.taskiq import rabbitmq as our_rabbitmq
 from agentexec_otel.tasks.taskiq import redis as our_redis
 from tests.brokers import URLS, need
-from tests.chaos.processes import environment_with
 from tests.chaos.proxy import Proxy
+from tests.cli import terminal
 from tests.databases import Database
 from tests.e2e.task_system import Start, starting, statuses
 from tests.sql.rows import eventually, lines, row
@@ -577,8 +577,10 @@ def test_wakeup_descriptor_of_the_application(start: Start, database: Database, 
     assert (tmp_path / "signals").read_bytes()[:1] in (bytes([signal.SIGTERM]), bytes([signal.SIGINT]))
 
 
-def test_command_says_what_is_wrong(tmp_path: Path) -> None:
+def test_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line, no traceback, and the exit code 1."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds the folder
     (tmp_path / "broken.py").write_text("raise KeyError('SETTING')\n")
     (tmp_path / "local.py").write_text("import agentexec_otel as ax\npool = ax.Pool('sqlite:///x.db')\nother = 1\n")
     for place, said in (
@@ -588,15 +590,8 @@ def test_command_says_what_is_wrong(tmp_path: Path) -> None:
         ("local:pool", "give it a broker"),
         ("broken:pool", "importing 'broken' failed: KeyError: 'SETTING' (broken.py, line 1)"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", "from agentexec_otel.cli import main; main()", "worker", place],
-            cwd=tmp_path,
-            env=environment_with({"NO_COLOR": "1"}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 1
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr
+        done = terminal.run("worker", place)
+        assert done.code == 1
+        assert said in done.err
+        assert "Traceback" not in done.err
+        assert len(done.err.splitlines()) == 1, done.err
