@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,6 +95,23 @@ def opened(journal: Journal, url: str) -> None:
         settled()
 
 
+def let_threads_rest(seconds: float = 0.1) -> None:
+    """Wait until no other thread has run, or wanted to, for so long.
+
+    A thread that waits for the GIL while C code forks hangs the child: its condition variable waits for that thread.
+    """
+    before: dict[str, str] = {}
+    while (now := _time_of_threads()) != before:
+        before = now
+        time.sleep(seconds)
+
+
+def _time_of_threads() -> dict[str, str]:
+    """How long each other thread has run and waited for a processor."""
+    others = (task for task in Path("/proc/self/task").iterdir() if int(task.name) != threading.get_native_id())
+    return {task.name: (task / "schedstat").read_text() for task in others}
+
+
 def under_load(journal: Journal, url: str, count: int = 40, c_fork: Callable[[], int] = os.fork) -> None:
     """Forks while four threads report without a pause; every child reports, too."""
     agent_id = ax.activity.create("load", "created 0")
@@ -142,6 +160,7 @@ def from_c(journal: Journal, url: str) -> None:
                 raise SystemExit("the child could not flush")
             settled()
 
+        let_threads_rest()
         join(fork(in_child, c_fork))
         run.update("parent 1")
     settled()
