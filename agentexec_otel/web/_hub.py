@@ -30,6 +30,8 @@ _SHORTEST: Final = 0.05
 _LONGEST: Final = 0.5
 _AFTER_AN_ERROR: Final = 2.0
 _ROOM: Final = 2_000
+_AT_ONCE: Final = 10
+"""Viewers that get news before other requests have a turn. Without turns, those wait for the writes to all viewers."""
 MOST: Final = 1_000
 """Activities that are read at once. A page of the feed has no more logs."""
 
@@ -158,9 +160,13 @@ class Hub:
         """Hand the news to all viewers, or raise before any viewer has got them."""
         topics = list(self._topics.values())
         news = [list(await prepare(page)) for prepare, _ in topics]
+        handed_out = 0
         for (_, viewers), prepared in zip(topics, news, strict=True):
-            for viewer in viewers:
+            for viewer in list(viewers):
                 viewer.put(prepared)
+                handed_out += 1
+                if handed_out % _AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
 
 async def activities_of(

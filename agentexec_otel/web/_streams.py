@@ -66,6 +66,7 @@ class ActivityStream:
         self._scope = scope
         self._agent_id = agent_id
         self._seq = after_seq
+        self._ended_attempt = 0  # the latest one whose last log was returned
 
     async def load(self) -> None:
         """Read the activity. Raises ActivityNotFoundError."""
@@ -95,7 +96,7 @@ class ActivityStream:
                 changes = await viewer.take(_HEARTBEAT_SECONDS)
                 async for logs in self._continued(viewer, changes):
                     yield logs
-            if self.activity.status.terminal:
+            if self.activity.status.terminal and self._ended_attempt != self.activity.attempt:
                 async for stored in self._stored():
                     yield stored
 
@@ -128,8 +129,11 @@ class ActivityStream:
             yield self._returned(self._shown(found))
 
     def _returned(self, logs: Sequence[StreamLog]) -> Sequence[StreamLog]:
-        if logs:
-            self._seq = logs[-1].log.seq
+        for stream_log in logs:
+            log = stream_log.log
+            self._seq = log.seq
+            if log.status.terminal and not log.late:
+                self._ended_attempt = log.attempt
         return logs
 
     def _shown(self, logs: Sequence[ActivityLogSchema]) -> list[StreamLog]:
