@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,12 @@ def let_threads_rest(seconds: float = 0.1) -> None:
 
 def _time_of_threads() -> dict[str, str]:
     """How long each other thread has run and waited for a processor."""
-    others = (task for task in Path("/proc/self/task").iterdir() if int(task.name) != threading.get_native_id())
-    return {task.name: (task / "schedstat").read_text() for task in others}
+    times: dict[str, str] = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it ends
+            times[task.name] = (task / "schedstat").read_text()
+    times.pop(str(threading.get_native_id()), None)
+    return times
 
 
 def under_load(journal: Journal, url: str, count: int = 40, c_fork: Callable[[], int] = os.fork) -> None:
