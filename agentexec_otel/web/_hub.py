@@ -160,13 +160,11 @@ class Hub:
         """Hand the news to all viewers, or raise before any viewer has got them."""
         topics = list(self._topics.values())
         news = [list(await prepare(page)) for prepare, _ in topics]
-        handed_out = 0
-        for (_, viewers), prepared in zip(topics, news, strict=True):
-            for viewer in list(viewers):
-                viewer.put(prepared)
-                handed_out += 1
-                if handed_out % _AT_ONCE == 0:
-                    await asyncio.sleep(0)
+        each = [(viewer, made) for (_, viewers), made in zip(topics, news, strict=True) for viewer in viewers]
+        for number, (viewer, made) in enumerate(each, 1):
+            viewer.put(made)
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
 
 
 async def activities_of(
