@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate, count
 from time import time_ns
 from typing import Final, cast
@@ -17,11 +17,16 @@ _HEX_ID: Final = re.compile(
     r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}|[0-9a-fA-F]{32}"
 )
 
-# One `next()` on this chain of C iterators returns the highest clock reading so far and the next number. It is atomic
-# for threads, signal handlers and forks, so no lock is needed, which one of them could find locked.
-_readings: Final[deque[int]] = deque()
-_stamps: Final = zip(accumulate(iter(_readings.pop, None), max), count(random_48() >> 24), strict=False)
-_read = _readings.append
+
+def new_clock(first: int) -> tuple[Callable[[int], None], Iterator[tuple[int, int]]]:
+    """Return what takes clock readings, and what returns the highest one so far with the next number."""
+    # One `next()` on this chain of C iterators is atomic for threads, signal handlers and forks, so no lock is needed,
+    # which one of them could find locked.
+    readings: deque[int] = deque()
+    return readings.append, zip(accumulate(iter(readings.pop, None), max), count(first), strict=False)
+
+
+_read, _stamps = new_clock(random_48() >> 24)
 
 _VERSION_AND_VARIANT: Final = 0x7 << 76 | 0b10 << 62
 # Looking these names up takes a fifth of the whole time.

@@ -2,12 +2,10 @@
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
-from itertools import accumulate, count
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -208,9 +206,9 @@ def test_a_rebuilt_span_equals_the_live_one(
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "time_ns", clock)
-        readings: deque[int] = deque()  # for this test alone: ids of later tests would be in the future
-        patch.setattr(ids, "_read", readings.append)
-        patch.setattr(ids, "_stamps", zip(accumulate(iter(readings.pop, None), max), count(), strict=False))
+        read, stamps = ids.new_clock(0)  # for this test alone: ids of later tests would be in the future
+        patch.setattr(ids, "_read", read)
+        patch.setattr(ids, "_stamps", stamps)
         agent_id = play(scenario, tracer_provider.get_tracer("application"), clock)
     forget_exports(database.engine)
     assert ax.replay(agent_id=agent_id) == 1
