@@ -52,11 +52,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what is in `tests/chaos`, and let tests marked `chaos` run again as often as asked for."""
+    """Mark what is in `tests/chaos` or on MariaDB, and let tests marked `chaos` run again as often as asked for."""
     reruns = config.getoption("--chaos-reruns")
     for item in items:
         if CHAOS in item.path.parents:
             item.add_marker(pytest.mark.chaos)
+        if "mariadb" in item.name:  # its driver is pure Python: one Python shows it all
+            item.add_marker(pytest.mark.one_python)
         if reruns and item.get_closest_marker("chaos"):
             item.add_marker(pytest.mark.flaky(reruns=reruns, reruns_delay=1))
 
