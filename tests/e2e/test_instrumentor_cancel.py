@@ -391,7 +391,7 @@ async def test_tokens_are_kept_however_a_run_ends(
         assert span.status.description == "Enough."
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 async def test_abandoned_streams_leave_nothing_behind(
     database: Database,
     spans: InMemorySpanExporter,
