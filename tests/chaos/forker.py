@@ -96,15 +96,15 @@ def opened(journal: Journal, url: str) -> None:
         settled()
 
 
-def let_threads_rest(seconds: float = 0.1) -> None:
-    """Wait until no other thread has run, or wanted to, for so long.
+def let_threads_rest() -> None:
+    """Wait until no other thread has run, or wanted to, for 0.1 s.
 
     A thread that waits for the GIL while C code forks hangs the child: its condition variable waits for that thread.
     """
     before: dict[str, str] = {}
     while (now := _time_of_threads()) != before:
         before = now
-        time.sleep(seconds)
+        time.sleep(0.1)
 
 
 def _time_of_threads() -> dict[str, str]:

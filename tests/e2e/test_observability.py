@@ -232,11 +232,8 @@ def test_prometheus_answers_each_panel(proxy: Proxy, worker: Worker, prometheus:
     assert eventually(all_answer, timeout=30), [query.where for query in silent]
     rules = [alert_query(rule) for rule in alerts().values()]
     queries = [query for source, query, _ in rules if source == "prometheus"]
-
-    def is_quiet() -> bool:
-        return [numbers(prometheus, query) for query in queries] == [[0.0], [0.0]]
-
-    assert eventually(is_quiet, timeout=30)  # a scrape may have seen what was on its way
+    # A scrape may have seen what was on its way.
+    assert eventually(lambda: [numbers(prometheus, query) for query in queries] == [[0.0], [0.0]], timeout=30)
     proxy.refuse()
     worker.begin("report", 3)
     worker.wait()

@@ -595,3 +595,4 @@ def test_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert said in done.err
         assert "Traceback" not in done.err
         assert len(done.err.splitlines()) == 1, done.err
+    del sys.modules["local"]
