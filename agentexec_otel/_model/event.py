@@ -18,7 +18,12 @@ class Status(StrEnum):
 
     QUEUED → RUNNING → COMPLETE | ERROR | CANCELED. QUEUED may change to any terminal status directly. The first
     terminal status of an attempt is final. ``Status("running")``, as agentexec writes it, is `Status.RUNNING`.
+
+    Attributes:
+        terminal: Whether an attempt with this status has ended.
     """
+
+    terminal: bool
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -26,14 +31,12 @@ class Status(StrEnum):
     ERROR = "ERROR"
     CANCELED = "CANCELED"
 
+    def __init__(self, value: str) -> None:
+        self.terminal = value in {"COMPLETE", "ERROR", "CANCELED"}
+
     @classmethod
     def _missing_(cls, value: object) -> Status | None:
         return _named(value)
-
-    @property
-    def terminal(self) -> bool:
-        """Whether an attempt with this status has ended."""
-        return self in TERMINAL
 
 
 def parse_status(value: object) -> Status:
@@ -53,7 +56,7 @@ def _named(value: object) -> Status | None:
 QUEUED: Final = Status.QUEUED
 RUNNING: Final = Status.RUNNING
 
-TERMINAL: Final = frozenset((Status.COMPLETE, Status.ERROR, Status.CANCELED))
+TERMINAL: Final = frozenset(status for status in Status if status.terminal)
 ACTIVE: Final = (Status.QUEUED, Status.RUNNING)
 
 
