@@ -4,6 +4,7 @@ agentexec_otel is imported inside the fixtures, so that a test of the import its
 """
 
 import faulthandler
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.flaky(reruns=reruns, reruns_delay=1))
 
 
+def pytest_collection_finish() -> None:
+    """Hide what is imported and collected from the garbage collector: a full run of it would take a second."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """Watch over the teardown, too: pytest stops its watch if the test fails, and pytest-timeout's alarm rings once."""
@@ -89,6 +96,7 @@ class ByModule(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has n
 
 def pytest_configure(config: pytest.Config) -> None:
     """The developer's own settings decide nothing here; subprocesses inherit the clean environment."""
+    gc.disable()  # until all is collected: little of that is garbage
     for name in list(os.environ):
         if name.startswith(("AGENTEXEC_", "OTEL_")) and not name.startswith("AGENTEXEC_TEST_"):
             del os.environ[name]

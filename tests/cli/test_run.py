@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 import agentexec_otel as ax
 from agentexec_otel.activity.schemas import ActivityListItemSchema
 from agentexec_otel.cli import _run
+from tests.cli import terminal
 from tests.databases import Database
 
 pytestmark = pytest.mark.one_python
@@ -146,7 +147,6 @@ def test_runs_are_recorded(tmp_path: Path) -> None:
     assert endings(tmp_path) == [("Good", "COMPLETE", None), ("Bad", "ERROR", "tool")]
 
 
-@pytest.mark.one_python
 def test_killed_program_is_lost(tmp_path: Path) -> None:
     """After a `kill -9` the run is RUNNING until its lease has expired; then the next program ends it as lost."""
     files(
@@ -175,7 +175,6 @@ def test_killed_program_is_lost(tmp_path: Path) -> None:
     assert endings(tmp_path) == [("Killed", "ERROR", "lost"), ("Later", "COMPLETE", None)]
 
 
-@pytest.mark.one_python
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_child_processes_are_recorded(tmp_path: Path, method: str) -> None:
     """Two processes of `multiprocessing`, which import the program anew or are forked, record into the same file."""
@@ -198,7 +197,6 @@ if __name__ == "__main__":
     assert sorted(endings(tmp_path)) == [("One", "COMPLETE", None), ("Two", "COMPLETE", None)]
 
 
-@pytest.mark.one_python
 def test_program_configures_itself(tmp_path: Path) -> None:
     """What the program itself sets up wins, wherever it imports our runner from."""
     own = """
@@ -213,7 +211,7 @@ ax.configure("sqlite:///own.db", create_tables=True)
     assert endings(tmp_path) == [("Own", "COMPLETE", None)]
 
 
-@pytest.mark.one_python
+@pytest.mark.parametrize("database", ["sqlite", "postgres"], indirect=True)
 def test_named_database(tmp_path: Path, database: Database) -> None:
     """A database that is named by the option or the environment is used as it is, and its password is not shown."""
     files(tmp_path, app=f"{AGENTS}\nresearch('Elsewhere', good)")
@@ -221,8 +219,7 @@ def test_named_database(tmp_path: Path, database: Database) -> None:
         done = run(tmp_path, "-d", database.url, "app.py")
         assert done.stderr.startswith(f"agentexec-otel: recording to {database.url}; see agentexec-otel list -d ")
     else:
-        url = database.url.replace("root@", "root:hunter2@")
-        done = run(tmp_path, "app.py", AGENTEXEC_DATABASE_URL=url if database.kind == "postgres" else database.url)
+        done = run(tmp_path, "app.py", AGENTEXEC_DATABASE_URL=database.url.replace("root@", "root:hunter2@"))
         assert done.stderr.splitlines()[0].endswith("; see agentexec-otel list")
     assert "hunter2" not in done.stderr
     assert not (tmp_path / "agentexec.db").exists()
@@ -230,7 +227,6 @@ def test_named_database(tmp_path: Path, database: Database) -> None:
         assert [item.status.value for item in ax.activity.list(session).items] == ["COMPLETE"]
 
 
-@pytest.mark.one_python
 def test_package_of_the_same_name(tmp_path: Path) -> None:
     """A program with a package `agents` of its own runs; one line says that nothing is recorded."""
     files(tmp_path, agents="name = 'mine'", app="import agents\nprint(agents.name)")
@@ -253,28 +249,33 @@ def test_every_framework_is_instrumented() -> None:
 # -- pools and mistakes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.one_python
-def test_mistakes_are_said_before_the_program_starts(tmp_path: Path) -> None:
+def test_mistakes_are_said_before_the_program_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing file, a folder that cannot be written, and options that do not fit: words, and an exit code not 0."""
+    monkeypatch.chdir(tmp_path)
     files(tmp_path, app="print('ran')", local="import agentexec_otel as ax\npool = ax.Pool('sqlite:///x.db')")
-    for arguments, code, words in [
-        (["none.py"], 2, "there is no file 'none.py'"),
-        (["-w", "2", "app.py"], 2, "--workers is for a pool"),
-        (["nowhere:pool"], 1, "there is no module 'nowhere'"),
-        (["-w", "1", "local:pool"], 1, "this pool runs its tasks where they are enqueued"),
+    for arguments, words in [
+        (["none.py"], "there is no file 'none.py'"),
+        (["-w", "2", "app.py"], "--workers is for a pool"),
     ]:
-        done = run(tmp_path, *arguments)
-        assert (done.returncode, done.stdout) == (code, ""), arguments
-        assert words in " ".join(done.stderr.replace("│", " ").split())
+        said = terminal.run("run", *arguments)
+        assert (said.code, said.out) == (2, ""), arguments
+        assert words in said.complaint
+    for pool, words in [
+        ("nowhere:pool", "there is no module 'nowhere'"),
+        ("local:pool", "this pool runs its tasks where they are enqueued"),
+    ]:
+        done = run(tmp_path, "-w", "1", pool)
+        assert (done.returncode, done.stdout) == (1, ""), pool
+        assert words in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
     (tmp_path / "agentexec.db").unlink()
     (tmp_path / "agentexec.db").mkdir()
-    done = run(tmp_path, "app.py")
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-    assert "the tables cannot be created" in done.stderr
+    said = terminal.run("run", "app.py")
+    assert (said.code, said.out, len(said.err.splitlines())) == (1, "", 1)
+    assert "the tables cannot be created" in said.err
     (tmp_path / "agentexec.db").rmdir()
     ax.db.upgrade(old := f"sqlite:///{tmp_path / 'agentexec.db'}")
     ax.db.downgrade(old)
-    done = run(tmp_path, "app.py")
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
-    assert "run agentexec-otel db upgrade" in done.stderr
+    said = terminal.run("run", "app.py")
+    assert (said.code, said.out, len(said.err.splitlines())) == (1, "", 1)
+    assert "run agentexec-otel db upgrade" in said.err
