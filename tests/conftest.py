@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings
 from xdist.remote import Producer  # pyright: ignore[reportMissingTypeStubs]
 from xdist.scheduler import LoadScopeScheduling, Scheduling  # pyright: ignore[reportMissingTypeStubs]
 
-from tests.databases import KINDS, Database, Servers, open_database
+from tests.databases import KINDS, Database, Servers, create_tables, open_database
 
 CHAOS = Path(__file__).parent / "chaos"
 # One process runs all tests of these modules: what they share takes seconds to start.
@@ -135,10 +135,8 @@ def database(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -
 
     `@pytest.mark.parametrize("database", ["sqlite"], indirect=True)` narrows it down.
     """
-    import agentexec_otel as ax
-
     with open_database(request.param, servers, tmp_path) as opened:
-        ax.Base.metadata.create_all(opened.engine)
+        create_tables(opened)
         yield opened
         # The runtime lets go of its connections before the engine and the next test's reset.
         reset_runtime()
@@ -189,7 +187,7 @@ def spans(
         yield span_exporter
         return
     with open_database("sqlite", servers, tmp_path) as opened:
-        ax.Base.metadata.create_all(opened.engine)
+        create_tables(opened)
         ax.configure(opened.url, tracer_provider=tracer_provider)
         yield span_exporter
         reset_runtime()

@@ -10,7 +10,9 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
@@ -159,6 +161,30 @@ def open_database(kind: str, servers: Servers, folder: Path) -> Generator[Databa
         yield Database(kind, url, engine)
     finally:
         engine.dispose()
+
+
+def create_tables(database: Database) -> None:
+    """Our tables, in an empty database."""
+    import agentexec_otel as ax
+
+    if database.kind == "sqlite":
+        # One write: each statement by itself waits for the disk, which makes 0.1 s of a new file.
+        Path(str(database.engine.url.database)).write_bytes(_sqlite_file(tuple(ax.CONF.indexed_metadata)))
+    else:
+        ax.Base.metadata.create_all(database.engine)
+
+
+@cache
+def _sqlite_file(_indexed: tuple[str, ...]) -> bytes:
+    import agentexec_otel as ax
+
+    engine = create_engine("sqlite://")  # in memory: one connection
+    ax.Base.metadata.create_all(engine)
+    with engine.connect() as connection:
+        driver: Any = connection.connection.dbapi_connection
+        content: bytes = driver.serialize()
+    engine.dispose()
+    return content
 
 
 def _alive(pid: int) -> bool:

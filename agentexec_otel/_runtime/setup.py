@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -126,6 +127,7 @@ def session_store() -> SessionStore:
     return _sql_exporter_class().session_store()  # type: ignore[no-any-return]
 
 
+@cache  # Looking through the metadata of all installed packages takes most of the time of `configure()`.
 def _sql_exporter_class() -> Any:
     """Found by its entry point: the core does not import it."""
     found = entry_points(group=_EXPORTER_GROUP, name=SQL)

@@ -28,7 +28,7 @@ from agentexec_otel.activity.models import Activity, Status
 from agentexec_otel.tasks.celery import track, untrack
 from tests.brokers import REDIS, need
 from tests.chaos.proxy import Proxy
-from tests.databases import Database, Servers, open_database
+from tests.databases import Database, Servers, create_tables, open_database
 from tests.e2e.scripted import INPUT_TOKENS, agent, look_ups, say
 from tests.sql.rows import eventually, lines, row
 
@@ -139,7 +139,7 @@ def shared(
 ) -> Iterator[Database]:
     """A database for many tests, as a worker takes seconds to start. SQLite is for those with other pools."""
     with open_database(request.param, servers, tmp_path_factory.mktemp(request.param)) as opened:
-        ax.Base.metadata.create_all(opened.engine)
+        create_tables(opened)
         yield opened
 
 

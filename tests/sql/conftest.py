@@ -11,7 +11,7 @@ import agentexec_otel as ax
 from agentexec_otel.activity.models import Activity, ActivityLog
 from agentexec_otel_exporters.sql import SQLExporter
 from tests.conftest import reset_runtime
-from tests.databases import END_SESSION, KINDS, LIST_SESSIONS, Database, Servers, open_database
+from tests.databases import END_SESSION, KINDS, LIST_SESSIONS, Database, Servers, create_tables, open_database
 from tests.sql.processes import Peer, shared_peers
 
 
@@ -28,7 +28,7 @@ def database(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -
         emptied.engine.dispose()
         return
     with open_database(request.param, servers, tmp_path) as opened:
-        ax.Base.metadata.create_all(opened.engine)
+        create_tables(opened)
         yield opened
         reset_runtime()
 

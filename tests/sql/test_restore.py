@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, delete, update
 
 import agentexec_otel as ax
 from agentexec_otel.activity.models import Activity, ActivityLog, Status
-from tests.databases import KINDS, Database, Servers, open_database
+from tests.databases import KINDS, Database, Servers, create_tables, open_database
 from tests.sql.archives import ENDED, EVERYTHING, LONG_AGO, OLD, Rows, Seen, archived, contents, fill, without_log_ids
 from tests.sql.rows import count_rows, event, gap_free, lines, store
 
@@ -29,7 +29,7 @@ def other(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> I
     """Another database with our tables, beside that of `database` on SQLite."""
     (tmp_path / "other").mkdir()
     with open_database(request.param, servers, tmp_path / "other") as opened:
-        ax.Base.metadata.create_all(opened.engine)
+        create_tables(opened)
         yield opened
 
 
