@@ -3,13 +3,10 @@
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -21,12 +18,11 @@ from fastapi.testclient import TestClient
 
 import agentexec_otel as ax
 from agentexec_otel.activity.models import Status
-from tests.brokers import REDIS, lack, need
+from tests.brokers import REDIS, need
 from tests.databases import Database
-from tests.docs.blocks import ROOT
+from tests.e2e.app_service import EXAMPLES, Service, service
 from tests.sql.rows import row
 
-EXAMPLES = ROOT / "examples"
 STOPPED = "Canceled by the user."
 ACT = {"X-AgentExec-Action": "test"}
 
@@ -201,57 +197,6 @@ def test_broker_that_is_away(start: Callable[..., TestClient], database: Databas
 # -- as processes -----------------------------------------------------------------------------------------------
 
 
-class Service:
-    """The service as `make app` runs it."""
-
-    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
-        environment |= {f"APP_{name.upper()}": value for name, value in variables.items()}
-        self.stdout, self.stderr = folder / "stdout.txt", folder / "stderr.txt"
-        with self.stdout.open("wb") as stdout, self.stderr.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "fastapi_app", "--port", "0", *arguments],
-                cwd=EXAMPLES,
-                env=environment,
-                stdout=stdout,
-                stderr=stderr,
-                start_new_session=True,
-            )
-
-    def url(self) -> str:
-        """Where it listens."""
-        deadline = time.monotonic() + 60
-        while not (found := re.match(r"(http://\S+)  \(.*\n", self.stdout.read_text())):
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.05)
-        return found[1]
-
-    def said(self) -> str:
-        """All that it has printed."""
-        return self.stdout.read_text() + self.stderr.read_text()
-
-    def stopped(self) -> int:
-        """Its exit code, once it has ended, and with it all processes that it has started."""
-        code = self.process.wait(timeout=30)
-        with pytest.raises(ProcessLookupError):
-            os.killpg(self.process.pid, 0)
-        return code
-
-
-@contextmanager
-def service(folder: Path, *arguments: str, **variables: str) -> Generator[tuple[Service, httpx.Client], None, None]:
-    """Run it; nothing of it is left behind."""
-    running = Service(folder, *arguments, **variables)
-    try:
-        with httpx.Client(base_url=running.url(), timeout=30, trust_env=False) as client:
-            yield running, client
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(running.process.pid, signal.SIGKILL)
-        running.process.wait()
-
-
 @on_sqlite
 def test_ctrl_c(database: Database, tmp_path: Path) -> None:
     """Ctrl-C while a browser follows a run: the stream ends, the run may finish, and nothing is said; exit code 0."""
@@ -326,113 +271,3 @@ def test_workers_without_their_broker(database: Database, tmp_path: Path) -> Non
         os.killpg(app.process.pid, signal.SIGINT)
         assert app.stopped() == 0
         assert "Traceback" not in app.said()
-
-
-# -- the page ---------------------------------------------------------------------------------------------------
-
-
-PAGE_WITH = """
-new Promise(resolve => {
-  const page = () => document.documentElement?.outerHTML ?? "", done = () => resolve(page());
-  const look = () => PARTS.every(part => page().includes(part)) && done();
-  const all = { subtree: true, childList: true, characterData: true, attributes: true };
-  new MutationObserver(look).observe(document, all);
-  setTimeout(done, 30000);
-  look();
-})
-"""
-
-
-class Browser:
-    """A headless Chromium, driven over a pair of pipes."""
-
-    def __init__(self, chromium: str, profile: Path, url: str) -> None:
-        commands, self._commands = os.pipe()
-        answers, written = os.pipe()
-        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-        flags += f" --disable-component-update --disable-sync --user-data-dir={profile} --remote-debugging-pipe"
-        command = f"exec {chromium} {flags} about:blank 3<&{commands} 4>&{written}"
-        self._process = subprocess.Popen(
-            ["bash", "-c", command], pass_fds=(commands, written), stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        os.close(commands)
-        os.close(written)
-        self._answers = os.fdopen(answers, "rb")
-        self._calls = 0
-        target = self._call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self._call("Page.navigate", self._session, url=url)  # Answers once the new document is there.
-
-    def html(self, *parts: str) -> str:
-        """The page, once it has these parts. Fails with the page if they are not there within 30 s."""
-        found = self._call(
-            "Runtime.evaluate",
-            self._session,
-            expression=PAGE_WITH.replace("PARTS", json.dumps(parts)),
-            awaitPromise=True,
-        )
-        page = str(found["result"]["value"])
-        assert all(part in page for part in parts), page
-        return page
-
-    def run(self, script: str) -> None:
-        """Run JavaScript in the page."""
-        done = self._call("Runtime.evaluate", self._session, expression=script)
-        assert "exceptionDetails" not in done, done
-
-    def close(self) -> None:
-        """End the browser and its processes."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._answers.close()
-        os.close(self._commands)
-
-    def _call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
-        self._calls += 1
-        call = {"id": self._calls, "method": method, "params": params}
-        os.write(self._commands, json.dumps(call | ({"sessionId": session} if session else {})).encode() + b"\0")
-        while (answer := self._read()).get("id") != self._calls:
-            pass
-        assert "result" in answer, answer
-        return dict(answer["result"])
-
-    def _read(self) -> dict[str, Any]:
-        text = bytearray()
-        while (byte := self._answers.read(1)) != b"\0":
-            assert byte, "the browser has gone"
-            text += byte
-        return dict(json.loads(text))
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Iterator[Callable[[str], Browser]]:
-    """Opens a page in a real browser. Without one, the test is skipped, or fails as if a server were missing."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        lack("chromium is not installed")
-    opened: list[Browser] = []
-
-    def browse(url: str) -> Browser:
-        opened.append(Browser(chromium, tmp_path / "profile", url))
-        return opened[-1]
-
-    yield browse
-    for browser in opened:
-        browser.close()
-
-
-@on_sqlite
-def test_pages(database: Database, tmp_path: Path, browse: Callable[[str], Browser]) -> None:
-    """In a real browser, research is started on the page, and seen in the dashboard while it runs and when it ends."""
-    with service(tmp_path, database=database.url, pace="0.2") as (app, client):
-        client.get("/")
-        browser = browse(app.url())
-        browser.html("What the agents do")
-        browser.run("form.company.value = 'Acme'; form.requestSubmit()")
-        browser.html("The agent works on Acme.")
-        (agent_id,) = [item["agent_id"] for item in client.get("/api/activities").json()["items"]]
-        browser.run("document.querySelector('a').click()")
-        assert "<title>" in browser.html(f"activities/{agent_id}", "Reading article")
-        browser.run(f"document.querySelector('a[href*=\"{agent_id}\"]').click()")
-        browser.html("Searching the archive for Acme", "Acme has grown by 15 %, and its competitors have not.")
