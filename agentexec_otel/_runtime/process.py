@@ -114,7 +114,7 @@ def tracked(exporter: SpanExporter) -> SpanExporter:
 
     With it `ax.replay` finds the spans whose export has failed for good, too. Wrap it before the first activity ends.
     """
-    from agentexec_otel._runtime.tracked import TrackedSpanExporter
+    from agentexec_otel._runtime.span_exporters import TrackedSpanExporter
 
     return TrackedSpanExporter(exporter, _spans_reported)
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from agentexec_otel._runtime.destination import Destination
     from agentexec_otel._runtime.following import Following
     from agentexec_otel._runtime.rebuild import SpanRebuilder
 
@@ -41,43 +40,70 @@ _PAUSES: Final = (5.0, 30.0, 120.0)
 class Replay:
     """Claims spans, rebuilds them, exports them, and states on their rows that they were exported.
 
+    What it needs for that is made at the first replay.
+
     Args:
+        store: Nothing is replayed if it is no `SpanStore`.
         call: Has the writer do something, and waits for it.
+        exporter: Where spans go, or what opens it. None: the environment names it.
     """
 
     def __init__(
         self,
-        store: SpanStore,
+        store: object,
         call: Callable[[Callable[[], Any]], Any],
-        rebuilder: SpanRebuilder,
-        destination: Destination,
+        provider: trace.TracerProvider | None,
+        exporter: SpanExporter | Callable[[], SpanExporter] | None,
     ) -> None:
-        self._store = store
+        self._store = store if isinstance(store, SpanStore) else None
         self._call = call
-        self._rebuilder = rebuilder
-        self._destination = destination
-        self._lock = threading.Lock()  # Guards that one batch uses the rebuilder and the exporters; held while it does.
+        self._provider = provider
+        self._exporter = exporter
+        self.reset()
 
-    def run(self, criteria: Sequence[Any], batch_size: int, progress: Progress | None) -> int:
-        """Replay batch after batch. How many spans were exported.
+    def reset(self) -> None:
+        """Forget what waits, and connections of exporters: in a forked child they are the parent's."""
+        # Guards that one batch uses the rebuilder and the exporters, which are made under it; held while it does.
+        self._lock = threading.Lock()
+        self._rebuilder: SpanRebuilder | None = None
+        self._exporters: list[SpanExporter] = []
+        self._automatic = AutomaticReplay(lambda agent_ids: self._batch((), len(agent_ids), agent_ids=agent_ids))
+        self._has_exporter: bool | None = True if self._exporter is not None else None
+
+    def orphaned(self, agent_ids: Sequence[UUID], lost: bool) -> None:
+        """Replay the spans of these attempts by and by, if that is wanted and there is an exporter for them."""
+        if not CONF.replay_lost or self._store is None:
+            return
+        if self._has_exporter is None:
+            from agentexec_otel._runtime.span_exporters import names_exporter
+
+            self._has_exporter = names_exporter()
+        if self._has_exporter:
+            self._automatic.add(agent_ids, lost)
+
+    def run(self, criteria: Sequence[Any], batch_size: int, progress: Progress | None, dry_run: bool) -> int:
+        """Replay batch after batch. How many spans were exported, or would be.
 
         Raises:
             SpanNotExportedError: see there.
-            ConfigurationError: there is no exporter.
+            ConfigurationError: there is no exporter, or no database.
         """
-        self._destination.open()
-        total = 0 if progress is None else self._call(partial(self._store.count_spans, criteria))
+        if dry_run and self._store is not None:
+            return int(self._call(partial(self._store.count_spans, criteria)))
+        with self._lock:
+            store, _ = self._opened()
+        total = 0 if progress is None else self._call(partial(store.count_spans, criteria))
         done, after = 0, None
         while True:
             if progress is not None:
                 progress(done, max(done, total))
-            claimed = self.batch(criteria, batch_size, after=after)
+            claimed = self._batch(criteria, batch_size, after=after)
             if not claimed:
                 return done
             done += len(claimed)
             after = claimed[-1].cursor
 
-    def batch(
+    def _batch(
         self,
         criteria: Sequence[Any],
         most: int,
@@ -87,48 +113,82 @@ class Replay:
     ) -> Sequence[StoredSpan]:
         """Replay up to `most` spans. Raises as `run`; then they are claimed no longer."""
         with self._lock:
+            store, rebuilder = self._opened()
             claim = partial(
-                self._store.claim_spans, criteria, most, EXPORT_LEASE, after=after, agent_ids=agent_ids,
-                max_logs=self._rebuilder.max_logs,
+                store.claim_spans, criteria, most, EXPORT_LEASE, after=after, agent_ids=agent_ids,
+                max_logs=rebuilder.max_logs,
             )  # fmt: skip
             claimed: Sequence[StoredSpan] = self._call(claim)
             if claimed:
-                self._export(claimed)
+                self._export(store, rebuilder, claimed)
             return claimed
 
-    def close(self) -> None:
-        """Close the exporter that was opened here."""
-        self._destination.close()
+    def _opened(self) -> tuple[SpanStore, SpanRebuilder]:
+        from agentexec_otel._runtime.rebuild import SpanRebuilder
+        from agentexec_otel._runtime.span_exporters import open_exporters
 
-    def _export(self, claimed: Sequence[StoredSpan]) -> None:
+        if self._store is None:
+            raise ConfigurationError("this call needs a database: call ax.configure(engine_or_url)")
+        self._exporters = self._exporters or open_exporters(self._exporter)
+        self._rebuilder = self._rebuilder or SpanRebuilder(self._provider or trace.get_tracer_provider())
+        return self._store, self._rebuilder
+
+    def _export(self, store: SpanStore, rebuilder: SpanRebuilder, claimed: Sequence[StoredSpan]) -> None:
+        from agentexec_otel._runtime.span_exporters import export
+
         spans: dict[tuple[UUID, str], ReadableSpan] = {}
         for one in claimed:
             with guarded("rebuilding the span of an activity"):
-                spans[one.start.agent_id, one.ref.span_id] = self._rebuilder.rebuild(one)
+                spans[one.start.agent_id, one.ref.span_id] = rebuilder.rebuild(one)
         if not spans:
             return
         exported = False
         try:
-            exported = self._destination.export(list(spans.values()))
+            exported = export(self._exporters, list(spans.values()))
         finally:
-            self._call(partial(self._store.spans_exported if exported else self._store.release_spans, list(spans)))
+            self._call(partial(store.spans_exported if exported else store.release_spans, list(spans)))
         if not exported:
             raise SpanNotExportedError(
                 f"the exporter reports that {len(spans)} spans were not exported: see its log, and replay again"
             )
+
+    def finish(self, following: Following, timeout: float) -> None:
+        """Before the writer stops: end spans that are over, and have exported what is then stated on rows.
+
+        Exporters that were opened here are closed.
+        """
+        left = countdown(timeout)
+        following.hand_over.finish(left())
+        if trackers:
+            following.mirror.drain(left())
+            self._flush_provider(left())
+            following.hand_over.finish(left())
+        self._automatic.stop(left())
+        for exporter in self._exporters:
+            if exporter is not self._exporter:  # That one is the application's.
+                with guarded("closing an exporter of spans"):
+                    exporter.shutdown()
+        self._exporters = []
+
+    def _flush_provider(self, timeout: float) -> None:
+        """Have the provider of live spans export those that have ended, within `timeout` seconds."""
+        provider: Any = self._provider or trace.get_tracer_provider()
+        if hasattr(provider, "force_flush"):
+            with guarded("flushing the provider of spans"):
+                provider.force_flush(max(1, int(timeout * 1000)))
 
 
 class AutomaticReplay:
     """A thread that replays the spans of attempts whose worker is lost, and those that their process has not ended.
 
     At most 10,000 wait; the others are left to `ax.replay`.
+
+    Args:
+        replay: Replays the spans of these activities. Raises as `Replay.run`.
     """
 
-    def __init__(self, open_replay: Callable[[], Replay]) -> None:
-        self._open = open_replay
-        self._reset()
-
-    def _reset(self) -> None:
+    def __init__(self, replay: Callable[[Sequence[UUID]], object]) -> None:
+        self._replay = replay
         self._changed = threading.Condition()  # Guards the fields below; nothing else is called under it.
         self._waiting: list[tuple[float, int, UUID]] = []
         self._thread: threading.Thread | None = None
@@ -155,7 +215,7 @@ class AutomaticReplay:
     def _run(self) -> None:
         while batch := self._next():
             with guarded("replaying the spans of lost workers"):
-                self._replay(batch)
+                self._try(batch)
 
     def _next(self) -> list[tuple[float, int, UUID]]:
         """What is due, as soon as something is. Empty if the process stops and nothing is."""
@@ -169,13 +229,14 @@ class AutomaticReplay:
                     return due
                 self._changed.wait(self._waiting[0][0] - now if self._waiting else None)
 
-    def _replay(self, due: Sequence[tuple[float, int, UUID]]) -> None:
+    def _try(self, due: Sequence[tuple[float, int, UUID]]) -> None:
+        agent_ids = [agent_id for _, _, agent_id in due]
         try:
-            self._open().batch((), len(due), agent_ids=[agent_id for _, _, agent_id in due])
+            self._replay(agent_ids)
         except (SpanNotExportedError, ActivityNotStoredError) as exc:
             tries = min(tried for _, tried, _ in due)
             if tries < len(_PAUSES):
-                self._add([agent_id for _, _, agent_id in due], _PAUSES[tries], tries + 1)
+                self._add(agent_ids, _PAUSES[tries], tries + 1)
             else:
                 _logger.warning("%d spans of lost workers were not replayed (%s): call ax.replay()", len(due), exc)
 
@@ -187,102 +248,3 @@ class AutomaticReplay:
             self._changed.notify()
         if thread is not None:
             thread.join(timeout)
-
-    def after_fork_in_child(self) -> None:
-        """What waits is the parent's."""
-        self._reset()
-
-
-class Replays:
-    """The replays of this process, with what they need, which is made at the first one.
-
-    Args:
-        store: Nothing is replayed if it is no `SpanStore`.
-        call: Has the writer do something, and waits for it.
-        exporter: Where spans go, or what opens it. None: the environment names it.
-    """
-
-    def __init__(
-        self,
-        store: object,
-        call: Callable[[Callable[[], Any]], Any],
-        provider: trace.TracerProvider | None,
-        exporter: SpanExporter | Callable[[], SpanExporter] | None,
-    ) -> None:
-        self._store = store if isinstance(store, SpanStore) else None
-        self._call = call
-        self._provider = provider
-        self._exporter = exporter
-        self._opening = threading.Lock()  # Guards that there is one `Replay`, which is made under it.
-        self._reset()
-
-    def _reset(self) -> None:
-        self._replay: Replay | None = None
-        self._automatic = AutomaticReplay(self._opened)
-        self._has_destination: bool | None = True if self._exporter is not None else None
-
-    def orphaned(self, agent_ids: Sequence[UUID], lost: bool) -> None:
-        """Replay the spans of these attempts by and by, if that is wanted and there is an exporter for them."""
-        if not CONF.replay_lost or self._store is None:
-            return
-        if self._has_destination is None:
-            from agentexec_otel._runtime.destination import names_exporter
-
-            self._has_destination = names_exporter()
-        if self._has_destination:
-            self._automatic.add(agent_ids, lost)
-
-    def run(self, criteria: Sequence[Any], batch_size: int, progress: Progress | None, dry_run: bool) -> int:
-        """Replay the spans that meet the criteria, or count them."""
-        if dry_run and self._store is not None:
-            return int(self._call(partial(self._store.count_spans, criteria)))
-        return self._opened().run(criteria, batch_size, progress)
-
-    def _opened(self) -> Replay:
-        if (store := self._store) is None:
-            raise ConfigurationError("this call needs a database: call ax.configure(engine_or_url)")
-        from agentexec_otel._runtime.rebuild import SpanRebuilder
-
-        with self._opening:
-            if self._replay is None:
-                rebuilder = SpanRebuilder(self._provider or trace.get_tracer_provider())
-                self._replay = Replay(store, self._call, rebuilder, self._destination())
-            return self._replay
-
-    def _destination(self) -> Destination:
-        from agentexec_otel._runtime.destination import Destination, open_exporters
-
-        exporter = self._exporter
-        if exporter is None:
-            return Destination(open_exporters)
-        if callable(exporter):
-            return Destination(lambda: [exporter()])
-        return Destination(lambda: [exporter], is_borrowed=True)
-
-    def finish(self, following: Following, timeout: float) -> None:
-        """Before the writer stops: end spans that are over, and have exported what is then stated on rows."""
-        left = countdown(timeout)
-        following.hand_over.finish(left())
-        if trackers:
-            following.mirror.drain(left())
-            self._flush_provider(left())
-            following.hand_over.finish(left())
-        self.stop(left())
-
-    def _flush_provider(self, timeout: float) -> None:
-        """Have the provider of live spans export those that have ended, within `timeout` seconds."""
-        provider: Any = self._provider or trace.get_tracer_provider()
-        if hasattr(provider, "force_flush"):
-            with guarded("flushing the provider of spans"):
-                provider.force_flush(max(1, int(timeout * 1000)))
-
-    def stop(self, timeout: float) -> None:
-        """Replay what is due, within `timeout` seconds, and close the exporters that were opened here."""
-        self._automatic.stop(timeout)
-        if self._replay is not None:
-            self._replay.close()
-
-    def after_fork_in_child(self) -> None:
-        """What waits, and connections of exporters, are the parent's."""
-        self._opening = threading.Lock()
-        self._reset()

@@ -42,7 +42,7 @@ from agentexec_otel._runtime.following import Following, in_context
 from agentexec_otel._runtime.live import LiveActivities, LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
-from agentexec_otel._runtime.replay import Progress, Replays
+from agentexec_otel._runtime.replay import Progress, Replay
 from agentexec_otel._runtime.setup import new_worker_id, spool_for
 from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink, span_style
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
@@ -88,9 +88,9 @@ class Runtime:
             log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
         )
         self._emits_records = self._tracer.log_sink is not None
-        self._replays = Replays(first, partial(self._have_writer_do, seconds=60), tracer_provider, span_exporter)
+        self._replay = Replay(first, partial(self._have_writer_do, seconds=60), tracer_provider, span_exporter)
         self._following = Following(
-            self._store, self._tracer, self._to_others, self._call_soon, on_ended, self._replays.orphaned
+            self._store, self._tracer, self._to_others, self._call_soon, on_ended, self._replay.orphaned
         )
         self._live = self._following.live
         self._processors = [
@@ -607,7 +607,7 @@ class Runtime:
 
     def replay(self, criteria: Sequence[Any], batch_size: int, progress: Progress | None, dry_run: bool) -> int:
         """What `ax.replay` does, for the spans that meet the criteria."""
-        return self._replays.run(criteria, batch_size, progress, dry_run)
+        return self._replay.run(criteria, batch_size, progress, dry_run)
 
     def spans_reported(self, spans: Sequence[tuple[UUID, str]], *, exported: bool) -> None:
         """A tracked exporter has exported these spans, or failed to."""
@@ -671,7 +671,7 @@ class Runtime:
             with suppress(TimeoutError, ExportError):
                 if self._primary.force_flush(timeout / 2):  # An event that came behind would take its lease again.
                     self._primary.call(self._liveness.release, timeout / 4)
-                    self._replays.finish(self._following, left() / 2)
+                    self._replay.finish(self._following, left() / 2)
         done = self.stop(left())
         self._following.end_spans()
         self._following.mirror.stop(left() + for_spans)
@@ -690,7 +690,7 @@ class Runtime:
         """Activities, spans, queues and connections are the parent's."""
         self.pid, self._worker_id = os.getpid(), new_worker_id()  # A forked child is another worker.
         self._order = threading.RLock()
-        self._replays.after_fork_in_child()
+        self._replay.reset()
         self._following.after_fork_in_child()
         if self._reader is not None:
             self._reader.after_fork_in_child()
