@@ -83,18 +83,15 @@ class Following:
             changed = live.acknowledge(events, result)
             if changed or not live.is_resolved:
                 for event in events:
-                    self._acknowledged(live, event, result)
+                    if live.is_resolved:
+                        self._follow(live, event, result)
+                    else:
+                        self._resolve_soon(live, event, result)
         elif live is not None and isinstance(result, Reject):
             for event in events:
                 self._refused(live, event, result.refusal)
         if isinstance(result, Ack) and not result.late and any(event.reopens for event in events):
             self.live.join(events[0].agent_id, result.attempt)
-
-    def _acknowledged(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
-        if live.is_resolved:
-            self._follow(live, event, ack)
-        else:
-            self._resolve_soon(live, event, ack)
 
     def _resolve_soon(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
         """Read the row, together with those of other views that wait, and follow the answer then."""
@@ -245,9 +242,9 @@ class Following:
     def after_fork_in_child(self) -> None:
         """Activities and spans are the parent's."""
         self._unresolved = []
-        self.hand_over.after_fork_in_child()
-        self.live.after_fork_in_child()
-        self.mirror.after_fork_in_child()
+        self.hand_over.reset()
+        self.live.reset()
+        self.mirror.reset()
 
 
 def _end_of(one: EndedActivity, ending: Ending, stored: StoredActivity) -> AttemptEnd:

@@ -43,9 +43,10 @@ class HandOver:
         self._store = store
         self._end = end
         self._soon = soon
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget what waits: in a forked child it is the parent's."""
         self._lock = threading.Lock()  # Guards the fields below; nothing else is called under it.
         self._closing: list[ClosingSpan] = []
         self._reports: deque[tuple[UUID, str, bool]] = deque(maxlen=_MOST_REPORTS)
@@ -136,7 +137,3 @@ class HandOver:
             closing, self._closing = self._closing, []
         for one in closing:
             self._end(one)
-
-    def after_fork_in_child(self) -> None:
-        """What waits is the parent's."""
-        self._reset()

@@ -462,6 +462,10 @@ class LiveActivities:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: in a forked child the activities, their spans and the lock's holder are the parent's."""
         self.lock = threading.RLock()
         self._live: dict[UUID, LiveActivity] = {}
         self._needed = 0
@@ -591,12 +595,6 @@ class LiveActivities:
         with self.lock:
             closing = [live.end_as_reported() for live in self._live.values()]
         return [one for one in closing if one is not None]
-
-    def after_fork_in_child(self) -> None:
-        """The activities, their spans and the lock's holder are the parent's."""
-        self.lock = threading.RLock()
-        self._live = {}
-        self._needed = 0
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:

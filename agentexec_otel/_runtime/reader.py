@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 from uuid import UUID
 
 from agentexec_otel._errors import ExportError
 from agentexec_otel._model.results import StoredActivity
-from agentexec_otel.export import ActivityProcessor
+from agentexec_otel.export import ActivityProcessor, ActivityStore
 
 _CHUNK: Final = 500
 
@@ -22,12 +21,6 @@ class RowUnavailableError(TimeoutError):
     """The database has not answered in time, or is known to be away: nothing can be said of the row."""
 
 
-class Load(Protocol):
-    """`ActivityStore.load`."""
-
-    def __call__(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]: ...
-
-
 class Reader:
     """Reads rows on the writer's thread, behind the events that wait there, all that are asked for in one query.
 
@@ -35,9 +28,13 @@ class Reader:
     answer is `RowUnavailableError` at once: the writer is busy trying again, and could not read either.
     """
 
-    def __init__(self, processor: ActivityProcessor, load: Load) -> None:
+    def __init__(self, processor: ActivityProcessor, store: ActivityStore) -> None:
         self._processor = processor
-        self._load = load
+        self._store = store
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the questions: in a forked child they are the parent's."""
         self._asked: dict[_Answer, tuple[UUID, bool]] = {}
         self._is_queued = False
 
@@ -80,11 +77,6 @@ class Reader:
             self._processor.call_soon(self._answer_all, self._give_up)
         return answer
 
-    def after_fork_in_child(self) -> None:
-        """The questions are the parent's."""
-        self._asked = {}
-        self._is_queued = False
-
     # -- the writer's thread ------------------------------------------------------------------------------------
 
     def _take(self) -> list[tuple[UUID, bool, _Answer]]:
@@ -103,7 +95,7 @@ class Reader:
             chunk = questions[start : start + _CHUNK]
             try:
                 wanted = sorted({agent_id for agent_id, _, _ in chunk})
-                found = self._load(wanted, history=any(history for _, history, _ in chunk))
+                found = self._store.load(wanted, history=any(history for _, history, _ in chunk))
             except BaseException as exc:  # noqa: BLE001  # passed on to the callers
                 for _, _, answer in chunk:
                     answer.set_exception(exc)

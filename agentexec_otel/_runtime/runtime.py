@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_CHUNK: Final = 500
 _NO_DATABASE: Final = "this call needs a database: call ax.configure(engine_or_url)"
 
 
@@ -106,7 +105,7 @@ class Runtime:
             for exporter in exporters
         ]
         self._behind_first = self._processors[1:]
-        self._reader = Reader(self._processors[0], self._store.load) if self._store is not None else None
+        self._reader = Reader(self._processors[0], self._store) if self._store is not None else None
         self._liveness = Liveness(self._store, self._following, self.worker_id) if self._store is not None else None
         for processor in self._processors:
             processor.start_if_needed()
@@ -693,6 +692,6 @@ class Runtime:
         self._replay.reset()
         self._following.after_fork_in_child()
         if self._reader is not None:
-            self._reader.after_fork_in_child()
+            self._reader.reset()
         for processor in self._processors:
             processor.after_fork_in_child()

@@ -171,9 +171,10 @@ class Mirror:
     """
 
     def __init__(self) -> None:
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget what waits: in a forked child it is the parent's."""
         self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()  # Guards the start of the thread; nothing else is called under it.
@@ -221,10 +222,6 @@ class Mirror:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._jobs.put(None)
-
-    def after_fork_in_child(self) -> None:
-        """What waits is the parent's."""
-        self._reset()
 
 
 def _guarded(what: str, job: Callable[[], object]) -> None:
