@@ -21,6 +21,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
 _RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
 _REASON_LIMIT: Final = 64
+_COUNTS: Final = ("input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens")
 _UNKNOWN: Final[tuple[Any, ...]] = (None,) * 17
 """What `ActivityState` has after its attempt, before the first event."""
 
@@ -247,16 +248,10 @@ class ActivityState:
             self.lease = "extend" if waiting is None else "clear"
 
     def _count_tokens(self, outcome: Outcome) -> None:
-        if outcome.input_tokens is not None:
-            self.input_tokens = outcome.input_tokens
-        if outcome.output_tokens is not None:
-            self.output_tokens = outcome.output_tokens
-        if outcome.requests is not None:
-            self.requests = outcome.requests
-        if outcome.cached_input_tokens is not None:
-            self.cached_input_tokens = outcome.cached_input_tokens
-        if outcome.reasoning_tokens is not None:
-            self.reasoning_tokens = outcome.reasoning_tokens
+        for name in _COUNTS:
+            count = getattr(outcome, name)
+            if count is not None:
+                setattr(self, name, count)
         if outcome.model is not None:
             self.model = outcome.model[:NAME_LIMIT]
 

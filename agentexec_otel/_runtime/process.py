@@ -21,7 +21,6 @@ from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel._runtime.setup import (
     SQL,
     check_hooks,
-    check_span_exporter,
     checked_exporters,
     default_database,
     flush_at_exit_of_child,
@@ -81,8 +80,7 @@ def configure(
         MissingExtraError: a driver or exporter package is not installed.
     """
     global _runtime, _database  # noqa: PLW0603
-    check_hooks(redact, tracer_provider=tracer_provider, logger_provider=logger_provider, meter_provider=meter_provider)
-    check_span_exporter(span_exporter)
+    check_hooks(redact, span_exporter, tracer_provider, logger_provider, meter_provider)
     sinks = checked_exporters(exporters)
     stores = _stores(database, exporters)
     if stores:
@@ -94,9 +92,8 @@ def configure(
     # Built without the lock: providers are code of the application.
     replays_to = span_exporter or (None if otlp_endpoint is None else partial(otlp_span_exporter, otlp_endpoint))
     run_metrics = instruments(meter_provider, health, _count_active)
-    runtime = Runtime(
-        sinks, tracer_provider, logger_provider, redact, _flush_at_exit_of_child, run_metrics.ended, replays_to
-    )
+    flush_at_exit = partial(flush_at_exit_of_child, shutdown)
+    runtime = Runtime(sinks, tracer_provider, logger_provider, redact, flush_at_exit, run_metrics.ended, replays_to)
     with _lock:
         if _runtime is not None:
             runtime.take_over(_runtime)
@@ -250,10 +247,6 @@ def reset_for_tests() -> None:
     shutdown(1.0)
     _runtime = _database = None
     forget_complaints()
-
-
-def _flush_at_exit_of_child() -> None:
-    flush_at_exit_of_child(shutdown)
 
 
 def _after_fork_in_child() -> None:

@@ -39,7 +39,7 @@ from agentexec_otel._runtime.complaints import complain
 from agentexec_otel._runtime.deadline import countdown
 from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.following import Following, in_context
-from agentexec_otel._runtime.live import LiveActivities, LiveActivity
+from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
 from agentexec_otel._runtime.replay import Progress, Replay
@@ -91,7 +91,7 @@ class Runtime:
         self._following = Following(
             self._store, self._tracer, self._to_others, self._call_soon, on_ended, self._replay.orphaned
         )
-        self._live = self._following.live
+        self.live = self._following.live
         self._processors = [
             ActivityProcessor(
                 exporter,
@@ -115,11 +115,6 @@ class Runtime:
     def worker_id(self) -> str:
         """Names this process in the rows that it runs."""
         return self._worker_id
-
-    @property
-    def live(self) -> LiveActivities:
-        """The activities that this process has seen."""
-        return self._live
 
     @property
     def session_store(self) -> SessionStore:
@@ -215,7 +210,7 @@ class Runtime:
 
     def committed_creation(self, event: ActivityEvent) -> None:
         """An activity was created with this event, and its row is committed."""
-        live = self._live.create(event)  # First: what follows is code of the application, which may report on it.
+        live = self.live.create(event)  # First: what follows is code of the application, which may report on it.
         self._to_others(event)
         self._following.emit_record(event, live)
 
@@ -225,7 +220,7 @@ class Runtime:
         Args:
             may_exist: There may be one with this ``agent_id`` already; logs then belong to its current attempt.
         """
-        live = self._live.create(event, attempt=None if may_exist else 1, committed=False)
+        live = self.live.create(event, attempt=None if may_exist else 1, committed=False)
         self._following.emit_record(event, live)
         with self._in_order():
             self._to_others(event)
@@ -233,13 +228,13 @@ class Runtime:
 
     def created_elsewhere(self, event: ActivityEvent) -> LiveActivity:
         """The view of an activity whose creating event has come with a message."""
-        return self._live.create(event)
+        return self.live.create(event)
 
     # -- find ---------------------------------------------------------------------------------------------------
 
     def known(self, agent_id: UUID) -> LiveActivity | None:
         """The view of an activity that this process has seen. Does no I/O."""
-        return self._live.get(agent_id)
+        return self.live.get(agent_id)
 
     def find(self, agent_id: UUID, *, join: bool = False) -> LiveActivity:
         """The view of an activity; its row is read once if this process has not seen it.
@@ -257,28 +252,28 @@ class Runtime:
         if live is not None and not join and (live.opening is not None or not live.is_fresh):
             return live
         if self._reader is None or on_event_loop() or (live is not None and not self._is_outdated(live, join)):
-            return self._live.join(agent_id)
+            return self.live.join(agent_id)
         try:
             stored = self._reader.get(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
-            return self._live.join(agent_id)
+            return self.live.join(agent_id)
         return self._found(agent_id, stored, None if join else live)
 
     async def find_async(self, agent_id: UUID, *, join: bool = False) -> LiveActivity:
         """As `find`, on an event loop: the writer reads the rows of all that wait together."""
         live = self._known(agent_id)
         if self._reader is None or (live is not None and not self._is_outdated(live, join)):
-            return self._live.join(agent_id)
+            return self.live.join(agent_id)
         try:
             stored = await self._reader.get_async(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
-            return self._live.join(agent_id)
+            return self.live.join(agent_id)
         return self._found(agent_id, stored, None if join else live)
 
     def _known(self, agent_id: UUID) -> LiveActivity | None:
-        live = self._live.get(agent_id)
+        live = self.live.get(agent_id)
         if live is not None and live.is_unknown:
-            self._live.forget(agent_id)
+            self.live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
         return live
 
@@ -290,24 +285,24 @@ class Runtime:
     def _found(self, agent_id: UUID, stored: StoredActivity | None, live: LiveActivity | None) -> LiveActivity:
         """The view as the row has it; `live` stays at its attempt, without it the current attempt is joined."""
         if stored is None:
-            self._live.forget(agent_id)
+            self.live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
         if live is None:
-            return self._live.adopt(stored)
+            return self.live.adopt(stored)
         live.resolve(stored)
         return live
 
     def assume(self, agent_id: UUID) -> LiveActivity:
         """A view of whichever attempt is current of an activity that is not known here, and whose row may be absent."""
-        return self._live.join_next(agent_id, may_lack_row=True)
+        return self.live.join_next(agent_id, may_lack_row=True)
 
     def forget(self, live: LiveActivity) -> None:
         """Read the activity's row again at the next call."""
-        self._live.forget(live.agent_id)
+        self.live.forget(live.agent_id)
 
     def adopt(self, stored: StoredActivity) -> LiveActivity:
         """The view of the attempt that a row is at, which is joined."""
-        return self._live.adopt(stored)
+        return self.live.adopt(stored)
 
     def read(self, agent_id: UUID, seconds: float, *, history: bool = True) -> StoredActivity | None:
         """The row; None if there is none, or if there is no database. Blocks for at most that many seconds.
@@ -381,7 +376,7 @@ class Runtime:
         """The attempt has failed with `message`, and its engine tries again: the next one is announced, QUEUED."""
         failed = self.event(live.agent_id, RUNNING, message, live=live)
         self._emit(self._mirror_on(live, failed), live)
-        self._live.forget(live.agent_id)
+        self.live.forget(live.agent_id)
         self._primary.call_soon(lambda: self._following.follow_up(live.end_attempt(failed, outcome), None))
         self.announce(live.agent_id, (live.attempt or 1) + 1, queued)
 
@@ -423,9 +418,9 @@ class Runtime:
     def requeue(self, agent_id: UUID, message: object, percentage: object = None) -> Future[ExportResult]:
         """Report QUEUED: opens and joins the next attempt if the activity has ended, otherwise only a log."""
         event = self._reopening(agent_id, message, percentage)
-        live = self._live.get(agent_id)
+        live = self.live.get(agent_id)
         if live is not None and live.status.terminal:
-            self._live.join_next(agent_id)
+            self.live.join_next(agent_id)
         self._following.emit_record(event)
         with self._in_order():
             self._to_others(event)
@@ -571,7 +566,7 @@ class Runtime:
                 # Decided: another exporter may not have seen the end of the attempt before.
                 self._to_others(event._replace(attempt=result.attempt, claims=False))
                 self._following.emit_record(event)
-                self._live.join(event.agent_id, result.attempt)
+                self.live.join(event.agent_id, result.attempt)
         return opened
 
     def exists(self, criteria: Sequence[Any]) -> bool:
@@ -589,7 +584,7 @@ class Runtime:
         if event.reopens:
             self.retried([event], [result])
             return
-        live = self._live.adopt(stored)
+        live = self.live.adopt(stored)
         mirrored = self._mirror_on(live, event, reported=True)
         self._to_others(mirrored, live)
         self._stop_if_canceled(live, event)
@@ -599,7 +594,7 @@ class Runtime:
 
     def has_pending(self, agent_id: UUID) -> bool:
         """Whether events of this activity may wait to be stored."""
-        live = self._live.get(agent_id)
+        live = self.live.get(agent_id)
         return live.is_pending if live is not None else self._primary.pending > 0  # It may have been forgotten.
 
     # -- spans of attempts that have ended ----------------------------------------------------------------------
@@ -682,7 +677,7 @@ class Runtime:
         Both know them from here on: what the previous one's writer has still to store may be their end.
         """
         self._following.take_over(previous._following)
-        self._live = self._following.live
+        self.live = self._following.live
         previous._successor = self
 
     def after_fork_in_child(self) -> None:

@@ -47,28 +47,32 @@ def checked_exporters(exporters: Sequence[ActivityExporter] | None) -> list[Acti
     return [_checked(exporter) for exporter in exporters or ()]
 
 
-def check_hooks(redact: object, **providers: object) -> None:
-    """Raise `ConfigurationError` for a hook that cannot be called, or an object that is no provider."""
+def check_hooks(redact: object, span_exporter: object, *providers: object) -> None:
+    """Raise `ConfigurationError` for a hook that cannot be called, or an object that is no exporter or provider.
+
+    Args:
+        providers: Those of traces, logs and metrics.
+    """
     if not (redact is None or callable(redact)):
         raise ConfigurationError(f"redact is {describe(redact)}: hand in a function that takes a text and returns one")
-    for argument, provider in providers.items():
-        if not (provider is None or callable(getattr(provider, _MAKES[argument], None))):
+    for (argument, method), provider in zip(_MAKES.items(), providers, strict=True):
+        if not (provider is None or callable(getattr(provider, method, None))):
             raise ConfigurationError(
                 f"{argument} is {describe(provider)}: hand in a provider of OpenTelemetry, or leave it out"
             )
-
-
-def check_span_exporter(exporter: object) -> None:
-    """Raise `ConfigurationError` for an object that is no span exporter, such as its class."""
-    if exporter is not None and (isinstance(exporter, type) or not callable(getattr(exporter, "export", None))):
+    if not (span_exporter is None or _is_exporter(span_exporter)):
         raise ConfigurationError(
-            f"span_exporter is {describe(exporter)}: hand in a SpanExporter of OpenTelemetry, or leave it out"
+            f"span_exporter is {describe(span_exporter)}: hand in a SpanExporter of OpenTelemetry, or leave it out"
         )
 
 
+def _is_exporter(candidate: object) -> bool:
+    """Whether the object exports. Its class, in place of an instance, does not."""
+    return not isinstance(candidate, type) and callable(getattr(candidate, "export", None))
+
+
 def _checked(exporter: ActivityExporter) -> ActivityExporter:
-    # Such as a class in place of its instance.
-    if isinstance(exporter, type) or not callable(getattr(exporter, "export", None)):
+    if not _is_exporter(exporter):
         raise ConfigurationError(
             f"{describe(exporter)} is no exporter: hand in an object that has ActivityExporter's methods"
         )

@@ -25,7 +25,7 @@ from agentexec_otel._errors import guarded
 from agentexec_otel._model import attributes as semconv
 from agentexec_otel._model.event import ActivityEvent, SpanRef
 from agentexec_otel._model.mapping import record_attributes, severity_of, span_ref_of, traceparent_of
-from agentexec_otel._model.span import SpanStart, SpanStyle, end_content, start_attributes
+from agentexec_otel._model.span import SpanStart, SpanStyle, end_attributes, is_error, span_events, start_attributes
 from agentexec_otel._runtime.live import ClosingSpan
 from agentexec_otel._sdk import instrumentation_is_suppressed, max_span_events
 
@@ -105,12 +105,11 @@ class ActivityTracer:
         """Put the logs on the span and end it, with the status that the row has."""
         span, end, _ = closing
         if span.is_recording():
-            content = end_content(end, self._style)
-            for event in content.events:
-                span.add_event(event.name, event.attributes, event.timestamp_ns)
-            span.set_attributes(content.attributes)
-            if content.is_error:
-                span.set_status(trace.Status(trace.StatusCode.ERROR, content.description))
+            for name, attributes, timestamp_ns in span_events(end, self._style):
+                span.add_event(name, attributes, timestamp_ns)
+            span.set_attributes(end_attributes(end, self._style))
+            if is_error(end, self._style):
+                span.set_status(trace.Status(trace.StatusCode.ERROR, end.description))
         span.end(end.end_time_ns)
 
 
