@@ -17,9 +17,6 @@ from agentexec_otel._model.span import EventName, LevelScheme
 from agentexec_otel._model.text import METADATA_KEY
 from agentexec_otel._model.trace_url import checked_template
 
-EventMode = Literal["span_event", "log", "both"]
-ProgressLevel = Literal["off", "steps", "detail"]
-
 
 class Settings(BaseSettings):
     """All settings. The environment variable is ``AGENTEXEC_`` and the field's name in upper case.
@@ -65,7 +62,7 @@ class Settings(BaseSettings):
     )
     activity_message_cancel: str = Field("Task canceled.", description="Log written when a run is canceled.")
 
-    event_mode: EventMode = Field(
+    event_mode: Literal["span_event", "log", "both"] = Field(
         "span_event", description="How logs appear in OpenTelemetry: `span_event`, `log` (LogRecords) or `both`."
     )
     event_name: EventName = Field(
@@ -83,30 +80,32 @@ class Settings(BaseSettings):
         description="URL of a trace in your tracing backend, with placeholders such as `{trace_id}`, or a preset and"
         " the backend's URL, such as `jaeger:http://localhost:16686`.",
     )
-    message_limit: Annotated[int, Field(ge=64, le=61_440)] = Field(
-        8_192, description="Longest stored message in bytes of UTF-8."
-    )
+    message_limit: int = Field(8_192, ge=64, le=61_440, description="Longest stored message in bytes of UTF-8.")
 
     activity_message_lost: str = Field("The worker was lost.", description="Log written when a lease has expired.")
 
-    progress: ProgressLevel = Field(
+    progress: Literal["off", "steps", "detail"] = Field(
         "steps", description="Which logs an instrumented run writes about itself: `off`, `steps` or `detail`."
     )
 
-    create_timeout: Annotated[float, Field(gt=0)] = Field(10.0, description="How long `create()` waits for its commit.")
-    terminal_timeout: Annotated[float, Field(ge=0)] = Field(
-        2.0, description="How long `complete`, `error` and `cancel` wait for their commit, but not on an event loop."
+    create_timeout: float = Field(10.0, gt=0, description="How long `create()` waits for its commit.")
+    terminal_timeout: float = Field(
+        2.0,
+        ge=0,
+        description="How long `complete`, `error` and `cancel` wait for their commit, but not on an event loop.",
     )
-    lookup_timeout: Annotated[float, Field(ge=0)] = Field(
-        2.0, description="How long the first call for an id that this process has not seen waits for its row."
+    lookup_timeout: float = Field(
+        2.0, ge=0, description="How long the first call for an id that this process has not seen waits for its row."
     )
-    shutdown_timeout: Annotated[float, Field(ge=0)] = Field(
-        5.0, description="How long the flush at exit and in `ax.shutdown()` may take."
+    shutdown_timeout: float = Field(
+        5.0, ge=0, description="How long the flush at exit and in `ax.shutdown()` may take."
     )
-    max_queue_size: Annotated[int, Field(ge=16)] = Field(
-        10_000, description="Number of events that wait in memory. Further ones wait in the spool, if there is one."
+    max_queue_size: int = Field(
+        10_000,
+        ge=16,
+        description="Number of events that wait in memory. Further ones wait in the spool, if there is one.",
     )
-    max_batch_size: Annotated[int, Field(ge=1, le=10_000)] = Field(5_000, description="Maximum events per transaction.")
+    max_batch_size: int = Field(5_000, ge=1, le=10_000, description="Maximum events per transaction.")
 
     sqlite_wal: bool = Field(
         True, description="Switch a SQLite file to write-ahead logging for good: readers do not block writers."
@@ -120,25 +119,21 @@ class Settings(BaseSettings):
     spool_durability: Literal["process", "disk"] = Field(
         "process", description="What the spool survives: the death of the `process`, or also of the machine (`disk`)."
     )
-    spool_max_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
-        256 << 20, description="Limit for all spool files of one database together."
+    spool_max_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Limit for all spool files of one database together."
     )
 
-    result_limit: Annotated[int, Field(ge=1_024)] = Field(
-        4 << 20, description="Largest result of a task in bytes of JSON."
-    )
-    result_seconds: Annotated[int, Field(ge=60)] = Field(
-        86_400, description="How long Redis and NATS keep the result of a task."
-    )
+    result_limit: int = Field(4 << 20, ge=1_024, description="Largest result of a task in bytes of JSON.")
+    result_seconds: int = Field(86_400, ge=60, description="How long Redis and NATS keep the result of a task.")
 
-    lease_seconds: Annotated[float, Field(ge=0.5)] = Field(
-        30.0, description="A RUNNING activity is lost if its worker has not extended its lease for that long."
+    lease_seconds: float = Field(
+        30.0, ge=0.5, description="A RUNNING activity is lost if its worker has not extended its lease for that long."
     )
-    heartbeat_interval: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="How often a worker extends the leases of its activities, at least three times a lease."
+    heartbeat_interval: float = Field(
+        10.0, gt=0, description="How often a worker extends the leases of its activities, at least three times a lease."
     )
-    sweep_interval: Annotated[float, Field(ge=0)] = Field(
-        10.0, description="How often this process ends lost activities. 0 leaves that to other processes."
+    sweep_interval: float = Field(
+        10.0, ge=0, description="How often this process ends lost activities. 0 leaves that to other processes."
     )
 
     replay_lost: bool = Field(
