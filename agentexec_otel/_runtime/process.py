@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -14,7 +14,8 @@ from opentelemetry import metrics, trace
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError
-from agentexec_otel._model.results import ActiveCount
+from agentexec_otel._model.event import ActivityEvent
+from agentexec_otel._model.results import Ack, ActiveCount, EndedActivity, Ending, ExportResult, StoredActivity
 from agentexec_otel._runtime.complaints import forget_complaints
 from agentexec_otel._runtime.metrics import instruments
 from agentexec_otel._runtime.runtime import Runtime
@@ -27,10 +28,10 @@ from agentexec_otel._runtime.setup import (
     named_exporters,
     names_database,
     otlp_span_exporter,
+    session_store,
     set_up_otlp,
     sql_exporter,
 )
-from agentexec_otel._runtime.unconfigured import UnconfiguredRuntime
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export.spool import SpoolError
 
@@ -169,9 +170,43 @@ def active_in_session() -> Runtime:
     return active() if _runtime is not None or names_database() else _unconfigured()
 
 
-@lru_cache(maxsize=1)
-def _unconfigured() -> Runtime:
-    return UnconfiguredRuntime()
+class UnconfiguredRuntime(Runtime):
+    """Writes rows in sessions of the caller. Nothing follows a commit: no span, no view, no other exporter.
+
+    Its events name no worker: without a writer thread a lease could not be extended, and the activity would be lost.
+    """
+
+    def __init__(self) -> None:
+        super().__init__((), None, None, None)
+        self._session_store = session_store()
+
+    def event(self, *args: Any, **kwargs: Any) -> ActivityEvent:
+        """As `Runtime.event`, without a worker."""
+        return super().event(*args, **kwargs)._replace(worker_id=None)
+
+    def committed_creation(self, event: ActivityEvent) -> None:
+        """Do nothing."""
+
+    def committed(self, event: ActivityEvent, stored: StoredActivity, result: ExportResult) -> None:
+        """Do nothing."""
+
+    def retried(self, events: Sequence[ActivityEvent], results: Sequence[ExportResult]) -> dict[UUID, int]:
+        """The attempts that were opened."""
+        return {
+            event.agent_id: result.attempt
+            for event, result in zip(events, results, strict=True)
+            if isinstance(result, Ack)
+        }
+
+    def ended_together(self, ended: Sequence[EndedActivity], ending: Ending) -> None:
+        """Do nothing."""
+
+    def has_pending(self, agent_id: UUID) -> bool:
+        """False: nothing waits."""
+        return False
+
+
+_unconfigured = cache(UnconfiguredRuntime)
 
 
 def _configured_from_environment() -> Runtime:
