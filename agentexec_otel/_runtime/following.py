@@ -218,9 +218,8 @@ class Following:
 
     def emit_record(self, event: ActivityEvent, live: LiveActivity | None = None) -> None:
         """Emit a log as a log record, if those are wanted. On any thread."""
-        if self._tracer.log_sink is not None:
-            with guarded("emitting an activity's log record"):
-                self._tracer.emit_record(event, *((None, None) if live is None else (live.span, live.ref)))
+        with guarded("emitting an activity's log record"):
+            self._tracer.emit_record(event, *((None, None) if live is None else (live.span, live.ref)))
 
     def follow_up(self, closing: ClosingSpan | None, on_cancel: Callable[[], object] | None) -> None:
         """Do the application's part of what a view has decided."""

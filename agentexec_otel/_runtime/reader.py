@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Final
 from uuid import UUID
 
@@ -47,25 +48,16 @@ class Reader:
         Raises:
             RowUnavailableError: not answered in time.
         """
-        answer = self._ask(agent_id, history)
-        try:
+        with self._asking(agent_id, history, seconds) as answer:
             return answer.result(seconds)
-        except (TimeoutError, ExportError) as exc:
-            raise RowUnavailableError(str(exc) or _too_late(seconds)) from None
-        finally:
-            self._asked.pop(answer, None)
 
     async def get_async(self, agent_id: UUID, seconds: float | None, *, history: bool = True) -> StoredActivity | None:
         """As `get`, on an event loop; None waits for as long as it takes."""
-        answer = self._ask(agent_id, history)
-        try:
+        with self._asking(agent_id, history, seconds) as answer:
             return await asyncio.wait_for(asyncio.wrap_future(answer), seconds)
-        except (TimeoutError, ExportError) as exc:
-            raise RowUnavailableError(str(exc) or _too_late(seconds)) from None
-        finally:
-            self._asked.pop(answer, None)
 
-    def _ask(self, agent_id: UUID, history: bool) -> _Answer:
+    @contextmanager
+    def _asking(self, agent_id: UUID, history: bool, seconds: float | None) -> Generator[_Answer]:
         trouble = self._processor.last_error
         if trouble is not None:
             self._processor.nudge()  # The database may be back.
@@ -75,7 +67,12 @@ class Reader:
         if not self._is_queued:
             self._is_queued = True
             self._processor.call_soon(self._answer_all, self._give_up)
-        return answer
+        try:
+            yield answer
+        except (TimeoutError, ExportError) as exc:
+            raise RowUnavailableError(str(exc) or _too_late(seconds)) from None
+        finally:
+            self._asked.pop(answer, None)
 
     # -- the writer's thread ------------------------------------------------------------------------------------
 

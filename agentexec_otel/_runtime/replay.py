@@ -18,6 +18,7 @@ from agentexec_otel._errors import ActivityNotStoredError, ConfigurationError, S
 from agentexec_otel._model.span import StoredSpan
 from agentexec_otel._runtime.deadline import countdown
 from agentexec_otel._runtime.hand_over import EXPORT_LEASE, trackers
+from agentexec_otel._runtime.spans import start_daemon
 from agentexec_otel.export import SpanStore
 
 if TYPE_CHECKING:
@@ -204,12 +205,7 @@ class AutomaticReplay:
             for agent_id in agent_ids[: max(0, _MOST_WAITING - len(self._waiting))]:
                 heapq.heappush(self._waiting, (due, tries, agent_id))
             if self._thread is None and not self._is_closing:
-                thread = threading.Thread(target=self._run, name="agentexec-replay", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # The interpreter is on its way out.
-                    return
-                self._thread = thread
+                self._thread = start_daemon(self._run, "agentexec-replay")
             self._changed.notify()
 
     def _run(self) -> None:

@@ -157,6 +157,15 @@ def log_record_sink(provider: Any | None) -> LogSink | None:
     return emit
 
 
+def start_daemon(run: Callable[[], object], name: str) -> threading.Thread | None:
+    """Start a thread. None if the interpreter is on its way out: it starts no more."""
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    with suppress(RuntimeError):
+        thread.start()
+        return thread
+    return None
+
+
 def in_clean_context(work: Callable[[], _T]) -> _T:
     """Do `work` in an empty context: the writer's own suppresses instrumentation."""
     return contextvars.Context().run(work)
@@ -182,18 +191,8 @@ class Mirror:
         """Do `job` soon, behind those that wait; `what` names it if it fails."""
         self._jobs.put(partial(_guarded, what, job))
         if self._thread is None:
-            self._start()
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is not None:
-                return
-            thread = threading.Thread(target=self._run, name="agentexec-mirror", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # The interpreter is on its way out: `drain` does the jobs.
-                return
-            self._thread = thread
+            with self._starting:
+                self._thread = self._thread or start_daemon(self._run, "agentexec-mirror")
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -201,7 +200,7 @@ class Mirror:
 
     def drain(self, timeout: float) -> bool:
         """Wait until what was given so far is done, `timeout` seconds at most. True if it is."""
-        if self._thread is None:
+        if self._thread is None:  # There was no job, or the interpreter is on its way out.
             self._do_all()
             return True
         done = threading.Event()
