@@ -284,11 +284,6 @@ def _hold(stem: str) -> bool:
     return _held.setdefault((os.getpid(), stem), token) is token
 
 
-def is_held(stem: str) -> bool:
-    """Whether this process writes or replays a segment."""
-    return (os.getpid(), stem) in _held
-
-
 def let_go(stem: str) -> None:
     """Release a segment that this process wrote or replayed."""
     _held.pop((os.getpid(), stem), None)
@@ -508,7 +503,7 @@ def segments(folder: Path) -> Iterator[SegmentContent]:
 
 
 def _content(path: Path) -> SegmentContent:
-    if is_held(path.stem):  # Closing it would release the lock of this process.
+    if (os.getpid(), path.stem) in _held:  # Closing it would release the lock of this process.
         return SegmentContent(path.stat().st_size)
     with os.fdopen(os.open(path, _FLAGS), "rb") as stream:
         found = os.fstat(stream.fileno())
