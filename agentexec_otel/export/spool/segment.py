@@ -456,7 +456,6 @@ def _stem(name: str) -> str:
 
 # -- for a person to look at: nothing is locked, changed or created ---------------------------------------------
 
-_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # The name may be that of a named pipe.
 _FOLDER: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
@@ -505,7 +504,8 @@ def segments(folder: Path) -> Iterator[SegmentContent]:
 def _content(path: Path) -> SegmentContent:
     if (os.getpid(), path.stem) in _held:  # Closing it would release the lock of this process.
         return SegmentContent(path.stat().st_size)
-    with os.fdopen(os.open(path, _FLAGS), "rb") as stream:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # The name may be that of a named pipe.
+    with os.fdopen(os.open(path, flags), "rb") as stream:
         found = os.fstat(stream.fileno())
         if path.suffix == CORRUPT or not stat.S_ISREG(found.st_mode):
             return SegmentContent(found.st_size, is_damaged=True)
