@@ -236,8 +236,7 @@ class LiveActivity:
         self._keep(event)
         if self.ref is not None or self.opening is None or self._starting or not self._starts_span(event):
             return None
-        self._starting = True
-        return self._span_start()
+        return self._begin_span()
 
     def _starts_span(self, event: ActivityEvent) -> bool:
         """The first RUNNING or terminal log; if there was no tracer provider then, the last one tries again."""
@@ -263,10 +262,10 @@ class LiveActivity:
         with self._all.lock:
             if self.span is not None or self.ref is not None or self._starting or self.opening is None:
                 return None
-            self._starting = True
-            return self._span_start()
+            return self._begin_span()
 
-    def _span_start(self) -> SpanStart:
+    def _begin_span(self) -> SpanStart:
+        self._starting = True
         waited = None
         if self._running_at_ns is not None:
             waited = max(0, self._running_at_ns - self._start_time_ns) / 1e9
@@ -526,13 +525,12 @@ class LiveActivities:
             self._live.pop(agent_id, None)
 
     def _put(self, live: LiveActivity) -> LiveActivity:
-        with self.lock:
-            known = self._live.get(live.agent_id)
-            live.older = None if known is None or known.is_idle else known
-            self._live[live.agent_id] = live
-            if len(self._live) > max(MAX_KNOWN, self._needed):
-                self._evict(live)
-            return live
+        known = self._live.get(live.agent_id)
+        live.older = None if known is None or known.is_idle else known
+        self._live[live.agent_id] = live
+        if len(self._live) > max(MAX_KNOWN, self._needed):
+            self._evict(live)
+        return live
 
     def _evict(self, new: LiveActivity) -> None:
         idle = (agent_id for agent_id, one in self._live.items() if one.is_idle and one is not new)

@@ -13,7 +13,7 @@ from uuid import UUID
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
 from agentexec_otel._model.event import Outcome, Status
-from agentexec_otel._model.results import Ending, StoredActivity
+from agentexec_otel._model.results import Ending
 from agentexec_otel._runtime.following import Following
 from agentexec_otel.export import ActivityStore
 
@@ -77,7 +77,8 @@ class Liveness:
     def _poll(self) -> None:
         """Learn soon what other processes have ended of what blocks here run, so that a canceled run stops."""
         for chunk in _chunks(sorted(self._following.live.with_blocks())):
-            self._hear(self._store.load(chunk, history=False).values())
+            for stored in self._store.load(chunk, history=False).values():
+                self._following.heard(stored)
 
     def heartbeat(self) -> None:
         """Extend the leases of what runs here, and learn what other processes have ended."""
@@ -85,11 +86,8 @@ class Liveness:
         for chunk in _chunks(running):
             attempts = {agent_id: running[agent_id] for agent_id in chunk}
             rows = self._store.extend_leases(self._worker_id(), attempts, owned=owned.intersection(chunk))
-            self._hear(rows.values())
-
-    def _hear(self, rows: Iterable[StoredActivity]) -> None:
-        for stored in rows:
-            self._following.heard(stored)
+            for stored in rows.values():
+                self._following.heard(stored)
 
     def _sweep(self) -> None:
         ending = lost_ending()

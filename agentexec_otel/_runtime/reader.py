@@ -39,20 +39,23 @@ class Reader:
         self._asked: dict[_Answer, tuple[UUID, bool]] = {}
         self._is_queued = False
 
-    def get(self, agent_id: UUID, seconds: float, *, history: bool = True) -> StoredActivity | None:
-        """The row; None if there is none. Blocks for at most that many seconds.
+    def get(self, agent_id: UUID, seconds: float) -> StoredActivity | None:
+        """The row, with the logs of its current attempt if no span has them yet; None if there is none.
 
-        Args:
-            history: With the logs of the current attempt, if no span has them yet.
+        Blocks for at most that many seconds.
 
         Raises:
             RowUnavailableError: not answered in time.
         """
-        with self._asking(agent_id, history, seconds) as answer:
+        with self._asking(agent_id, True, seconds) as answer:
             return answer.result(seconds)
 
     async def get_async(self, agent_id: UUID, seconds: float | None, *, history: bool = True) -> StoredActivity | None:
-        """As `get`, on an event loop; None waits for as long as it takes."""
+        """As `get`, on an event loop; None waits for as long as it takes.
+
+        Args:
+            history: With the logs of the current attempt, if no span has them yet.
+        """
         with self._asking(agent_id, history, seconds) as answer:
             return await asyncio.wait_for(asyncio.wrap_future(answer), seconds)
 

@@ -304,13 +304,13 @@ class Runtime:
         """The view of the attempt that a row is at, which is joined."""
         return self.live.adopt(stored)
 
-    def read(self, agent_id: UUID, seconds: float, *, history: bool = True) -> StoredActivity | None:
+    def read(self, agent_id: UUID, seconds: float) -> StoredActivity | None:
         """The row; None if there is none, or if there is no database. Blocks for at most that many seconds.
 
         Raises:
             RowUnavailableError: the database has not answered in time, or is known to be away.
         """
-        return None if self._reader is None else self._reader.get(agent_id, seconds, history=history)
+        return None if self._reader is None else self._reader.get(agent_id, seconds)
 
     async def read_async(self, agent_id: UUID, seconds: float | None, *, history: bool = True) -> StoredActivity | None:
         """As `read`, on an event loop; None waits for as long as it takes."""
