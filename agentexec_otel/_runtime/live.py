@@ -546,30 +546,15 @@ class LiveActivities:
 
     # -- for liveness -------------------------------------------------------------------------------------------
 
-    def running(self) -> dict[UUID, int]:
-        """The activities that run in this process, each with its attempt, which is known once a log is stored."""
+    def running(self) -> list[LiveActivity]:
+        """The activities that run in this process; the attempt of each is known once a log is stored."""
         with self.lock:
-            running = [live for live in self._live.values() if live.runs_here]
-            return {live.agent_id: live.attempt for live in running if live.attempt is not None}
-
-    def owned(self) -> set[UUID]:
-        """The activities that a block of this process will end."""
-        with self.lock:
-            return {live.agent_id for live in self._live.values() if live.owner is not None}
+            return [live for live in self._live.values() if live.runs_here]
 
     def with_blocks(self) -> set[UUID]:
         """The activities of which a block of this process runs an attempt, the joined one or an earlier one."""
         with self.lock:
             return {key for key in self._live if any(live.owner is not None for live in self.attempts(key))}
-
-    def unowned(self) -> dict[UUID, str | None]:
-        """The activities that run in this process without a block that will end them, each with its span's id."""
-        with self.lock:
-            return {
-                live.agent_id: live.ref.span_id if live.ref is not None and live.span is not None else None
-                for live in self._live.values()
-                if live.runs_here and live.owner is None
-            }
 
     def views(self, attempts: Iterable[tuple[UUID, int]], stored: Mapping[UUID, StoredActivity]) -> list[LiveActivity]:
         """The views of attempts that have ended together; of those whose row is unread, the ones that have a span.

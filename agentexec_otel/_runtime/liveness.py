@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from typing import Final
-from uuid import UUID
+from typing import Final, TypeVar
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
@@ -16,6 +15,8 @@ from agentexec_otel._model.event import Outcome, Status
 from agentexec_otel._model.results import Ending
 from agentexec_otel._runtime.following import Following
 from agentexec_otel.export import ActivityStore
+
+_T = TypeVar("_T")
 
 _CHUNK: Final = 500
 _POLL_INTERVAL: Final = 0.5
@@ -82,11 +83,10 @@ class Liveness:
 
     def heartbeat(self) -> None:
         """Extend the leases of what runs here, and learn what other processes have ended."""
-        owned, running = self._following.live.owned(), self._following.live.running()
-        for chunk in _chunks(running):
-            attempts = {agent_id: running[agent_id] for agent_id in chunk}
-            rows = self._store.extend_leases(self._worker_id(), attempts, owned=owned.intersection(chunk))
-            for stored in rows.values():
+        for chunk in _chunks(self._following.live.running()):
+            attempts = {live.agent_id: live.attempt for live in chunk if live.attempt is not None}
+            owned = {live.agent_id for live in chunk if live.owner is not None}
+            for stored in self._store.extend_leases(self._worker_id(), attempts, owned=owned).values():
                 self._following.heard(stored)
 
     def _sweep(self) -> None:
@@ -98,14 +98,14 @@ class Liveness:
     def release(self) -> None:
         """Before a clean exit: activities without a block that ends them are not lost, other workers may continue."""
         with suppress(ExportError):
-            spans = self._following.live.unowned()
-            for chunk in _chunks(spans):
-                dropped = {span for agent_id in chunk if (span := spans[agent_id]) is not None}
-                self._store.release(self._worker_id(), chunk, spans=dropped)
+            unowned = [live for live in self._following.live.running() if live.owner is None]
+            for chunk in _chunks(unowned):
+                dropped = {live.ref.span_id for live in chunk if live.ref is not None and live.span is not None}
+                self._store.release(self._worker_id(), [live.agent_id for live in chunk], spans=dropped)
 
 
-def _chunks(agent_ids: Iterable[UUID]) -> Iterator[list[UUID]]:
-    left = iter(agent_ids)
+def _chunks(values: Iterable[_T]) -> Iterator[list[_T]]:
+    left = iter(values)
     while chunk := list(islice(left, _CHUNK)):
         yield chunk
 

@@ -75,7 +75,7 @@ class Runtime:
         self._first = first
         self._store = first if isinstance(first, ActivityStore) else None
         self._session_store: SessionStore | None = first if isinstance(first, SessionStore) else None
-        self._redact = redact
+        self.redact: Final = redact
         self.tracer_provider: Final = tracer_provider
         self._successor: Runtime | None = None  # of a caller that has this one in hand while it is replaced
         self.pid = os.getpid()
@@ -173,7 +173,7 @@ class Runtime:
             uuid7(now_ns),
             agent_id,
             status,
-            prepare_message(message, CONF.message_limit, self._redact),
+            prepare_message(message, CONF.message_limit, self.redact),
             cleaned,
             now_ns - now_ns % 1000,  # as rows have it, so that a span is equal to the one rebuilt from its row
             None if live is None else live.attempt,
@@ -183,11 +183,6 @@ class Runtime:
             self._worker_id if status is RUNNING else None,
             live is not None and not live.may_lack_row,
         )
-
-    @property
-    def redact(self) -> Callable[[str], str] | None:
-        """The application's hook, for names and metadata."""
-        return self._redact
 
     # -- create -------------------------------------------------------------------------------------------------
 
@@ -340,7 +335,7 @@ class Runtime:
         Raises:
             ValueError: as `waiting_for`.
         """
-        waiting = waiting_for(for_, items, time.time_ns(), self._redact)
+        waiting = waiting_for(for_, items, time.time_ns(), self.redact)
         text = sentence(waiting) if message is None else message
         event = self.event(live.agent_id, RUNNING, text, live=live)._replace(waiting=waiting)
         return self._emit(self._mirror_on(live, event, reported=reported), live)
@@ -389,8 +384,8 @@ class Runtime:
 
     def keep_message(self, message: str, reason: str) -> None:
         """Keep a message of a task queue that no worker can run with the dead letters, and log the reason."""
-        redacted = prepare_message(message, MESSAGE_LIMIT, self._redact)
-        self._primary.keep_message(redacted, prepare_message(reason, NAME_LIMIT, self._redact))
+        redacted = prepare_message(message, MESSAGE_LIMIT, self.redact)
+        self._primary.keep_message(redacted, prepare_message(reason, NAME_LIMIT, self.redact))
 
     def claim(self, live: LiveActivity, message: str) -> Future[ExportResult]:
         """Start the attempt as the only worker: refused (`Refusal.STARTED`) if another one has, or if it has ended."""

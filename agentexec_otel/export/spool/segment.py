@@ -213,12 +213,12 @@ def records(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes | None]]
 
     None in place of the payload stands for a damaged record, or several in a row.
     """
-    search = _Search(stream)
+    searchable = _SEARCH_LIMIT
     stream.seek(offset)
     while start := stream.read(_RECORD.size):
         payload = _payload(stream, start)
         if payload is None:
-            offset = search.next_record(offset + 1)
+            offset, searchable = _next_record(stream, offset + 1, searchable)
             stream.seek(offset)
         else:
             offset += _RECORD.size + len(payload)
@@ -237,37 +237,34 @@ def _payload(stream: BinaryIO, start: bytes) -> bytes | None:
     return payload if len(payload) == length and crc32(payload) == checksum else None
 
 
-class _Search:
-    """Finds the next sound record in a damaged file."""
+def _next_record(stream: BinaryIO, offset: int, searchable: int) -> tuple[int, int]:
+    """Find the first sound record from `offset` on. Return its offset, or else the end of the file.
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._left = _SEARCH_LIMIT
+    The second value is how many payload bytes may still be read for the next search.
+    """
+    end = stream.seek(0, os.SEEK_END)
+    for candidate, start in _candidates(stream, offset):
+        length = _RECORD.unpack(start)[0]
+        if candidate + _RECORD.size + length > end:
+            continue
+        searchable -= length
+        if searchable < 0:
+            break
+        stream.seek(candidate + _RECORD.size)
+        if _payload(stream, start) is not None:
+            return candidate, searchable
+    return end, searchable
 
-    def next_record(self, offset: int) -> int:
-        """Return the offset of the first sound record from `offset` on, or else the end of the file."""
-        end = self._stream.seek(0, os.SEEK_END)
-        for candidate, start in self._candidates(offset):
-            length = _RECORD.unpack(start)[0]
-            if candidate + _RECORD.size + length > end:
-                continue
-            self._left -= length
-            if self._left < 0:
-                break
-            self._stream.seek(candidate + _RECORD.size)
-            if _payload(self._stream, start) is not None:
-                return candidate
-        return end
 
-    def _candidates(self, offset: int) -> Iterator[tuple[int, bytes]]:
-        while True:
-            self._stream.seek(offset)
-            window = self._stream.read(_WINDOW)
-            for match in _LENGTH.finditer(window, 0, len(window) - _RECORD.size + 4):
-                yield offset + match.start(), window[match.start() : match.start() + _RECORD.size]
-            if len(window) < _WINDOW:
-                return
-            offset += _WINDOW - _RECORD.size + 1
+def _candidates(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
+    while True:
+        stream.seek(offset)
+        window = stream.read(_WINDOW)
+        for match in _LENGTH.finditer(window, 0, len(window) - _RECORD.size + 4):
+            yield offset + match.start(), window[match.start() : match.start() + _RECORD.size]
+        if len(window) < _WINDOW:
+            return
+        offset += _WINDOW - _RECORD.size + 1
 
 
 # -- ownership --------------------------------------------------------------------------------------------------
