@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentexec_otel._environment import unknown_variables
@@ -16,6 +16,25 @@ from agentexec_otel._errors import ConfigurationError
 from agentexec_otel._model.span import EventName, LevelScheme
 from agentexec_otel._model.text import METADATA_KEY
 from agentexec_otel._model.trace_url import checked_template
+
+_KEYS: Final = "name keys such as tenant,user, of letters, digits, _ . : / - and spaces"
+
+
+def _split(value: Any) -> Any:
+    return [one for part in value.split(",") if (one := part.strip())] if isinstance(value, str) else value
+
+
+def _split_keys(value: Any) -> Any:
+    return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
+
+
+def _checked_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    if wrong := [key for key in keys if not METADATA_KEY.fullmatch(key)]:
+        raise ValueError(f"{wrong[0]!r:.80} is no metadata key that can be filtered by: {_KEYS}")
+    return tuple(dict.fromkeys(keys))
+
+
+_Keys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_keys), AfterValidator(_checked_keys)]
 
 
 class Settings(BaseSettings):
@@ -33,12 +52,10 @@ class Settings(BaseSettings):
         "agentexec_", description="Prefix of table, foreign key and index names."
     )
     create_tables: bool = Field(False, description="Create missing tables when the SDK is configured.")
-    exporters: Annotated[tuple[str, ...], NoDecode] = Field(
+    exporters: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Exporters in addition to those given to `ax.configure()`, separated by commas: `sql`, `otlp`."
     )
-    indexed_metadata: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Metadata keys whose filters use an index, separated by commas."
-    )
+    indexed_metadata: _Keys = Field((), description="Metadata keys whose filters use an index, separated by commas.")
 
     dashboard_token: str | None = Field(
         None, repr=False, description="Token that `agentexec-otel dashboard` requires from each client."
@@ -69,13 +86,13 @@ class Settings(BaseSettings):
         "log", description="Name of span events: `log` (`agentexec.activity.log`) or the `message` of the log."
     )
     canceled_is_error: bool = Field(False, description="Give the span of a canceled activity the status ERROR.")
-    span_levels: Annotated[tuple[LevelScheme, ...], NoDecode] = Field(
+    span_levels: Annotated[tuple[LevelScheme, ...], NoDecode, BeforeValidator(_split)] = Field(
         (),
         description="Backends, separated by commas, for which a span gets the level WARNING if the activity was"
         " canceled, or ERROR if it failed: `langfuse`, `logfire`.",
     )
     span_usage: bool = Field(True, description="Put the tokens of a run on its span.")
-    trace_url_template: str | None = Field(
+    trace_url_template: Annotated[str, AfterValidator(checked_template)] | None = Field(
         None,
         description="URL of a trace in your tracing backend, with placeholders such as `{trace_id}`, or a preset and"
         " the backend's URL, such as `jaeger:http://localhost:16686`.",
@@ -147,28 +164,6 @@ class Settings(BaseSettings):
         """The ``AGENTEXEC_*`` variables of the environment that are no setting, each with the one that may be meant."""
         return unknown_variables(os.environ, cls.model_fields)
 
-    @field_validator("exporters", "span_levels", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return [one for part in value.split(",") if (one := part.strip())] if isinstance(value, str) else value
-
-    @field_validator("indexed_metadata", mode="before")
-    @classmethod
-    def _split_keys(cls, value: Any) -> Any:
-        return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
-
-    @field_validator("indexed_metadata")
-    @classmethod
-    def _check_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := [key for key in keys if not METADATA_KEY.fullmatch(key)]:
-            raise ValueError(f"{wrong[0]!r:.80} is no metadata key that can be filtered by: {_KEYS}")
-        return tuple(dict.fromkeys(keys))
-
-    @field_validator("trace_url_template")
-    @classmethod
-    def _check_template(cls, template: str | None) -> str | None:
-        return None if template is None else checked_template(template)
-
     def __setattr__(self, name: str, value: object) -> None:
         if name == "table_prefix" and value != self.table_prefix:
             raise ConfigurationError(
@@ -176,9 +171,6 @@ class Settings(BaseSettings):
                 f" {self.table_prefix!r} when agentexec_otel was imported; set AGENTEXEC_TABLE_PREFIX before that"
             )
         super().__setattr__(name, value)
-
-
-_KEYS: Final = "name keys such as tenant,user, of letters, digits, _ . : / - and spaces"
 
 
 def _read() -> Settings:

@@ -70,20 +70,15 @@ def encode(event: ActivityEvent) -> bytes:
 
 
 def _details(event: ActivityEvent) -> str:
-    span, opening, outcome = event.span, event.opening, event.outcome
-    return (
+    span, opening, outcome, waiting = event.span, event.opening, event.outcome, event.waiting
+    text = (
         f",{_NULL if span is None else _json(_span_fields(span))}"
         f",{_NULL if opening is None else _json(_opening_fields(opening))}"
         f",{_NULL if outcome is None else _json(_outcome_fields(outcome))}"
-        f"{_last(event.waiting, event.agent_type)}"
     )
-
-
-def _last(waiting: Mapping[str, Any] | None, agent_type: str | None) -> str:
-    if waiting is None and agent_type is None:
-        return ""
-    text = f",{_NULL if waiting is None else _json(_plain(waiting))}"
-    return text if agent_type is None else f"{text},{quote(agent_type)}"
+    if waiting is not None or event.agent_type is not None:
+        text += f",{_NULL if waiting is None else _json(_plain(waiting))}"
+    return text if event.agent_type is None else f"{text},{quote(event.agent_type)}"
 
 
 _span_fields = attrgetter("trace_id", "span_id", "sampled", "started_in")
