@@ -19,7 +19,8 @@ from agentexec_otel._model.text import NAME_LIMIT
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
-_RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
+RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
+"""Within an attempt, no status is replaced by one of a lower or the same rank."""
 _REASON_LIMIT: Final = 64
 _COUNTS: Final = ("input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens")
 _UNKNOWN: Final[tuple[Any, ...]] = (None,) * 17
@@ -219,7 +220,7 @@ class ActivityState:
 
     def _advance(self, event: ActivityEvent, replay: bool) -> None:
         status = event.status
-        if status is not self.status and _RANK[status] > _RANK[self.status]:
+        if status is not self.status and RANK[status] > RANK[self.status]:
             self.status = status
         if self.started_at is None and self.status is RUNNING:
             self.started_at = moment(event.occurred_at_ns)

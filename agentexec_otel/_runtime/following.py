@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from agentexec_otel._errors import ExportError, guarded
@@ -25,11 +25,10 @@ from agentexec_otel._model.results import (
 )
 from agentexec_otel._model.span import SpanStart
 from agentexec_otel._runtime.hand_over import HandOver, Soon
+from agentexec_otel._runtime.limits import chunks
 from agentexec_otel._runtime.live import ClosingSpan, LiveActivities, LiveActivity
 from agentexec_otel._runtime.spans import ActivityTracer, Mirror, in_clean_context
 from agentexec_otel.export import ActivityStore, SpanStore
-
-_CHUNK: Final = 500
 
 
 class PassOn(Protocol):
@@ -101,8 +100,7 @@ class Following:
 
     def _resolve_all(self) -> None:
         waiting, self._unresolved = self._unresolved, []
-        for start in range(0, len(waiting), _CHUNK):
-            chunk = waiting[start : start + _CHUNK]
+        for chunk in chunks(waiting):
             self._resolve({live.agent_id: live for live, _, _ in chunk if not live.is_resolved})
             for live, event, ack in chunk:
                 if live.is_resolved:
@@ -178,8 +176,7 @@ class Following:
 
         Rows are read only now: the caller that ended them does not wait for spans.
         """
-        for start in range(0, len(ended), _CHUNK):
-            chunk = ended[start : start + _CHUNK]
+        for chunk in chunks(ended):
             stored: dict[UUID, StoredActivity] = {}
             if self._store is not None:
                 with suppress(ExportError):

@@ -11,6 +11,7 @@ from uuid import UUID
 from weakref import WeakSet
 
 from agentexec_otel._errors import ExportError, guarded
+from agentexec_otel._runtime.limits import chunks
 from agentexec_otel._runtime.live import ClosingSpan
 from agentexec_otel.export import SpanStore
 
@@ -18,7 +19,6 @@ _logger = logging.getLogger("agentexec_otel")
 
 EXPORT_LEASE: Final = 300.0
 """Seconds for the export of a span that was handed over, before a replay takes it."""
-_CHUNK: Final = 500
 _MOST_REPORTS: Final = 100_000
 
 trackers: Final[WeakSet[object]] = WeakSet()
@@ -96,10 +96,10 @@ class HandOver:
             self._reports.clear()
         if self._store is None or not (closing or reports):
             return
-        for start in range(0, len(closing), _CHUNK):
-            self._claim(self._store, closing[start : start + _CHUNK])
-        for start in range(0, len(reports), _CHUNK):
-            self._state(self._store, reports[start : start + _CHUNK])
+        for ended in chunks(closing):
+            self._claim(self._store, ended)
+        for reported in chunks(reports):
+            self._state(self._store, reported)
 
     def _claim(self, store: SpanStore, closing: Sequence[ClosingSpan]) -> None:
         taken: Set[str] = frozenset()

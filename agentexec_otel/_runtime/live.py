@@ -13,14 +13,13 @@ from uuid import UUID
 from opentelemetry import trace
 
 from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._model.fold import ActivityState
+from agentexec_otel._model.fold import RANK, ActivityState
 from agentexec_otel._model.results import Ack, Refusal, StoredActivity
 from agentexec_otel._model.span import SpanEnd, SpanOfAttempt, SpanStart
 from agentexec_otel._sdk import DEFAULT_SPAN_EVENTS
 
 MAX_KNOWN: Final = 10_000
 """Activities that are remembered when nothing of them is left to do here."""
-_RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
 
 
 class Usage(NamedTuple):
@@ -305,7 +304,7 @@ class LiveActivity:
             if self.attempt not in (None, stored.attempt):
                 return
             self.attempt = self._state.attempt = stored.attempt
-            if _RANK[stored.status] > _RANK[self._state.status]:
+            if RANK[stored.status] > RANK[self._state.status]:
                 self._state.status = stored.status
             if self.span is not None or self._starting:
                 return

@@ -6,14 +6,12 @@ import asyncio
 from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Final
 from uuid import UUID
 
 from agentexec_otel._errors import ExportError
 from agentexec_otel._model.results import StoredActivity
+from agentexec_otel._runtime.limits import chunks
 from agentexec_otel.export import ActivityProcessor, ActivityStore
-
-_CHUNK: Final = 500
 
 _Answer = Future[StoredActivity | None]
 
@@ -91,8 +89,7 @@ class Reader:
 
     def _answer_all(self) -> None:
         questions = self._take()
-        for start in range(0, len(questions), _CHUNK):
-            chunk = questions[start : start + _CHUNK]
+        for chunk in chunks(questions):
             try:
                 wanted = sorted({agent_id for agent_id, _, _ in chunk})
                 found = self._store.load(wanted, history=any(history for _, history, _ in chunk))

@@ -16,8 +16,8 @@ from opentelemetry import trace
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotStoredError, ConfigurationError, SpanNotExportedError, guarded
 from agentexec_otel._model.span import StoredSpan
-from agentexec_otel._runtime.deadline import countdown
 from agentexec_otel._runtime.hand_over import EXPORT_LEASE, trackers
+from agentexec_otel._runtime.limits import countdown
 from agentexec_otel._runtime.spans import start_daemon
 from agentexec_otel.export import SpanStore
 

@@ -36,9 +36,9 @@ from agentexec_otel._model.results import (
 from agentexec_otel._model.text import MESSAGE_LIMIT, NAME_LIMIT, clean_percentage, prepare_message
 from agentexec_otel._model.waiting import sentence, waiting_for
 from agentexec_otel._runtime.complaints import complain
-from agentexec_otel._runtime.deadline import countdown
 from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.following import Following, in_context
+from agentexec_otel._runtime.limits import countdown
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError

@@ -201,18 +201,15 @@ class Mirror:
     def drain(self, timeout: float) -> bool:
         """Wait until what was given so far is done, `timeout` seconds at most. True if it is."""
         if self._thread is None:  # There was no job, or the interpreter is on its way out.
-            self._do_all()
+            with suppress(Empty):
+                while True:
+                    job = self._jobs.get_nowait()
+                    if job is not None:
+                        job()
             return True
         done = threading.Event()
         self._jobs.put(done.set)
         return done.wait(timeout)
-
-    def _do_all(self) -> None:
-        with suppress(Empty):
-            while True:
-                job = self._jobs.get_nowait()
-                if job is not None:
-                    job()
 
     def stop(self, timeout: float) -> None:
         """As `drain`, and end the thread; the next job starts another."""
