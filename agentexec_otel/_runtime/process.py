@@ -26,11 +26,10 @@ from agentexec_otel._runtime.setup import (
     default_database,
     flush_at_exit_of_child,
     named_exporters,
-    names_database,
     otlp_span_exporter,
-    session_store,
     set_up_otlp,
     sql_exporter,
+    sql_exporter_class,
 )
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export.spool import SpoolError
@@ -167,7 +166,8 @@ def active() -> Runtime:
 
 def active_in_session() -> Runtime:
     """The runtime of a call with a session. Without any set-up it only writes rows."""
-    return active() if _runtime is not None or names_database() else _unconfigured()
+    is_set_up = _runtime is not None or CONF.database_url is not None or SQL in CONF.exporters
+    return active() if is_set_up else _unconfigured()
 
 
 class UnconfiguredRuntime(Runtime):
@@ -178,7 +178,7 @@ class UnconfiguredRuntime(Runtime):
 
     def __init__(self) -> None:
         super().__init__((), None, None, None)
-        self._session_store = session_store()
+        self._session_store = sql_exporter_class().session_store()
 
     def event(self, *args: Any, **kwargs: Any) -> ActivityEvent:
         """As `Runtime.event`, without a worker."""

@@ -18,7 +18,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError
 from agentexec_otel._model.text import describe, describe_url
 from agentexec_otel._sdk import suppressed_instrumentation
-from agentexec_otel.export import ActivityExporter, SessionStore
+from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export.spool import Spool, SpoolUnavailableError, default_directory
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def sql_exporter(database: Database | None, create_tables: bool | None) -> Activ
     create = CONF.create_tables if create_tables is None else create_tables
     if database is None:
         database, create = default_database(), create or CONF.database_url is None
-    exporter = _sql_exporter_class()(database)
+    exporter = sql_exporter_class()(database)
     if create:
         try:
             with suppressed_instrumentation():
@@ -125,22 +125,12 @@ def default_database() -> str:
     return CONF.database_url or f"sqlite:///{Path.cwd() / _DEFAULT_FILE}"
 
 
-def session_store() -> SessionStore:
-    """What writes in sessions of the caller, and needs no database of its own."""
-    return _sql_exporter_class().session_store()  # type: ignore[no-any-return]
-
-
-def _sql_exporter_class() -> Any:
-    """Found by its entry point: the core does not import it."""
+def sql_exporter_class() -> Any:
+    """The class of the SQL exporter, found by its entry point: the core does not import it."""
     found = entry_points(group=_EXPORTER_GROUP, name=SQL)
     if not found:
         raise MissingExtraError("storing activities in a database", "agentexec-otel (its exporters)", "all")
     return next(iter(found)).load()
-
-
-def names_database() -> bool:
-    """Whether the environment asks for the SQL exporter."""
-    return CONF.database_url is not None or SQL in CONF.exporters
 
 
 def named_exporters(given: Sequence[ActivityExporter], otlp_endpoint: str | None) -> list[ActivityExporter]:
