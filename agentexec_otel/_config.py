@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from agentexec_otel._environment import unknown_variables
@@ -17,8 +17,24 @@ from agentexec_otel._model.span import EventName, LevelScheme
 from agentexec_otel._model.text import METADATA_KEY
 from agentexec_otel._model.trace_url import checked_template
 
-EventMode = Literal["span_event", "log", "both"]
-ProgressLevel = Literal["off", "steps", "detail"]
+_KEYS: Final = "name keys such as tenant,user, of letters, digits, _ . : / - and spaces"
+
+
+def _split(value: Any) -> Any:
+    return [one for part in value.split(",") if (one := part.strip())] if isinstance(value, str) else value
+
+
+def _split_keys(value: Any) -> Any:
+    return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
+
+
+def _checked_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    if wrong := [key for key in keys if not METADATA_KEY.fullmatch(key)]:
+        raise ValueError(f"{wrong[0]!r:.80} is no metadata key that can be filtered by: {_KEYS}")
+    return tuple(dict.fromkeys(keys))
+
+
+_Keys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_keys), AfterValidator(_checked_keys)]
 
 
 class Settings(BaseSettings):
@@ -36,12 +52,10 @@ class Settings(BaseSettings):
         "agentexec_", description="Prefix of table, foreign key and index names."
     )
     create_tables: bool = Field(False, description="Create missing tables when the SDK is configured.")
-    exporters: Annotated[tuple[str, ...], NoDecode] = Field(
+    exporters: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Exporters in addition to those given to `ax.configure()`, separated by commas: `sql`, `otlp`."
     )
-    indexed_metadata: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Metadata keys whose filters use an index, separated by commas."
-    )
+    indexed_metadata: _Keys = Field((), description="Metadata keys whose filters use an index, separated by commas.")
 
     dashboard_token: str | None = Field(
         None, repr=False, description="Token that `agentexec-otel dashboard` requires from each client."
@@ -65,48 +79,50 @@ class Settings(BaseSettings):
     )
     activity_message_cancel: str = Field("Task canceled.", description="Log written when a run is canceled.")
 
-    event_mode: EventMode = Field(
+    event_mode: Literal["span_event", "log", "both"] = Field(
         "span_event", description="How logs appear in OpenTelemetry: `span_event`, `log` (LogRecords) or `both`."
     )
     event_name: EventName = Field(
         "log", description="Name of span events: `log` (`agentexec.activity.log`) or the `message` of the log."
     )
     canceled_is_error: bool = Field(False, description="Give the span of a canceled activity the status ERROR.")
-    span_levels: Annotated[tuple[LevelScheme, ...], NoDecode] = Field(
+    span_levels: Annotated[tuple[LevelScheme, ...], NoDecode, BeforeValidator(_split)] = Field(
         (),
         description="Backends, separated by commas, for which a span gets the level WARNING if the activity was"
         " canceled, or ERROR if it failed: `langfuse`, `logfire`.",
     )
     span_usage: bool = Field(True, description="Put the tokens of a run on its span.")
-    trace_url_template: str | None = Field(
+    trace_url_template: Annotated[str, AfterValidator(checked_template)] | None = Field(
         None,
         description="URL of a trace in your tracing backend, with placeholders such as `{trace_id}`, or a preset and"
         " the backend's URL, such as `jaeger:http://localhost:16686`.",
     )
-    message_limit: Annotated[int, Field(ge=64, le=61_440)] = Field(
-        8_192, description="Longest stored message in bytes of UTF-8."
-    )
+    message_limit: int = Field(8_192, ge=64, le=61_440, description="Longest stored message in bytes of UTF-8.")
 
     activity_message_lost: str = Field("The worker was lost.", description="Log written when a lease has expired.")
 
-    progress: ProgressLevel = Field(
+    progress: Literal["off", "steps", "detail"] = Field(
         "steps", description="Which logs an instrumented run writes about itself: `off`, `steps` or `detail`."
     )
 
-    create_timeout: Annotated[float, Field(gt=0)] = Field(10.0, description="How long `create()` waits for its commit.")
-    terminal_timeout: Annotated[float, Field(ge=0)] = Field(
-        2.0, description="How long `complete`, `error` and `cancel` wait for their commit, but not on an event loop."
+    create_timeout: float = Field(10.0, gt=0, description="How long `create()` waits for its commit.")
+    terminal_timeout: float = Field(
+        2.0,
+        ge=0,
+        description="How long `complete`, `error` and `cancel` wait for their commit, but not on an event loop.",
     )
-    lookup_timeout: Annotated[float, Field(ge=0)] = Field(
-        2.0, description="How long the first call for an id that this process has not seen waits for its row."
+    lookup_timeout: float = Field(
+        2.0, ge=0, description="How long the first call for an id that this process has not seen waits for its row."
     )
-    shutdown_timeout: Annotated[float, Field(ge=0)] = Field(
-        5.0, description="How long the flush at exit and in `ax.shutdown()` may take."
+    shutdown_timeout: float = Field(
+        5.0, ge=0, description="How long the flush at exit and in `ax.shutdown()` may take."
     )
-    max_queue_size: Annotated[int, Field(ge=16)] = Field(
-        10_000, description="Number of events that wait in memory. Further ones wait in the spool, if there is one."
+    max_queue_size: int = Field(
+        10_000,
+        ge=16,
+        description="Number of events that wait in memory. Further ones wait in the spool, if there is one.",
     )
-    max_batch_size: Annotated[int, Field(ge=1, le=10_000)] = Field(5_000, description="Maximum events per transaction.")
+    max_batch_size: int = Field(5_000, ge=1, le=10_000, description="Maximum events per transaction.")
 
     sqlite_wal: bool = Field(
         True, description="Switch a SQLite file to write-ahead logging for good: readers do not block writers."
@@ -120,25 +136,21 @@ class Settings(BaseSettings):
     spool_durability: Literal["process", "disk"] = Field(
         "process", description="What the spool survives: the death of the `process`, or also of the machine (`disk`)."
     )
-    spool_max_bytes: Annotated[int, Field(ge=1 << 20)] = Field(
-        256 << 20, description="Limit for all spool files of one database together."
+    spool_max_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Limit for all spool files of one database together."
     )
 
-    result_limit: Annotated[int, Field(ge=1_024)] = Field(
-        4 << 20, description="Largest result of a task in bytes of JSON."
-    )
-    result_seconds: Annotated[int, Field(ge=60)] = Field(
-        86_400, description="How long Redis and NATS keep the result of a task."
-    )
+    result_limit: int = Field(4 << 20, ge=1_024, description="Largest result of a task in bytes of JSON.")
+    result_seconds: int = Field(86_400, ge=60, description="How long Redis and NATS keep the result of a task.")
 
-    lease_seconds: Annotated[float, Field(ge=0.5)] = Field(
-        30.0, description="A RUNNING activity is lost if its worker has not extended its lease for that long."
+    lease_seconds: float = Field(
+        30.0, ge=0.5, description="A RUNNING activity is lost if its worker has not extended its lease for that long."
     )
-    heartbeat_interval: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="How often a worker extends the leases of its activities, at least three times a lease."
+    heartbeat_interval: float = Field(
+        10.0, gt=0, description="How often a worker extends the leases of its activities, at least three times a lease."
     )
-    sweep_interval: Annotated[float, Field(ge=0)] = Field(
-        10.0, description="How often this process ends lost activities. 0 leaves that to other processes."
+    sweep_interval: float = Field(
+        10.0, ge=0, description="How often this process ends lost activities. 0 leaves that to other processes."
     )
 
     replay_lost: bool = Field(
@@ -152,28 +164,6 @@ class Settings(BaseSettings):
         """The ``AGENTEXEC_*`` variables of the environment that are no setting, each with the one that may be meant."""
         return unknown_variables(os.environ, cls.model_fields)
 
-    @field_validator("exporters", "span_levels", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return [one for part in value.split(",") if (one := part.strip())] if isinstance(value, str) else value
-
-    @field_validator("indexed_metadata", mode="before")
-    @classmethod
-    def _split_keys(cls, value: Any) -> Any:
-        return [key.strip() for key in value.split(",")] if isinstance(value, str) else value
-
-    @field_validator("indexed_metadata")
-    @classmethod
-    def _check_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := [key for key in keys if not METADATA_KEY.fullmatch(key)]:
-            raise ValueError(f"{wrong[0]!r:.80} is no metadata key that can be filtered by: {_KEYS}")
-        return tuple(dict.fromkeys(keys))
-
-    @field_validator("trace_url_template")
-    @classmethod
-    def _check_template(cls, template: str | None) -> str | None:
-        return None if template is None else checked_template(template)
-
     def __setattr__(self, name: str, value: object) -> None:
         if name == "table_prefix" and value != self.table_prefix:
             raise ConfigurationError(
@@ -181,9 +171,6 @@ class Settings(BaseSettings):
                 f" {self.table_prefix!r} when agentexec_otel was imported; set AGENTEXEC_TABLE_PREFIX before that"
             )
         super().__setattr__(name, value)
-
-
-_KEYS: Final = "name keys such as tenant,user, of letters, digits, _ . : / - and spaces"
 
 
 def _read() -> Settings:

@@ -6,7 +6,7 @@ Each function takes an engine or a URL; without one it uses ``AGENTEXEC_DATABASE
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError, MissingExtraError
@@ -14,10 +14,9 @@ from agentexec_otel.activity._metadata_indexes import is_on_metadata
 from agentexec_otel.activity.models import Base
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Engine
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy import Engine
 
-    Database: TypeAlias = str | URL | Engine | AsyncEngine
+    from agentexec_otel._runtime.setup import Database
 
 __all__ = [
     "check",

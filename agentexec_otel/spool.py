@@ -19,8 +19,8 @@ from agentexec_otel._model.codec import MalformedEventError, decode
 from agentexec_otel._model.event import Status
 from agentexec_otel.export._dead_letters import read_dead_letters
 from agentexec_otel.export.spool import SpoolUnavailableError, default_directory
-from agentexec_otel.export.spool.contents import SegmentContent, folders, segments
 from agentexec_otel.export.spool.directory import SpoolDirectory
+from agentexec_otel.export.spool.segment import SegmentContent, folders, segments
 
 __all__ = ["DeadLetter", "SpoolFolder", "check", "contents", "dead_letters", "directory"]
 

@@ -28,11 +28,8 @@ from agentexec_otel._model.event import ActivityEvent, Opening, Outcome, SpanRef
 SCHEMA: Final = 1
 
 _NULL: Final = "null"
-_EXPECTS_ROW: Final = 1
-_REOPENS: Final = 2
-_CLAIMS: Final = 4
-_WITHDRAWS: Final = 8
-_STARTS: Final = 16
+_FLAGS: Final = ("expects_row", "reopens", "claims", "withdraws", "starts")
+"""From the lowest bit on."""
 _INT64: Final = 2**63 - 1
 
 
@@ -59,9 +56,7 @@ def encode(event: ActivityEvent) -> bytes:
         expects_row, reopens, claims, withdraws, waiting, starts, agent_type,
     ) = event  # fmt: skip
     bare = span is None and opening is None and outcome is None and waiting is None and agent_type is None
-    flags = (
-        _EXPECTS_ROW * expects_row + _REOPENS * reopens + _CLAIMS * claims + _WITHDRAWS * withdraws + _STARTS * starts
-    )
+    flags = expects_row | reopens << 1 | claims << 2 | withdraws << 3 | starts << 4
     line = (
         f'[1,"{event_id.int:032x}","{agent_id.int:032x}",{quote(status)},{quote(message)},'
         f"{_NULL if percentage is None else percentage},{occurred_at_ns},"
@@ -75,20 +70,15 @@ def encode(event: ActivityEvent) -> bytes:
 
 
 def _details(event: ActivityEvent) -> str:
-    span, opening, outcome = event.span, event.opening, event.outcome
-    return (
+    span, opening, outcome, waiting = event.span, event.opening, event.outcome, event.waiting
+    text = (
         f",{_NULL if span is None else _json(_span_fields(span))}"
         f",{_NULL if opening is None else _json(_opening_fields(opening))}"
         f",{_NULL if outcome is None else _json(_outcome_fields(outcome))}"
-        f"{_last(event.waiting, event.agent_type)}"
     )
-
-
-def _last(waiting: Mapping[str, Any] | None, agent_type: str | None) -> str:
-    if waiting is None and agent_type is None:
-        return ""
-    text = f",{_NULL if waiting is None else _json(_plain(waiting))}"
-    return text if agent_type is None else f"{text},{quote(agent_type)}"
+    if waiting is not None or event.agent_type is not None:
+        text += f",{_NULL if waiting is None else _json(_plain(waiting))}"
+    return text if event.agent_type is None else f"{text},{quote(event.agent_type)}"
 
 
 _span_fields = attrgetter("trace_id", "span_id", "sampled", "started_in")
@@ -146,34 +136,22 @@ def _event(fields: list[object]) -> ActivityEvent:
         raise MalformedEventError("an event of an unknown schema version")
     if fields[0] > SCHEMA:
         raise LaterSchemaError(f"an event of schema version {fields[0]}, this version knows {SCHEMA}")
-    values = dict(zip(_HEAD, _read(_HEAD, fields[1:10], "event"), strict=True))
+    values = dict(zip(_EVENT, _read(_EVENT, fields[1:], "event", _FIRST_EVENT), strict=False))
     flags = values.pop("flags")
-    span, opening, outcome, waiting, agent_type = (*fields[10:15], None, None, None, None, None)[:5]
-    return ActivityEvent(
-        **values,
-        expects_row=bool(flags & _EXPECTS_ROW),
-        reopens=bool(flags & _REOPENS),
-        claims=bool(flags & _CLAIMS),
-        withdraws=bool(flags & _WITHDRAWS),
-        starts=bool(flags & _STARTS),
-        span=None if span is None else SpanRef(*_read(_SPAN, span, "span", _FIRST_SPAN)),
-        opening=None if opening is None else Opening(*_read(_OPENING, opening, "opening")),
-        outcome=None if outcome is None else Outcome(*_read(_OUTCOME, outcome, "outcome", _FIRST_OUTCOME)),
-        waiting=None if waiting is None else _object(waiting, "what the run waits for"),
-        agent_type=None if agent_type is None else _text(agent_type, "agent type"),
-    )
+    values |= {name: bool(flags >> bit & 1) for bit, name in enumerate(_FLAGS)}
+    return ActivityEvent(**values)
 
 
 _Reader = Callable[[object, str], Any]
 
 
-def _read(readers: Mapping[str, _Reader], value: object, what: str, least: int | None = None) -> list[Any]:
+def _read(readers: Mapping[str, _Reader], value: object, what: str, least: int) -> list[Any]:
     """Check an array and read its values by position. Ignores what a later version has appended.
 
     Args:
-        least: How many values the first version had. All of `readers` if None.
+        least: How many values the first version had.
     """
-    if not isinstance(value, list) or len(cast("list[object]", value)) < (least or len(readers)):
+    if not isinstance(value, list) or len(cast("list[object]", value)) < least:
         raise MalformedEventError(f"a malformed {what}")
     return [read(one, name) for (name, read), one in zip(readers.items(), cast("list[object]", value), strict=False)]
 
@@ -182,6 +160,22 @@ def _optional(read: _Reader) -> _Reader:
     return lambda value, what: None if value is None else read(value, what)
 
 
+def _made(make: Callable[..., object], readers: Mapping[str, _Reader], least: int) -> _Reader:
+    return lambda value, what: make(*_read(readers, value, what, least))
+
+
+def _a(kind: type, noun: str) -> _Reader:
+    def read(value: object, what: str) -> Any:
+        if type(value) is not kind:  # As JSON has it: true is an int in Python.
+            raise MalformedEventError(f"{what} is not {noun}")
+        return value
+
+    return read
+
+
+_text = _a(str, "a text")
+_boolean = _a(bool, "a boolean")
+_object = _a(dict, "an object")
 _HEX32 = re.compile(r"[0-9a-f]{32}", re.ASCII).fullmatch
 
 
@@ -201,54 +195,24 @@ def _status(value: object, what: str) -> Status:
     return status
 
 
-def _text(value: object, what: str) -> str:
-    if not isinstance(value, str):
-        raise MalformedEventError(f"{what} is not a text")
-    return value
-
-
 def _integer(value: object, what: str) -> int:
-    # JSON's true is an int in Python, and no database column holds more than 64 bits.
+    # No database column holds more than 64 bits.
     if type(value) is not int or not -_INT64 <= value <= _INT64:
         raise MalformedEventError(f"{what} is not a 64 bit integer")
     return value
-
-
-def _boolean(value: object, what: str) -> bool:
-    if not isinstance(value, bool):
-        raise MalformedEventError(f"{what} is not a boolean")
-    return value
-
-
-def _object(value: object, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise MalformedEventError(f"{what} is not an object")
-    return cast("dict[str, Any]", value)
 
 
 def _carrier(value: object, what: str) -> dict[str, str]:
     return {key: _text(entry, what) for key, entry in _object(value, what).items()}
 
 
-# By position. Names are the fields of `ActivityEvent` in the first, and for error messages in the others.
-_HEAD: Final[dict[str, _Reader]] = {
-    "event_id": _uuid,
-    "agent_id": _uuid,
-    "status": _status,
-    "message": _text,
-    "percentage": _optional(_integer),
-    "occurred_at_ns": _integer,
-    "attempt": _optional(_integer),
-    "worker_id": _optional(_text),
-    "flags": _integer,
-}
+# By position. Names are the fields of `ActivityEvent` in the last, and for error messages in the others.
 _SPAN: Final[dict[str, _Reader]] = {
     "trace id": _text,
     "span id": _text,
     "sampling decision": _boolean,
     "span of the worker": _optional(_text),
 }
-_FIRST_SPAN: Final = 3
 _OPENING: Final[dict[str, _Reader]] = {
     "agent type": _text,
     "metadata": _optional(_object),
@@ -262,4 +226,20 @@ _OUTCOME: Final[dict[str, _Reader]] = {
     ),
     "model": _optional(_text),
 }
-_FIRST_OUTCOME: Final = 5
+_EVENT: Final[dict[str, _Reader]] = {
+    "event_id": _uuid,
+    "agent_id": _uuid,
+    "status": _status,
+    "message": _text,
+    "percentage": _optional(_integer),
+    "occurred_at_ns": _integer,
+    "attempt": _optional(_integer),
+    "worker_id": _optional(_text),
+    "flags": _integer,
+    "span": _optional(_made(SpanRef, _SPAN, least=3)),
+    "opening": _optional(_made(Opening, _OPENING, least=3)),
+    "outcome": _optional(_made(Outcome, _OUTCOME, least=5)),
+    "waiting": _optional(_object),
+    "agent_type": _optional(_text),
+}
+_FIRST_EVENT: Final = 9

@@ -19,8 +19,10 @@ from agentexec_otel._model.text import NAME_LIMIT
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 TICK: Final = timedelta(microseconds=1)
-_RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
+RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
+"""Within an attempt, no status is replaced by one of a lower or the same rank."""
 _REASON_LIMIT: Final = 64
+_COUNTS: Final = ("input_tokens", "output_tokens", "requests", "cached_input_tokens", "reasoning_tokens")
 _UNKNOWN: Final[tuple[Any, ...]] = (None,) * 17
 """What `ActivityState` has after its attempt, before the first event."""
 
@@ -218,7 +220,7 @@ class ActivityState:
 
     def _advance(self, event: ActivityEvent, replay: bool) -> None:
         status = event.status
-        if status is not self.status and _RANK[status] > _RANK[self.status]:
+        if status is not self.status and RANK[status] > RANK[self.status]:
             self.status = status
         if self.started_at is None and self.status is RUNNING:
             self.started_at = moment(event.occurred_at_ns)
@@ -247,16 +249,10 @@ class ActivityState:
             self.lease = "extend" if waiting is None else "clear"
 
     def _count_tokens(self, outcome: Outcome) -> None:
-        if outcome.input_tokens is not None:
-            self.input_tokens = outcome.input_tokens
-        if outcome.output_tokens is not None:
-            self.output_tokens = outcome.output_tokens
-        if outcome.requests is not None:
-            self.requests = outcome.requests
-        if outcome.cached_input_tokens is not None:
-            self.cached_input_tokens = outcome.cached_input_tokens
-        if outcome.reasoning_tokens is not None:
-            self.reasoning_tokens = outcome.reasoning_tokens
+        for name in _COUNTS:
+            count = getattr(outcome, name)
+            if count is not None:
+                setattr(self, name, count)
         if outcome.model is not None:
             self.model = outcome.model[:NAME_LIMIT]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final, cast
 
 REDACTED: Final = "[redacted]"
@@ -214,32 +214,27 @@ def _redact_prefixed(text: str) -> str:
     return text
 
 
-class Redactor:
-    """Applies the built-in patterns, then the application's hook.
+def redactor(hook: Callable[[str], str] | None = None) -> Callable[[str], str]:
+    """Return what applies the built-in patterns, then the application's hook.
 
-    Calling it never raises. If the hook raises or does not return a string, the text may still contain secrets. All of
-    it becomes ``[redacted: the redact hook failed]``, and the failure is logged once, without the text.
+    Calling that never raises. If the hook raises or does not return a string, the text may still contain secrets. All
+    of it becomes ``[redacted: the redact hook failed]``, and the failure is logged once, without the text.
 
     Args:
         hook: Called with each text after the patterns were applied. Returns the text to keep.
     """
+    return redact_secrets if hook is None else partial(_redact_with, hook)
 
-    __slots__ = ("_hook",)
 
-    def __init__(self, hook: Callable[[str], str] | None = None) -> None:
-        self._hook = hook
-
-    def __call__(self, text: str) -> str:
-        text = redact_secrets(text)
-        if self._hook is None:
-            return text
-        try:
-            kept = cast(object, self._hook(text))
-        except Exception as exc:  # noqa: BLE001  # its text and traceback may quote the secret, so only the type is logged
-            return _hook_failed(f"raised {type(exc).__name__}")
-        if not issubclass(type(kept), str):
-            return _hook_failed(f"returned {type(kept).__name__} instead of str")
-        return str.__str__(cast(str, kept))
+def _redact_with(hook: Callable[[str], str], text: str) -> str:
+    text = redact_secrets(text)
+    try:
+        kept = cast(object, hook(text))
+    except Exception as exc:  # noqa: BLE001  # its text and traceback may quote the secret, so only the type is logged
+        return _hook_failed(f"raised {type(exc).__name__}")
+    if not issubclass(type(kept), str):
+        return _hook_failed(f"returned {type(kept).__name__} instead of str")
+    return str.__str__(cast(str, kept))
 
 
 def _hook_failed(how: str) -> str:

@@ -5,7 +5,7 @@ The live span and a span that is rebuilt from a row both come from here, so that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
@@ -18,13 +18,10 @@ EventName = Literal["log", "message"]
 LevelScheme = Literal["langfuse", "logfire"]
 
 _MOST_CHARACTERS: Final = 120  # of a message that is the name of an event
-_WARNING: Final[dict[LevelScheme, tuple[str, AttributeValue]]] = {
-    "langfuse": (semconv.LANGFUSE_LEVEL, "WARNING"),
-    "logfire": (semconv.LOGFIRE_LEVEL, 13),
-}
-_ERROR: Final[dict[LevelScheme, tuple[str, AttributeValue]]] = {
-    "langfuse": (semconv.LANGFUSE_LEVEL, "ERROR"),
-    "logfire": (semconv.LOGFIRE_LEVEL, 17),
+# The attribute for a level, and its values for a warning and for an error.
+_LEVELS: Final[dict[LevelScheme, tuple[str, AttributeValue, AttributeValue]]] = {
+    "langfuse": (semconv.LANGFUSE_LEVEL, "WARNING", "ERROR"),
+    "logfire": (semconv.LOGFIRE_LEVEL, 13, 17),
 }
 _USAGE: Final = (
     semconv.INPUT_TOKENS, semconv.OUTPUT_TOKENS, semconv.CACHED_INPUT_TOKENS, semconv.REASONING_TOKENS,
@@ -108,28 +105,6 @@ class StoredSpan(NamedTuple):
     cursor: tuple[object, ...]
 
 
-class SpanEvent(NamedTuple):
-    """An event of a span."""
-
-    name: str
-    attributes: dict[str, AttributeValue]
-    timestamp_ns: int
-
-
-class SpanContent(NamedTuple):
-    """What is put on a span at its end.
-
-    Attributes:
-        is_error: The span's status is ERROR; else it stays unset.
-        description: Describes the error.
-    """
-
-    events: list[SpanEvent]
-    attributes: dict[str, AttributeValue]
-    is_error: bool
-    description: str | None
-
-
 def start_attributes(start: SpanStart) -> dict[str, AttributeValue]:
     """Return the attributes that the span has from its start."""
     attributes = opening_attributes(start.agent_id, start.opening, start.attempt)
@@ -151,18 +126,28 @@ def _conversation_attributes(metadata: Mapping[str, Any]) -> dict[str, Attribute
     return found
 
 
-def end_content(end: SpanEnd, style: SpanStyle) -> SpanContent:
-    """Return what the span is given at its end."""
-    logs = end.logs if style.has_events else ()
-    events = [SpanEvent(_event_name(log, style), log_attributes(log), log.occurred_at_ns) for log in logs]
+def span_events(end: SpanEnd, style: SpanStyle) -> Iterator[tuple[str, dict[str, AttributeValue], int]]:
+    """Yield the events that the span is given at its end: name, attributes and time."""
+    for log in end.logs if style.has_events else ():
+        yield _event_name(log, style), log_attributes(log), log.occurred_at_ns
+
+
+def is_error(end: SpanEnd, style: SpanStyle) -> bool:
+    """Whether the span's status is ERROR; else it stays unset."""
+    return end.status is Status.ERROR or (end.status is Status.CANCELED and style.canceled_is_error)
+
+
+def end_attributes(end: SpanEnd, style: SpanStyle) -> dict[str, AttributeValue]:
+    """Return the attributes that are added to the span at its end."""
     attributes = outcome_attributes(end.status, end.outcome, end.percentage)
     if not style.has_usage:
         attributes = {name: value for name, value in attributes.items() if name not in _USAGE}
     attributes[semconv.LOG_COUNT] = end.log_count
-    is_error = end.status is Status.ERROR or (end.status is Status.CANCELED and style.canceled_is_error)
-    if is_error or end.status is Status.CANCELED:
-        attributes |= ((_ERROR if is_error else _WARNING)[level] for level in style.levels)
-    return SpanContent(events, attributes, is_error, end.description if is_error else None)
+    if end.status in {Status.ERROR, Status.CANCELED}:
+        for level in style.levels:
+            name, warning, error = _LEVELS[level]
+            attributes[name] = error if is_error(end, style) else warning
+    return attributes
 
 
 def _event_name(log: ActivityEvent, style: SpanStyle) -> str:

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
-from agentexec_otel._model.redact import HOOK_FAILED, LONGEST_CLOSED, Redactor, redact_mapping, unique_key
+from agentexec_otel._model.redact import HOOK_FAILED, LONGEST_CLOSED, redact_mapping, redactor, unique_key
 
 _T = TypeVar("_T")
 
@@ -35,7 +35,6 @@ _UNSAFE: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202
 _MARGIN: Final = 2 * LONGEST_CLOSED
 # Longer text is not encoded only to count its bytes, because that would block an event loop.
 _COUNTED: Final = 1 << 20
-_DEFAULT: Final = Redactor()
 _NUMERAL: Final = re.compile(
     r"\s{0,8}[+-]?(?:[0-9]{1,64}(?:\.[0-9]{0,64})?|\.[0-9]{1,64})(?:[eE][+-]?[0-9]{1,3})?\s{0,8}"
 )
@@ -70,7 +69,7 @@ def prepare_message(value: object, limit: int, redact: Callable[[str], str] | No
         redact: Called with the cleaned text. If it fails, the message is ``[redacted: the redact hook failed]``.
     """
     text = value if type(value) is str else as_text(value)
-    find = _DEFAULT if redact is None else Redactor(redact)
+    find = redactor(redact)
     if len(text) > limit + _MARGIN:
         return _shortened(text, limit, _MARGIN, find)
     cleaned = _visible(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from string import Formatter
@@ -48,7 +48,7 @@ def _expanded(template: str) -> str:
     """The URL with placeholders that a template stands for."""
     preset, _, base = template.partition(":")
     if preset in _PRESETS:
-        return _PRESETS[preset](_checked_url(base).rstrip("/"))
+        return _of_preset(preset, _checked_url(base).rstrip("/"))
     _check_fields(template)
     return _checked_url(template)
 
@@ -82,37 +82,37 @@ def _checked_url(url: str) -> str:
 # -- presets ----------------------------------------------------------------------------------------------------------
 
 
-def _jaeger(base: str) -> str:
-    return f"{_plain(base)}/trace/{{trace_id}}?uiFind={{span_id}}"
+_PRESETS: Final = {
+    "jaeger": "{base}/trace/{trace_id}?uiFind={span_id}",
+    "langfuse": "{base}/traces/{trace_id}?observation={span_id}",
+    "logfire": "{base}?q=trace_id%3D%27{trace_id}%27&traceId={trace_id}&spanId={span_id}"
+    "&since={start_iso}&until={end_iso}",
+    "mlflow": "{base}/traces?selectedEvaluationId=tr-{trace_id}",
+    "phoenix": "{base}/redirects/spans/{span_id}",
+    "tempo": "{base}/explore?schemaVersion=1&orgId=1&panes={panes}",
+}
+# What the base of a preset must have, and what it is the URL of.
+_NEEDED: Final = {
+    "langfuse": ("/project/", "a project, such as https://cloud.langfuse.com/project/PROJECT_ID"),
+    "logfire": (r"//[^/]+/+[^/?#]+/+[^/?#]", "a project, such as https://logfire-us.pydantic.dev/ORGANIZATION/PROJECT"),
+    "mlflow": ("#/experiments/", "an experiment, such as http://localhost:5000/#/experiments/0"),
+}
 
 
-def _phoenix(base: str) -> str:
-    return f"{_plain(base)}/redirects/spans/{{span_id}}"
+def _of_preset(preset: str, base: str) -> str:
+    needed, what = _NEEDED.get(preset, ("", ""))
+    if not re.search(needed, base):
+        raise ValueError(f"{preset} needs the URL of {what}")
+    template = _PRESETS[preset]
+    if preset == "tempo":
+        base, panes = _tempo(base)
+        template = template.replace("{panes}", panes)
+    # Its own braces are no placeholders.
+    return template.replace("{base}", base.replace("{", "{{").replace("}", "}}"))
 
 
-def _langfuse(base: str) -> str:
-    if "/project/" not in base:
-        raise ValueError("langfuse needs the URL of a project, such as https://cloud.langfuse.com/project/PROJECT_ID")
-    return f"{_plain(base)}/traces/{{trace_id}}?observation={{span_id}}"
-
-
-def _logfire(base: str) -> str:
-    if len(urlsplit(base).path.strip("/").split("/")) < 2:
-        raise ValueError(
-            "logfire needs the URL of a project, such as https://logfire-us.pydantic.dev/ORGANIZATION/PROJECT"
-        )
-    query = quote("trace_id='{trace_id}'", safe="{}")
-    times = "since={start_iso}&until={end_iso}"
-    return f"{_plain(base)}?q={query}&traceId={{trace_id}}&spanId={{span_id}}&{times}"
-
-
-def _mlflow(base: str) -> str:
-    if "#/experiments/" not in base:
-        raise ValueError("mlflow needs the URL of an experiment, such as http://localhost:5000/#/experiments/0")
-    return f"{_plain(base)}/traces?selectedEvaluationId=tr-{{trace_id}}"
-
-
-def _tempo(base: str) -> str:
+def _tempo(base: str) -> tuple[str, str]:
+    """The URL of Grafana, and the query, for the data source that the base names."""
     parts = urlsplit(base)
     (source,) = parse_qs(parts.query).get("datasource", ["tempo"])[:1]
     grafana = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
@@ -126,19 +126,4 @@ def _tempo(base: str) -> str:
     panes = quote(json.dumps({"agentexec": pane}, separators=(",", ":")), safe="")
     for field in ("{trace_id}", "{start}", "{end}"):
         panes = panes.replace(quote(field), field)
-    return f"{_plain(grafana)}/explore?schemaVersion=1&orgId=1&panes={panes}"
-
-
-def _plain(base: str) -> str:
-    """The base of a preset, whose braces are no placeholders."""
-    return base.replace("{", "{{").replace("}", "}}")
-
-
-_PRESETS: Final[Mapping[str, Callable[[str], str]]] = {
-    "jaeger": _jaeger,
-    "langfuse": _langfuse,
-    "logfire": _logfire,
-    "mlflow": _mlflow,
-    "phoenix": _phoenix,
-    "tempo": _tempo,
-}
+    return grafana, panes

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from agentexec_otel._errors import ExportError, guarded
@@ -25,11 +25,10 @@ from agentexec_otel._model.results import (
 )
 from agentexec_otel._model.span import SpanStart
 from agentexec_otel._runtime.hand_over import HandOver, Soon
+from agentexec_otel._runtime.limits import chunks
 from agentexec_otel._runtime.live import ClosingSpan, LiveActivities, LiveActivity
 from agentexec_otel._runtime.spans import ActivityTracer, Mirror, in_clean_context
 from agentexec_otel.export import ActivityStore, SpanStore
-
-_CHUNK: Final = 500
 
 
 class PassOn(Protocol):
@@ -83,18 +82,15 @@ class Following:
             changed = live.acknowledge(events, result)
             if changed or not live.is_resolved:
                 for event in events:
-                    self._acknowledged(live, event, result)
+                    if live.is_resolved:
+                        self._follow(live, event, result)
+                    else:
+                        self._resolve_soon(live, event, result)
         elif live is not None and isinstance(result, Reject):
             for event in events:
                 self._refused(live, event, result.refusal)
         if isinstance(result, Ack) and not result.late and any(event.reopens for event in events):
             self.live.join(events[0].agent_id, result.attempt)
-
-    def _acknowledged(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
-        if live.is_resolved:
-            self._follow(live, event, ack)
-        else:
-            self._resolve_soon(live, event, ack)
 
     def _resolve_soon(self, live: LiveActivity, event: ActivityEvent, ack: Ack) -> None:
         """Read the row, together with those of other views that wait, and follow the answer then."""
@@ -104,8 +100,7 @@ class Following:
 
     def _resolve_all(self) -> None:
         waiting, self._unresolved = self._unresolved, []
-        for start in range(0, len(waiting), _CHUNK):
-            chunk = waiting[start : start + _CHUNK]
+        for chunk in chunks(waiting):
             self._resolve({live.agent_id: live for live, _, _ in chunk if not live.is_resolved})
             for live, event, ack in chunk:
                 if live.is_resolved:
@@ -181,8 +176,7 @@ class Following:
 
         Rows are read only now: the caller that ended them does not wait for spans.
         """
-        for start in range(0, len(ended), _CHUNK):
-            chunk = ended[start : start + _CHUNK]
+        for chunk in chunks(ended):
             stored: dict[UUID, StoredActivity] = {}
             if self._store is not None:
                 with suppress(ExportError):
@@ -221,9 +215,8 @@ class Following:
 
     def emit_record(self, event: ActivityEvent, live: LiveActivity | None = None) -> None:
         """Emit a log as a log record, if those are wanted. On any thread."""
-        if self._tracer.log_sink is not None:
-            with guarded("emitting an activity's log record"):
-                self._tracer.emit_record(event, *((None, None) if live is None else (live.span, live.ref)))
+        with guarded("emitting an activity's log record"):
+            self._tracer.emit_record(event, *((None, None) if live is None else (live.span, live.ref)))
 
     def follow_up(self, closing: ClosingSpan | None, on_cancel: Callable[[], object] | None) -> None:
         """Do the application's part of what a view has decided."""
@@ -245,9 +238,9 @@ class Following:
     def after_fork_in_child(self) -> None:
         """Activities and spans are the parent's."""
         self._unresolved = []
-        self.hand_over.after_fork_in_child()
-        self.live.after_fork_in_child()
-        self.mirror.after_fork_in_child()
+        self.hand_over.reset()
+        self.live.reset()
+        self.mirror.reset()
 
 
 def _end_of(one: EndedActivity, ending: Ending, stored: StoredActivity) -> AttemptEnd:

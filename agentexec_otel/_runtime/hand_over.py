@@ -11,6 +11,7 @@ from uuid import UUID
 from weakref import WeakSet
 
 from agentexec_otel._errors import ExportError, guarded
+from agentexec_otel._runtime.limits import chunks
 from agentexec_otel._runtime.live import ClosingSpan
 from agentexec_otel.export import SpanStore
 
@@ -18,7 +19,6 @@ _logger = logging.getLogger("agentexec_otel")
 
 EXPORT_LEASE: Final = 300.0
 """Seconds for the export of a span that was handed over, before a replay takes it."""
-_CHUNK: Final = 500
 _MOST_REPORTS: Final = 100_000
 
 trackers: Final[WeakSet[object]] = WeakSet()
@@ -43,9 +43,10 @@ class HandOver:
         self._store = store
         self._end = end
         self._soon = soon
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget what waits: in a forked child it is the parent's."""
         self._lock = threading.Lock()  # Guards the fields below; nothing else is called under it.
         self._closing: list[ClosingSpan] = []
         self._reports: deque[tuple[UUID, str, bool]] = deque(maxlen=_MOST_REPORTS)
@@ -95,10 +96,10 @@ class HandOver:
             self._reports.clear()
         if self._store is None or not (closing or reports):
             return
-        for start in range(0, len(closing), _CHUNK):
-            self._claim(self._store, closing[start : start + _CHUNK])
-        for start in range(0, len(reports), _CHUNK):
-            self._state(self._store, reports[start : start + _CHUNK])
+        for ended in chunks(closing):
+            self._claim(self._store, ended)
+        for reported in chunks(reports):
+            self._state(self._store, reported)
 
     def _claim(self, store: SpanStore, closing: Sequence[ClosingSpan]) -> None:
         taken: Set[str] = frozenset()
@@ -136,7 +137,3 @@ class HandOver:
             closing, self._closing = self._closing, []
         for one in closing:
             self._end(one)
-
-    def after_fork_in_child(self) -> None:
-        """What waits is the parent's."""
-        self._reset()

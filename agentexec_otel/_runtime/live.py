@@ -13,14 +13,13 @@ from uuid import UUID
 from opentelemetry import trace
 
 from agentexec_otel._model.event import RUNNING, ActivityEvent, Opening, Outcome, SpanRef, Status
-from agentexec_otel._model.fold import ActivityState
+from agentexec_otel._model.fold import RANK, ActivityState
 from agentexec_otel._model.results import Ack, Refusal, StoredActivity
 from agentexec_otel._model.span import SpanEnd, SpanOfAttempt, SpanStart
 from agentexec_otel._sdk import DEFAULT_SPAN_EVENTS
 
 MAX_KNOWN: Final = 10_000
 """Activities that are remembered when nothing of them is left to do here."""
-_RANK: Final = {Status.QUEUED: 0, Status.RUNNING: 1, Status.COMPLETE: 2, Status.ERROR: 2, Status.CANCELED: 2}
 
 
 class Usage(NamedTuple):
@@ -236,8 +235,7 @@ class LiveActivity:
         self._keep(event)
         if self.ref is not None or self.opening is None or self._starting or not self._starts_span(event):
             return None
-        self._starting = True
-        return self._span_start()
+        return self._begin_span()
 
     def _starts_span(self, event: ActivityEvent) -> bool:
         """The first RUNNING or terminal log; if there was no tracer provider then, the last one tries again."""
@@ -263,10 +261,10 @@ class LiveActivity:
         with self._all.lock:
             if self.span is not None or self.ref is not None or self._starting or self.opening is None:
                 return None
-            self._starting = True
-            return self._span_start()
+            return self._begin_span()
 
-    def _span_start(self) -> SpanStart:
+    def _begin_span(self) -> SpanStart:
+        self._starting = True
         waited = None
         if self._running_at_ns is not None:
             waited = max(0, self._running_at_ns - self._start_time_ns) / 1e9
@@ -306,7 +304,7 @@ class LiveActivity:
             if self.attempt not in (None, stored.attempt):
                 return
             self.attempt = self._state.attempt = stored.attempt
-            if _RANK[stored.status] > _RANK[self._state.status]:
+            if RANK[stored.status] > RANK[self._state.status]:
                 self._state.status = stored.status
             if self.span is not None or self._starting:
                 return
@@ -462,6 +460,10 @@ class LiveActivities:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: in a forked child the activities, their spans and the lock's holder are the parent's."""
         self.lock = threading.RLock()
         self._live: dict[UUID, LiveActivity] = {}
         self._needed = 0
@@ -522,13 +524,12 @@ class LiveActivities:
             self._live.pop(agent_id, None)
 
     def _put(self, live: LiveActivity) -> LiveActivity:
-        with self.lock:
-            known = self._live.get(live.agent_id)
-            live.older = None if known is None or known.is_idle else known
-            self._live[live.agent_id] = live
-            if len(self._live) > max(MAX_KNOWN, self._needed):
-                self._evict(live)
-            return live
+        known = self._live.get(live.agent_id)
+        live.older = None if known is None or known.is_idle else known
+        self._live[live.agent_id] = live
+        if len(self._live) > max(MAX_KNOWN, self._needed):
+            self._evict(live)
+        return live
 
     def _evict(self, new: LiveActivity) -> None:
         idle = (agent_id for agent_id, one in self._live.items() if one.is_idle and one is not new)
@@ -544,30 +545,15 @@ class LiveActivities:
 
     # -- for liveness -------------------------------------------------------------------------------------------
 
-    def running(self) -> dict[UUID, int]:
-        """The activities that run in this process, each with its attempt, which is known once a log is stored."""
+    def running(self) -> list[LiveActivity]:
+        """The activities that run in this process; the attempt of each is known once a log is stored."""
         with self.lock:
-            running = [live for live in self._live.values() if live.runs_here]
-            return {live.agent_id: live.attempt for live in running if live.attempt is not None}
-
-    def owned(self) -> set[UUID]:
-        """The activities that a block of this process will end."""
-        with self.lock:
-            return {live.agent_id for live in self._live.values() if live.owner is not None}
+            return [live for live in self._live.values() if live.runs_here]
 
     def with_blocks(self) -> set[UUID]:
         """The activities of which a block of this process runs an attempt, the joined one or an earlier one."""
         with self.lock:
             return {key for key in self._live if any(live.owner is not None for live in self.attempts(key))}
-
-    def unowned(self) -> dict[UUID, str | None]:
-        """The activities that run in this process without a block that will end them, each with its span's id."""
-        with self.lock:
-            return {
-                live.agent_id: live.ref.span_id if live.ref is not None and live.span is not None else None
-                for live in self._live.values()
-                if live.runs_here and live.owner is None
-            }
 
     def views(self, attempts: Iterable[tuple[UUID, int]], stored: Mapping[UUID, StoredActivity]) -> list[LiveActivity]:
         """The views of attempts that have ended together; of those whose row is unread, the ones that have a span.
@@ -591,12 +577,6 @@ class LiveActivities:
         with self.lock:
             closing = [live.end_as_reported() for live in self._live.values()]
         return [one for one in closing if one is not None]
-
-    def after_fork_in_child(self) -> None:
-        """The activities, their spans and the lock's holder are the parent's."""
-        self.lock = threading.RLock()
-        self._live = {}
-        self._needed = 0
 
 
 def _sum(counts: Iterable[int | None]) -> int | None:

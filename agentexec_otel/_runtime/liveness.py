@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from itertools import islice
 from typing import Final
-from uuid import UUID
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError
 from agentexec_otel._model.event import Outcome, Status
-from agentexec_otel._model.results import Ending, StoredActivity
+from agentexec_otel._model.results import Ending
 from agentexec_otel._runtime.following import Following
+from agentexec_otel._runtime.limits import chunks
 from agentexec_otel.export import ActivityStore
 
-_CHUNK: Final = 500
 _POLL_INTERVAL: Final = 0.5
 _STALLED: Final = 2.5
 """A tick comes about once a second: after a longer silence this process was stuck, or frozen."""
@@ -76,20 +74,17 @@ class Liveness:
 
     def _poll(self) -> None:
         """Learn soon what other processes have ended of what blocks here run, so that a canceled run stops."""
-        for chunk in _chunks(sorted(self._following.live.with_blocks())):
-            self._hear(self._store.load(chunk, history=False).values())
+        for chunk in chunks(sorted(self._following.live.with_blocks())):
+            for stored in self._store.load(chunk, history=False).values():
+                self._following.heard(stored)
 
     def heartbeat(self) -> None:
         """Extend the leases of what runs here, and learn what other processes have ended."""
-        owned, running = self._following.live.owned(), self._following.live.running()
-        for chunk in _chunks(running):
-            attempts = {agent_id: running[agent_id] for agent_id in chunk}
-            rows = self._store.extend_leases(self._worker_id(), attempts, owned=owned.intersection(chunk))
-            self._hear(rows.values())
-
-    def _hear(self, rows: Iterable[StoredActivity]) -> None:
-        for stored in rows:
-            self._following.heard(stored)
+        for chunk in chunks(self._following.live.running()):
+            attempts = {live.agent_id: live.attempt for live in chunk if live.attempt is not None}
+            owned = {live.agent_id for live in chunk if live.owner is not None}
+            for stored in self._store.extend_leases(self._worker_id(), attempts, owned=owned).values():
+                self._following.heard(stored)
 
     def _sweep(self) -> None:
         ending = lost_ending()
@@ -100,16 +95,10 @@ class Liveness:
     def release(self) -> None:
         """Before a clean exit: activities without a block that ends them are not lost, other workers may continue."""
         with suppress(ExportError):
-            spans = self._following.live.unowned()
-            for chunk in _chunks(spans):
-                dropped = {span for agent_id in chunk if (span := spans[agent_id]) is not None}
-                self._store.release(self._worker_id(), chunk, spans=dropped)
-
-
-def _chunks(agent_ids: Iterable[UUID]) -> Iterator[list[UUID]]:
-    left = iter(agent_ids)
-    while chunk := list(islice(left, _CHUNK)):
-        yield chunk
+            unowned = [live for live in self._following.live.running() if live.owner is None]
+            for chunk in chunks(unowned):
+                dropped = {live.ref.span_id for live in chunk if live.ref is not None and live.span is not None}
+                self._store.release(self._worker_id(), [live.agent_id for live in chunk], spans=dropped)
 
 
 def _heartbeat_interval() -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 from weakref import WeakValueDictionary
 
@@ -109,17 +111,10 @@ class RunMetrics:
         self._counts = _Collected(count_active)
         self._types: set[str] = set()
         self._ended = meter.create_counter(semconv.METRIC_ENDED, "{activity}", "Attempts that have ended")
-        self._duration = meter.create_histogram(
-            semconv.METRIC_DURATION,
-            "s",
-            "From the start of an attempt to its end",
-            explicit_bucket_boundaries_advisory=_SECONDS,
-        )
-        self._queued = meter.create_histogram(
-            semconv.METRIC_QUEUE_DURATION,
-            "s",
-            "From the creation of an activity to its start",
-            explicit_bucket_boundaries_advisory=_SECONDS,
+        seconds = partial(meter.create_histogram, unit="s", explicit_bucket_boundaries_advisory=_SECONDS)
+        self._duration = seconds(semconv.METRIC_DURATION, description="From the start of an attempt to its end")
+        self._queued = seconds(
+            semconv.METRIC_QUEUE_DURATION, description="From the creation of an activity to its start"
         )
         self._tokens = meter.create_histogram(
             semconv.METRIC_TOKENS,
@@ -167,19 +162,17 @@ class RunMetrics:
         return agent_type
 
     def _active(self, options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-        counts: dict[tuple[str, str], int] = {}
+        counts = Counter[tuple[str, str]]()
         for one in self._counts.read("active"):
-            key = self._type(one.agent_type), one.status.value
-            counts[key] = counts.get(key, 0) + one.activities
+            counts[self._type(one.agent_type), one.status.value] += one.activities
         return [
             metrics.Observation(count, {semconv.AGENT_TYPE: agent_type, semconv.STATUS: status})
             for (agent_type, status), count in counts.items()
         ]
 
     def _waiting(self, options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
-        counts: dict[str, int] = {}
+        counts = Counter[str]()
         for one in self._counts.read("waiting"):
             if one.waiting:
-                agent_type = self._type(one.agent_type)
-                counts[agent_type] = counts.get(agent_type, 0) + one.waiting
+                counts[self._type(one.agent_type)] += one.waiting
         return [metrics.Observation(count, {semconv.AGENT_TYPE: name}) for name, count in counts.items()]

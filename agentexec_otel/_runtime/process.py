@@ -6,7 +6,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -14,24 +14,23 @@ from opentelemetry import metrics, trace
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError
-from agentexec_otel._model.results import ActiveCount
+from agentexec_otel._model.event import ActivityEvent
+from agentexec_otel._model.results import Ack, ActiveCount, EndedActivity, Ending, ExportResult, StoredActivity
 from agentexec_otel._runtime.complaints import forget_complaints
 from agentexec_otel._runtime.metrics import instruments
 from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel._runtime.setup import (
     SQL,
     check_hooks,
-    check_span_exporter,
     checked_exporters,
     default_database,
     flush_at_exit_of_child,
     named_exporters,
-    names_database,
     otlp_span_exporter,
     set_up_otlp,
     sql_exporter,
+    sql_exporter_class,
 )
-from agentexec_otel._runtime.unconfigured import UnconfiguredRuntime
 from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export.spool import SpoolError
 
@@ -81,8 +80,7 @@ def configure(
         MissingExtraError: a driver or exporter package is not installed.
     """
     global _runtime, _database  # noqa: PLW0603
-    check_hooks(redact, tracer_provider=tracer_provider, logger_provider=logger_provider, meter_provider=meter_provider)
-    check_span_exporter(span_exporter)
+    check_hooks(redact, span_exporter, tracer_provider, logger_provider, meter_provider)
     sinks = checked_exporters(exporters)
     stores = _stores(database, exporters)
     if stores:
@@ -94,9 +92,8 @@ def configure(
     # Built without the lock: providers are code of the application.
     replays_to = span_exporter or (None if otlp_endpoint is None else partial(otlp_span_exporter, otlp_endpoint))
     run_metrics = instruments(meter_provider, health, _count_active)
-    runtime = Runtime(
-        sinks, tracer_provider, logger_provider, redact, _flush_at_exit_of_child, run_metrics.ended, replays_to
-    )
+    flush_at_exit = partial(flush_at_exit_of_child, shutdown)
+    runtime = Runtime(sinks, tracer_provider, logger_provider, redact, flush_at_exit, run_metrics.ended, replays_to)
     with _lock:
         if _runtime is not None:
             runtime.take_over(_runtime)
@@ -114,7 +111,7 @@ def tracked(exporter: SpanExporter) -> SpanExporter:
 
     With it `ax.replay` finds the spans whose export has failed for good, too. Wrap it before the first activity ends.
     """
-    from agentexec_otel._runtime.tracked import TrackedSpanExporter
+    from agentexec_otel._runtime.span_exporters import TrackedSpanExporter
 
     return TrackedSpanExporter(exporter, _spans_reported)
 
@@ -169,12 +166,47 @@ def active() -> Runtime:
 
 def active_in_session() -> Runtime:
     """The runtime of a call with a session. Without any set-up it only writes rows."""
-    return active() if _runtime is not None or names_database() else _unconfigured()
+    is_set_up = _runtime is not None or CONF.database_url is not None or SQL in CONF.exporters
+    return active() if is_set_up else _unconfigured()
 
 
-@lru_cache(maxsize=1)
-def _unconfigured() -> Runtime:
-    return UnconfiguredRuntime()
+class UnconfiguredRuntime(Runtime):
+    """Writes rows in sessions of the caller. Nothing follows a commit: no span, no view, no other exporter.
+
+    Its events name no worker: without a writer thread a lease could not be extended, and the activity would be lost.
+    """
+
+    def __init__(self) -> None:
+        super().__init__((), None, None, None)
+        self._session_store = sql_exporter_class().session_store()
+
+    def event(self, *args: Any, **kwargs: Any) -> ActivityEvent:
+        """As `Runtime.event`, without a worker."""
+        return super().event(*args, **kwargs)._replace(worker_id=None)
+
+    def committed_creation(self, event: ActivityEvent) -> None:
+        """Do nothing."""
+
+    def committed(self, event: ActivityEvent, stored: StoredActivity, result: ExportResult) -> None:
+        """Do nothing."""
+
+    def retried(self, events: Sequence[ActivityEvent], results: Sequence[ExportResult]) -> dict[UUID, int]:
+        """The attempts that were opened."""
+        return {
+            event.agent_id: result.attempt
+            for event, result in zip(events, results, strict=True)
+            if isinstance(result, Ack)
+        }
+
+    def ended_together(self, ended: Sequence[EndedActivity], ending: Ending) -> None:
+        """Do nothing."""
+
+    def has_pending(self, agent_id: UUID) -> bool:
+        """False: nothing waits."""
+        return False
+
+
+_unconfigured = cache(UnconfiguredRuntime)
 
 
 def _configured_from_environment() -> Runtime:
@@ -250,10 +282,6 @@ def reset_for_tests() -> None:
     shutdown(1.0)
     _runtime = _database = None
     forget_complaints()
-
-
-def _flush_at_exit_of_child() -> None:
-    flush_at_exit_of_child(shutdown)
 
 
 def _after_fork_in_child() -> None:

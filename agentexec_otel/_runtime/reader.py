@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator
 from concurrent.futures import Future
-from contextlib import suppress
-from typing import Final, Protocol
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from agentexec_otel._errors import ExportError
 from agentexec_otel._model.results import StoredActivity
-from agentexec_otel.export import ActivityProcessor
-
-_CHUNK: Final = 500
+from agentexec_otel._runtime.limits import chunks
+from agentexec_otel.export import ActivityProcessor, ActivityStore
 
 _Answer = Future[StoredActivity | None]
 
 
 class RowUnavailableError(TimeoutError):
     """The database has not answered in time, or is known to be away: nothing can be said of the row."""
-
-
-class Load(Protocol):
-    """`ActivityStore.load`."""
-
-    def __call__(self, agent_ids: Sequence[UUID], *, history: bool = True) -> Mapping[UUID, StoredActivity]: ...
 
 
 class Reader:
@@ -35,40 +27,38 @@ class Reader:
     answer is `RowUnavailableError` at once: the writer is busy trying again, and could not read either.
     """
 
-    def __init__(self, processor: ActivityProcessor, load: Load) -> None:
+    def __init__(self, processor: ActivityProcessor, store: ActivityStore) -> None:
         self._processor = processor
-        self._load = load
+        self._store = store
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the questions: in a forked child they are the parent's."""
         self._asked: dict[_Answer, tuple[UUID, bool]] = {}
         self._is_queued = False
 
-    def get(self, agent_id: UUID, seconds: float, *, history: bool = True) -> StoredActivity | None:
-        """The row; None if there is none. Blocks for at most that many seconds.
+    def get(self, agent_id: UUID, seconds: float) -> StoredActivity | None:
+        """The row, with the logs of its current attempt if no span has them yet; None if there is none.
 
-        Args:
-            history: With the logs of the current attempt, if no span has them yet.
+        Blocks for at most that many seconds.
 
         Raises:
             RowUnavailableError: not answered in time.
         """
-        answer = self._ask(agent_id, history)
-        try:
+        with self._asking(agent_id, True, seconds) as answer:
             return answer.result(seconds)
-        except (TimeoutError, ExportError) as exc:
-            raise RowUnavailableError(str(exc) or _too_late(seconds)) from None
-        finally:
-            self._asked.pop(answer, None)
 
     async def get_async(self, agent_id: UUID, seconds: float | None, *, history: bool = True) -> StoredActivity | None:
-        """As `get`, on an event loop; None waits for as long as it takes."""
-        answer = self._ask(agent_id, history)
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(answer), seconds)
-        except (TimeoutError, ExportError) as exc:
-            raise RowUnavailableError(str(exc) or _too_late(seconds)) from None
-        finally:
-            self._asked.pop(answer, None)
+        """As `get`, on an event loop; None waits for as long as it takes.
 
-    def _ask(self, agent_id: UUID, history: bool) -> _Answer:
+        Args:
+            history: With the logs of the current attempt, if no span has them yet.
+        """
+        with self._asking(agent_id, history, seconds) as answer:
+            return await asyncio.wait_for(asyncio.wrap_future(answer), seconds)
+
+    @contextmanager
+    def _asking(self, agent_id: UUID, history: bool, seconds: float | None) -> Generator[_Answer]:
         trouble = self._processor.last_error
         if trouble is not None:
             self._processor.nudge()  # The database may be back.
@@ -78,12 +68,12 @@ class Reader:
         if not self._is_queued:
             self._is_queued = True
             self._processor.call_soon(self._answer_all, self._give_up)
-        return answer
-
-    def after_fork_in_child(self) -> None:
-        """The questions are the parent's."""
-        self._asked = {}
-        self._is_queued = False
+        try:
+            yield answer
+        except (TimeoutError, ExportError) as exc:
+            raise RowUnavailableError(str(exc) or _too_late(seconds)) from None
+        finally:
+            self._asked.pop(answer, None)
 
     # -- the writer's thread ------------------------------------------------------------------------------------
 
@@ -99,11 +89,10 @@ class Reader:
 
     def _answer_all(self) -> None:
         questions = self._take()
-        for start in range(0, len(questions), _CHUNK):
-            chunk = questions[start : start + _CHUNK]
+        for chunk in chunks(questions):
             try:
                 wanted = sorted({agent_id for agent_id, _, _ in chunk})
-                found = self._load(wanted, history=any(history for _, history, _ in chunk))
+                found = self._store.load(wanted, history=any(history for _, history, _ in chunk))
             except BaseException as exc:  # noqa: BLE001  # passed on to the callers
                 for _, _, answer in chunk:
                     answer.set_exception(exc)

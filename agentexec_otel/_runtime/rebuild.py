@@ -9,7 +9,7 @@ from typing import Any, Final
 from opentelemetry import trace
 from opentelemetry.context import attach
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
@@ -34,7 +34,6 @@ class SpanRebuilder:
 
     def __init__(self, provider: trace.TracerProvider) -> None:
         self._ids = _StoredIds()
-        self._ended = _Ended()
         limits = span_limits(provider)
         self.max_logs: Final = limits.max_events if span_style().has_events else 0
         own = TracerProvider(
@@ -44,7 +43,6 @@ class SpanRebuilder:
             span_limits=limits,
             shutdown_on_exit=False,
         )
-        own.add_span_processor(self._ended)
         self._tracer = ActivityTracer(own.get_tracer(semconv.SCOPE), span_style(), None)
 
     def rebuild(self, stored: StoredSpan) -> ReadableSpan:
@@ -64,12 +62,12 @@ class SpanRebuilder:
             # The application's tracer had begun another trace than its parent's.
             start = replace(stored.start, opening=replace(stored.start.opening, trace_context=None))
             span, ref, _ = contextvars.Context().run(self._tracer.start, start)
-        if span is None or ref is None:
+        if not isinstance(span, ReadableSpan):
             raise ConfigurationError("spans cannot be replayed: the SDK of OpenTelemetry is switched off")
         if stored.worker_id is not None:
             span.set_attribute(semconv.WORKER_ID, stored.worker_id)
         self._tracer.end(ClosingSpan(span, stored.end, None))
-        return self._ended.pop()
+        return span
 
 
 class _StoredIds(RandomIdGenerator):
@@ -83,19 +81,6 @@ class _StoredIds(RandomIdGenerator):
 
     def generate_span_id(self) -> int:
         return self.span_id
-
-
-class _Ended(SpanProcessor):
-    """Keeps the span that has ended."""
-
-    def __init__(self) -> None:
-        self._spans: list[ReadableSpan] = []
-
-    def on_end(self, span: ReadableSpan) -> None:
-        self._spans.append(span)
-
-    def pop(self) -> ReadableSpan:
-        return self._spans.pop()
 
 
 def _service_of(provider: Any) -> Resource:

@@ -36,13 +36,13 @@ from agentexec_otel._model.results import (
 from agentexec_otel._model.text import MESSAGE_LIMIT, NAME_LIMIT, clean_percentage, prepare_message
 from agentexec_otel._model.waiting import sentence, waiting_for
 from agentexec_otel._runtime.complaints import complain
-from agentexec_otel._runtime.deadline import countdown
 from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.following import Following, in_context
-from agentexec_otel._runtime.live import LiveActivities, LiveActivity
+from agentexec_otel._runtime.limits import countdown
+from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import Liveness
 from agentexec_otel._runtime.reader import Reader, RowUnavailableError
-from agentexec_otel._runtime.replay import Progress, Replays
+from agentexec_otel._runtime.replay import Progress, Replay
 from agentexec_otel._runtime.setup import new_worker_id, spool_for
 from agentexec_otel._runtime.spans import ActivityTracer, log_record_sink, span_style
 from agentexec_otel.export import ActivityExporter, ActivityProcessor, ActivityStore, SessionStore
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_CHUNK: Final = 500
 _NO_DATABASE: Final = "this call needs a database: call ax.configure(engine_or_url)"
 
 
@@ -76,7 +75,7 @@ class Runtime:
         self._first = first
         self._store = first if isinstance(first, ActivityStore) else None
         self._session_store: SessionStore | None = first if isinstance(first, SessionStore) else None
-        self._redact = redact
+        self.redact: Final = redact
         self.tracer_provider: Final = tracer_provider
         self._successor: Runtime | None = None  # of a caller that has this one in hand while it is replaced
         self.pid = os.getpid()
@@ -88,11 +87,11 @@ class Runtime:
             log_record_sink(logger_provider) if CONF.event_mode != "span_event" else None,
         )
         self._emits_records = self._tracer.log_sink is not None
-        self._replays = Replays(first, partial(self._have_writer_do, seconds=60), tracer_provider, span_exporter)
+        self._replay = Replay(first, partial(self._have_writer_do, seconds=60), tracer_provider, span_exporter)
         self._following = Following(
-            self._store, self._tracer, self._to_others, self._call_soon, on_ended, self._replays.orphaned
+            self._store, self._tracer, self._to_others, self._call_soon, on_ended, self._replay.orphaned
         )
-        self._live = self._following.live
+        self.live = self._following.live
         self._processors = [
             ActivityProcessor(
                 exporter,
@@ -106,7 +105,7 @@ class Runtime:
             for exporter in exporters
         ]
         self._behind_first = self._processors[1:]
-        self._reader = Reader(self._processors[0], self._store.load) if self._store is not None else None
+        self._reader = Reader(self._processors[0], self._store) if self._store is not None else None
         self._liveness = Liveness(self._store, self._following, self.worker_id) if self._store is not None else None
         for processor in self._processors:
             processor.start_if_needed()
@@ -116,11 +115,6 @@ class Runtime:
     def worker_id(self) -> str:
         """Names this process in the rows that it runs."""
         return self._worker_id
-
-    @property
-    def live(self) -> LiveActivities:
-        """The activities that this process has seen."""
-        return self._live
 
     @property
     def session_store(self) -> SessionStore:
@@ -179,7 +173,7 @@ class Runtime:
             uuid7(now_ns),
             agent_id,
             status,
-            prepare_message(message, CONF.message_limit, self._redact),
+            prepare_message(message, CONF.message_limit, self.redact),
             cleaned,
             now_ns - now_ns % 1000,  # as rows have it, so that a span is equal to the one rebuilt from its row
             None if live is None else live.attempt,
@@ -189,11 +183,6 @@ class Runtime:
             self._worker_id if status is RUNNING else None,
             live is not None and not live.may_lack_row,
         )
-
-    @property
-    def redact(self) -> Callable[[str], str] | None:
-        """The application's hook, for names and metadata."""
-        return self._redact
 
     # -- create -------------------------------------------------------------------------------------------------
 
@@ -216,7 +205,7 @@ class Runtime:
 
     def committed_creation(self, event: ActivityEvent) -> None:
         """An activity was created with this event, and its row is committed."""
-        live = self._live.create(event)  # First: what follows is code of the application, which may report on it.
+        live = self.live.create(event)  # First: what follows is code of the application, which may report on it.
         self._to_others(event)
         self._following.emit_record(event, live)
 
@@ -226,7 +215,7 @@ class Runtime:
         Args:
             may_exist: There may be one with this ``agent_id`` already; logs then belong to its current attempt.
         """
-        live = self._live.create(event, attempt=None if may_exist else 1, committed=False)
+        live = self.live.create(event, attempt=None if may_exist else 1, committed=False)
         self._following.emit_record(event, live)
         with self._in_order():
             self._to_others(event)
@@ -234,13 +223,13 @@ class Runtime:
 
     def created_elsewhere(self, event: ActivityEvent) -> LiveActivity:
         """The view of an activity whose creating event has come with a message."""
-        return self._live.create(event)
+        return self.live.create(event)
 
     # -- find ---------------------------------------------------------------------------------------------------
 
     def known(self, agent_id: UUID) -> LiveActivity | None:
         """The view of an activity that this process has seen. Does no I/O."""
-        return self._live.get(agent_id)
+        return self.live.get(agent_id)
 
     def find(self, agent_id: UUID, *, join: bool = False) -> LiveActivity:
         """The view of an activity; its row is read once if this process has not seen it.
@@ -258,28 +247,28 @@ class Runtime:
         if live is not None and not join and (live.opening is not None or not live.is_fresh):
             return live
         if self._reader is None or on_event_loop() or (live is not None and not self._is_outdated(live, join)):
-            return self._live.join(agent_id)
+            return self.live.join(agent_id)
         try:
             stored = self._reader.get(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
-            return self._live.join(agent_id)
+            return self.live.join(agent_id)
         return self._found(agent_id, stored, None if join else live)
 
     async def find_async(self, agent_id: UUID, *, join: bool = False) -> LiveActivity:
         """As `find`, on an event loop: the writer reads the rows of all that wait together."""
         live = self._known(agent_id)
         if self._reader is None or (live is not None and not self._is_outdated(live, join)):
-            return self._live.join(agent_id)
+            return self.live.join(agent_id)
         try:
             stored = await self._reader.get_async(agent_id, CONF.lookup_timeout)
         except RowUnavailableError:
-            return self._live.join(agent_id)
+            return self.live.join(agent_id)
         return self._found(agent_id, stored, None if join else live)
 
     def _known(self, agent_id: UUID) -> LiveActivity | None:
-        live = self._live.get(agent_id)
+        live = self.live.get(agent_id)
         if live is not None and live.is_unknown:
-            self._live.forget(agent_id)
+            self.live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
         return live
 
@@ -291,32 +280,32 @@ class Runtime:
     def _found(self, agent_id: UUID, stored: StoredActivity | None, live: LiveActivity | None) -> LiveActivity:
         """The view as the row has it; `live` stays at its attempt, without it the current attempt is joined."""
         if stored is None:
-            self._live.forget(agent_id)
+            self.live.forget(agent_id)
             raise ActivityNotFoundError(agent_id)
         if live is None:
-            return self._live.adopt(stored)
+            return self.live.adopt(stored)
         live.resolve(stored)
         return live
 
     def assume(self, agent_id: UUID) -> LiveActivity:
         """A view of whichever attempt is current of an activity that is not known here, and whose row may be absent."""
-        return self._live.join_next(agent_id, may_lack_row=True)
+        return self.live.join_next(agent_id, may_lack_row=True)
 
     def forget(self, live: LiveActivity) -> None:
         """Read the activity's row again at the next call."""
-        self._live.forget(live.agent_id)
+        self.live.forget(live.agent_id)
 
     def adopt(self, stored: StoredActivity) -> LiveActivity:
         """The view of the attempt that a row is at, which is joined."""
-        return self._live.adopt(stored)
+        return self.live.adopt(stored)
 
-    def read(self, agent_id: UUID, seconds: float, *, history: bool = True) -> StoredActivity | None:
+    def read(self, agent_id: UUID, seconds: float) -> StoredActivity | None:
         """The row; None if there is none, or if there is no database. Blocks for at most that many seconds.
 
         Raises:
             RowUnavailableError: the database has not answered in time, or is known to be away.
         """
-        return None if self._reader is None else self._reader.get(agent_id, seconds, history=history)
+        return None if self._reader is None else self._reader.get(agent_id, seconds)
 
     async def read_async(self, agent_id: UUID, seconds: float | None, *, history: bool = True) -> StoredActivity | None:
         """As `read`, on an event loop; None waits for as long as it takes."""
@@ -346,7 +335,7 @@ class Runtime:
         Raises:
             ValueError: as `waiting_for`.
         """
-        waiting = waiting_for(for_, items, time.time_ns(), self._redact)
+        waiting = waiting_for(for_, items, time.time_ns(), self.redact)
         text = sentence(waiting) if message is None else message
         event = self.event(live.agent_id, RUNNING, text, live=live)._replace(waiting=waiting)
         return self._emit(self._mirror_on(live, event, reported=reported), live)
@@ -382,7 +371,7 @@ class Runtime:
         """The attempt has failed with `message`, and its engine tries again: the next one is announced, QUEUED."""
         failed = self.event(live.agent_id, RUNNING, message, live=live)
         self._emit(self._mirror_on(live, failed), live)
-        self._live.forget(live.agent_id)
+        self.live.forget(live.agent_id)
         self._primary.call_soon(lambda: self._following.follow_up(live.end_attempt(failed, outcome), None))
         self.announce(live.agent_id, (live.attempt or 1) + 1, queued)
 
@@ -395,8 +384,8 @@ class Runtime:
 
     def keep_message(self, message: str, reason: str) -> None:
         """Keep a message of a task queue that no worker can run with the dead letters, and log the reason."""
-        redacted = prepare_message(message, MESSAGE_LIMIT, self._redact)
-        self._primary.keep_message(redacted, prepare_message(reason, NAME_LIMIT, self._redact))
+        redacted = prepare_message(message, MESSAGE_LIMIT, self.redact)
+        self._primary.keep_message(redacted, prepare_message(reason, NAME_LIMIT, self.redact))
 
     def claim(self, live: LiveActivity, message: str) -> Future[ExportResult]:
         """Start the attempt as the only worker: refused (`Refusal.STARTED`) if another one has, or if it has ended."""
@@ -424,9 +413,9 @@ class Runtime:
     def requeue(self, agent_id: UUID, message: object, percentage: object = None) -> Future[ExportResult]:
         """Report QUEUED: opens and joins the next attempt if the activity has ended, otherwise only a log."""
         event = self._reopening(agent_id, message, percentage)
-        live = self._live.get(agent_id)
+        live = self.live.get(agent_id)
         if live is not None and live.status.terminal:
-            self._live.join_next(agent_id)
+            self.live.join_next(agent_id)
         self._following.emit_record(event)
         with self._in_order():
             self._to_others(event)
@@ -572,7 +561,7 @@ class Runtime:
                 # Decided: another exporter may not have seen the end of the attempt before.
                 self._to_others(event._replace(attempt=result.attempt, claims=False))
                 self._following.emit_record(event)
-                self._live.join(event.agent_id, result.attempt)
+                self.live.join(event.agent_id, result.attempt)
         return opened
 
     def exists(self, criteria: Sequence[Any]) -> bool:
@@ -590,7 +579,7 @@ class Runtime:
         if event.reopens:
             self.retried([event], [result])
             return
-        live = self._live.adopt(stored)
+        live = self.live.adopt(stored)
         mirrored = self._mirror_on(live, event, reported=True)
         self._to_others(mirrored, live)
         self._stop_if_canceled(live, event)
@@ -600,14 +589,14 @@ class Runtime:
 
     def has_pending(self, agent_id: UUID) -> bool:
         """Whether events of this activity may wait to be stored."""
-        live = self._live.get(agent_id)
+        live = self.live.get(agent_id)
         return live.is_pending if live is not None else self._primary.pending > 0  # It may have been forgotten.
 
     # -- spans of attempts that have ended ----------------------------------------------------------------------
 
     def replay(self, criteria: Sequence[Any], batch_size: int, progress: Progress | None, dry_run: bool) -> int:
         """What `ax.replay` does, for the spans that meet the criteria."""
-        return self._replays.run(criteria, batch_size, progress, dry_run)
+        return self._replay.run(criteria, batch_size, progress, dry_run)
 
     def spans_reported(self, spans: Sequence[tuple[UUID, str]], *, exported: bool) -> None:
         """A tracked exporter has exported these spans, or failed to."""
@@ -671,7 +660,7 @@ class Runtime:
             with suppress(TimeoutError, ExportError):
                 if self._primary.force_flush(timeout / 2):  # An event that came behind would take its lease again.
                     self._primary.call(self._liveness.release, timeout / 4)
-                    self._replays.finish(self._following, left() / 2)
+                    self._replay.finish(self._following, left() / 2)
         done = self.stop(left())
         self._following.end_spans()
         self._following.mirror.stop(left() + for_spans)
@@ -683,16 +672,16 @@ class Runtime:
         Both know them from here on: what the previous one's writer has still to store may be their end.
         """
         self._following.take_over(previous._following)
-        self._live = self._following.live
+        self.live = self._following.live
         previous._successor = self
 
     def after_fork_in_child(self) -> None:
         """Activities, spans, queues and connections are the parent's."""
         self.pid, self._worker_id = os.getpid(), new_worker_id()  # A forked child is another worker.
         self._order = threading.RLock()
-        self._replays.after_fork_in_child()
+        self._replay.reset()
         self._following.after_fork_in_child()
         if self._reader is not None:
-            self._reader.after_fork_in_child()
+            self._reader.reset()
         for processor in self._processors:
             processor.after_fork_in_child()

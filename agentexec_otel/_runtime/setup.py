@@ -19,7 +19,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError
 from agentexec_otel._model.text import describe, describe_url
 from agentexec_otel._sdk import suppressed_instrumentation
-from agentexec_otel.export import ActivityExporter, SessionStore
+from agentexec_otel.export import ActivityExporter
 from agentexec_otel.export.spool import Spool, SpoolUnavailableError, default_directory
 
 if TYPE_CHECKING:
@@ -48,28 +48,32 @@ def checked_exporters(exporters: Sequence[ActivityExporter] | None) -> list[Acti
     return [_checked(exporter) for exporter in exporters or ()]
 
 
-def check_hooks(redact: object, **providers: object) -> None:
-    """Raise `ConfigurationError` for a hook that cannot be called, or an object that is no provider."""
+def check_hooks(redact: object, span_exporter: object, *providers: object) -> None:
+    """Raise `ConfigurationError` for a hook that cannot be called, or an object that is no exporter or provider.
+
+    Args:
+        providers: Those of traces, logs and metrics.
+    """
     if not (redact is None or callable(redact)):
         raise ConfigurationError(f"redact is {describe(redact)}: hand in a function that takes a text and returns one")
-    for argument, provider in providers.items():
-        if not (provider is None or callable(getattr(provider, _MAKES[argument], None))):
+    for (argument, method), provider in zip(_MAKES.items(), providers, strict=True):
+        if not (provider is None or callable(getattr(provider, method, None))):
             raise ConfigurationError(
                 f"{argument} is {describe(provider)}: hand in a provider of OpenTelemetry, or leave it out"
             )
-
-
-def check_span_exporter(exporter: object) -> None:
-    """Raise `ConfigurationError` for an object that is no span exporter, such as its class."""
-    if exporter is not None and (isinstance(exporter, type) or not callable(getattr(exporter, "export", None))):
+    if not (span_exporter is None or _is_exporter(span_exporter)):
         raise ConfigurationError(
-            f"span_exporter is {describe(exporter)}: hand in a SpanExporter of OpenTelemetry, or leave it out"
+            f"span_exporter is {describe(span_exporter)}: hand in a SpanExporter of OpenTelemetry, or leave it out"
         )
 
 
+def _is_exporter(candidate: object) -> bool:
+    """Whether the object exports. Its class, in place of an instance, does not."""
+    return not isinstance(candidate, type) and callable(getattr(candidate, "export", None))
+
+
 def _checked(exporter: ActivityExporter) -> ActivityExporter:
-    # Such as a class in place of its instance.
-    if isinstance(exporter, type) or not callable(getattr(exporter, "export", None)):
+    if not _is_exporter(exporter):
         raise ConfigurationError(
             f"{describe(exporter)} is no exporter: hand in an object that has ActivityExporter's methods"
         )
@@ -107,7 +111,7 @@ def sql_exporter(database: Database | None, create_tables: bool | None) -> Activ
     create = CONF.create_tables if create_tables is None else create_tables
     if database is None:
         database, create = default_database(), create or CONF.database_url is None
-    exporter = _sql_exporter_class()(database)
+    exporter = sql_exporter_class()(database)
     if create:
         try:
             with suppressed_instrumentation():
@@ -122,23 +126,13 @@ def default_database() -> str:
     return CONF.database_url or f"sqlite:///{Path.cwd() / _DEFAULT_FILE}"
 
 
-def session_store() -> SessionStore:
-    """What writes in sessions of the caller, and needs no database of its own."""
-    return _sql_exporter_class().session_store()  # type: ignore[no-any-return]
-
-
 @cache  # Looking through the metadata of all installed packages takes most of the time of `configure()`.
-def _sql_exporter_class() -> Any:
-    """Found by its entry point: the core does not import it."""
+def sql_exporter_class() -> Any:
+    """The class of the SQL exporter, found by its entry point: the core does not import it."""
     found = entry_points(group=_EXPORTER_GROUP, name=SQL)
     if not found:
         raise MissingExtraError("storing activities in a database", "agentexec-otel (its exporters)", "all")
     return next(iter(found)).load()
-
-
-def names_database() -> bool:
-    """Whether the environment asks for the SQL exporter."""
-    return CONF.database_url is not None or SQL in CONF.exporters
 
 
 def named_exporters(given: Sequence[ActivityExporter], otlp_endpoint: str | None) -> list[ActivityExporter]:

@@ -25,7 +25,7 @@ from agentexec_otel._errors import guarded
 from agentexec_otel._model import attributes as semconv
 from agentexec_otel._model.event import ActivityEvent, SpanRef
 from agentexec_otel._model.mapping import record_attributes, severity_of, span_ref_of, traceparent_of
-from agentexec_otel._model.span import SpanStart, SpanStyle, end_content, start_attributes
+from agentexec_otel._model.span import SpanStart, SpanStyle, end_attributes, is_error, span_events, start_attributes
 from agentexec_otel._runtime.live import ClosingSpan
 from agentexec_otel._sdk import instrumentation_is_suppressed, max_span_events
 
@@ -105,12 +105,11 @@ class ActivityTracer:
         """Put the logs on the span and end it, with the status that the row has."""
         span, end, _ = closing
         if span.is_recording():
-            content = end_content(end, self._style)
-            for event in content.events:
-                span.add_event(event.name, event.attributes, event.timestamp_ns)
-            span.set_attributes(content.attributes)
-            if content.is_error:
-                span.set_status(trace.Status(trace.StatusCode.ERROR, content.description))
+            for name, attributes, timestamp_ns in span_events(end, self._style):
+                span.add_event(name, attributes, timestamp_ns)
+            span.set_attributes(end_attributes(end, self._style))
+            if is_error(end, self._style):
+                span.set_status(trace.Status(trace.StatusCode.ERROR, end.description))
         span.end(end.end_time_ns)
 
 
@@ -158,6 +157,15 @@ def log_record_sink(provider: Any | None) -> LogSink | None:
     return emit
 
 
+def start_daemon(run: Callable[[], object], name: str) -> threading.Thread | None:
+    """Start a thread. None if the interpreter is on its way out: it starts no more."""
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    with suppress(RuntimeError):
+        thread.start()
+        return thread
+    return None
+
+
 def in_clean_context(work: Callable[[], _T]) -> _T:
     """Do `work` in an empty context: the writer's own suppresses instrumentation."""
     return contextvars.Context().run(work)
@@ -171,9 +179,10 @@ class Mirror:
     """
 
     def __init__(self) -> None:
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget what waits: in a forked child it is the parent's."""
         self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()  # Guards the start of the thread; nothing else is called under it.
@@ -182,18 +191,8 @@ class Mirror:
         """Do `job` soon, behind those that wait; `what` names it if it fails."""
         self._jobs.put(partial(_guarded, what, job))
         if self._thread is None:
-            self._start()
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is not None:
-                return
-            thread = threading.Thread(target=self._run, name="agentexec-mirror", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # The interpreter is on its way out: `drain` does the jobs.
-                return
-            self._thread = thread
+            with self._starting:
+                self._thread = self._thread or start_daemon(self._run, "agentexec-mirror")
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -201,19 +200,16 @@ class Mirror:
 
     def drain(self, timeout: float) -> bool:
         """Wait until what was given so far is done, `timeout` seconds at most. True if it is."""
-        if self._thread is None:
-            self._do_all()
+        if self._thread is None:  # There was no job, or the interpreter is on its way out.
+            with suppress(Empty):
+                while True:
+                    job = self._jobs.get_nowait()
+                    if job is not None:
+                        job()
             return True
         done = threading.Event()
         self._jobs.put(done.set)
         return done.wait(timeout)
-
-    def _do_all(self) -> None:
-        with suppress(Empty):
-            while True:
-                job = self._jobs.get_nowait()
-                if job is not None:
-                    job()
 
     def stop(self, timeout: float) -> None:
         """As `drain`, and end the thread; the next job starts another."""
@@ -221,10 +217,6 @@ class Mirror:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._jobs.put(None)
-
-    def after_fork_in_child(self) -> None:
-        """What waits is the parent's."""
-        self._reset()
 
 
 def _guarded(what: str, job: Callable[[], object]) -> None:

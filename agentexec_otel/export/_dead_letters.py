@@ -95,17 +95,11 @@ def keep_message(spool: Spool | None, message: str, reason: str) -> None:
 def _keep(spool: Spool | None, reason: str, content: dict[str, Any]) -> str:
     if spool is not None:
         path = spool.path / FILE_NAME
-        if _append(path, {"reason": reason, "target": spool.target, **content}):
-            return f"kept in {path}"
+        line = json.dumps({"reason": reason, "target": spool.target, **content}) + "\n"
+        with suppress(OSError), _locked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as handle:
+            if os.fstat(handle).st_size < LIMIT and os.write(handle, line.encode()) > 0:
+                return f"kept in {path}"
     return "lost"
-
-
-def _append(path: Path, entry: dict[str, Any]) -> bool:
-    with suppress(OSError):
-        line = json.dumps(entry) + "\n"
-        with _locked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as handle:
-            return os.fstat(handle).st_size < LIMIT and os.write(handle, line.encode()) > 0
-    return False
 
 
 @contextmanager

@@ -189,12 +189,9 @@ class Delivery:
 
     def _sort(self, part: Sequence[Entry], results: Sequence[ExportResult]) -> tuple[list[Entry], float]:
         answered = list(zip(part, results, strict=True))
-        if Retry not in set(map(type, results)):
-            self.acknowledge(answered)
-            return [], 0.0
         self.acknowledge([one for one in answered if not isinstance(one[1], Retry)])
         again = [entry for entry, result in answered if isinstance(result, Retry)]
-        return again, max(result.after for result in results if isinstance(result, Retry))
+        return again, max((result.after for result in results if isinstance(result, Retry)), default=0.0)
 
     def _bisect(self, part: Sequence[Entry], exc: BaseException) -> tuple[list[Entry], float]:
         """Deliver both halves, or reject an event that is alone. Nothing is left to try again."""

@@ -56,6 +56,9 @@ class ActivityProcessor:
             one, or consecutive ones of the same attempt.
         on_start: Called before the writer starts, once in each process.
         on_idle: Called on the writer thread about once a second while the exporter answers.
+
+    Attributes:
+        closed: Whether it was shut down.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class ActivityProcessor:
         self._on_acknowledged = on_acknowledged
         self._on_start = on_start
         self._on_idle = on_idle
-        self._closed = False
+        self.closed = False
         self._reset()
 
     def _reset(self) -> None:
@@ -100,7 +103,7 @@ class ActivityProcessor:
         """Take an event and return at once. False if it may be dropped: progress, with no room anywhere."""
         if self._thread is None or self._pid != os.getpid():
             self.start()
-        return not self._closed and self._backlog.put(Entry(event))
+        return not self.closed and self._backlog.put(Entry(event))
 
     def submit(self, event: ActivityEvent, *, refusable: bool = False) -> Future[ExportResult]:
         """Take an event. The future resolves to the exporter's answer, and cannot be canceled.
@@ -119,7 +122,7 @@ class ActivityProcessor:
     def _submit(self, event: ActivityEvent, put: Callable[[Entry], object], refusable: bool) -> Future[ExportResult]:
         future: Future[ExportResult] = Future()
         future.set_running_or_notify_cancel()
-        if self._closed:
+        if self.closed:
             future.set_result(Reject(_CLOSED))
         else:
             put(Entry(event, future.set_result, (lambda exc: None) if refusable else None))
@@ -152,7 +155,7 @@ class ActivityProcessor:
             raise
 
     def _begin_store(self, event: ActivityEvent) -> Storing:
-        if self._closed:
+        if self.closed:
             raise ActivityNotStoredError(f"the activity {event.agent_id} could not be stored: ax.shutdown() was called")
         storing = Storing(event, self.emit)
         self._ready().put_unspooled(storing.entry)
@@ -191,7 +194,7 @@ class ActivityProcessor:
         Args:
             give_up: Called instead if the writer ends before that.
         """
-        if self._closed:
+        if self.closed:
             give_up()
         else:
             self._ready().put_job(Job(work, give_up))
@@ -239,21 +242,16 @@ class ActivityProcessor:
     # -- start, flush and shutdown --------------------------------------------------------------------------
 
     @property
-    def closed(self) -> bool:
-        """Whether it was shut down."""
-        return self._closed
-
-    @property
     def running(self) -> bool:
         """Whether the writer has been started in this process."""
-        return self._thread is not None and self._pid == os.getpid() and not self._closed
+        return self._thread is not None and self._pid == os.getpid() and not self.closed
 
     def start(self) -> None:
         """Start the writer before the first event. It also delivers what dead processes left."""
         if self._pid != os.getpid():
             self.after_fork_in_child()
         with self._lock:
-            if self._thread is None and not self._closed:
+            if self._thread is None and not self.closed:
                 if self._on_start is not None:
                     self._on_start()
                 thread = threading.Thread(target=self._run, name="agentexec-writer", daemon=True)
@@ -293,7 +291,7 @@ class ActivityProcessor:
     def force_flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything emitted so far has a final answer. False if that takes over `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        if self._thread is None or self._closed:
+        if self._thread is None or self.closed:
             return self._backlog.idle
         try:
             # Twice: what the writer itself emits while it delivers the others comes after the first round.
@@ -316,9 +314,9 @@ class ActivityProcessor:
     def shutdown(self, timeout: float = 5.0) -> bool:
         """Flush within `timeout` seconds and stop. Idempotent. False if events were left unstored."""
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return True
-            self._closed = True
+            self.closed = True
         deadline = time.monotonic() + timeout
         thread = self._thread
         if thread is not None and self._pid == os.getpid():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
@@ -60,43 +61,30 @@ class Replay:
         for orphan in self._spool.recover() if self._spool is not None else ():
             with closing(orphan):
                 files += 1
-                records = _Records(orphan)
-                entries = iter(records)
+                unread = Counter[type[MalformedEventError]]()
+                entries = _entries(orphan, unread)
                 while chunk := list(islice(entries, CHUNK)):
                     events += len(chunk)
                     yield chunk
-                self._finish(orphan, records)
+                self._finish(orphan, unread[MalformedEventError], unread[LaterSchemaError])
         if events:
             _logger.warning("%d activity events were recovered from %d files that dead processes left", events, files)
 
-    def _finish(self, orphan: Orphan, records: _Records) -> None:
-        damaged = records.malformed + orphan.damaged
+    def _finish(self, orphan: Orphan, malformed: int, later: int) -> None:
+        damaged = malformed + orphan.damaged
         self.damaged += damaged
         if damaged:
             _logger.error("%d activity events of a dead process are lost: their records are damaged", damaged)
-        if records.later and self._spool is not None:
-            self._spool.keep(orphan, f"has {records.later} events of a later version of agentexec-otel")
+        if later and self._spool is not None:
+            self._spool.keep(orphan, f"has {later} events of a later version of agentexec-otel")
         else:
             orphan.done()
 
 
-class _Records:
-    """Iterates over the events of an orphan.
-
-    Attributes:
-        malformed: Number of records that hold no event.
-        later: Number of records of a schema that is not known here.
-    """
-
-    def __init__(self, orphan: Orphan) -> None:
-        self.malformed = self.later = 0
-        self._orphan = orphan
-
-    def __iter__(self) -> Iterator[Entry]:
-        for payload in self._orphan:
-            try:
-                yield Entry(decode(payload))
-            except LaterSchemaError:
-                self.later += 1
-            except MalformedEventError:
-                self.malformed += 1
+def _entries(orphan: Orphan, unread: Counter[type[MalformedEventError]]) -> Iterator[Entry]:
+    """Yield the events of an orphan. Records without one are counted in `unread`, by what is wrong with them."""
+    for payload in orphan:
+        try:
+            yield Entry(decode(payload))
+        except MalformedEventError as exc:
+            unread[type(exc)] += 1

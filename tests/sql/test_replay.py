@@ -21,9 +21,7 @@ from sqlalchemy import Engine, select, update
 
 import agentexec_otel as ax
 from agentexec_otel._model import ids
-from agentexec_otel._runtime.destination import Destination
 from agentexec_otel._runtime.liveness import lost_ending
-from agentexec_otel._runtime.rebuild import SpanRebuilder
 from agentexec_otel._runtime.replay import Replay
 from agentexec_otel.activity.models import Activity, Status
 from agentexec_otel.export import SpanRef
@@ -342,14 +340,13 @@ def test_two_processes_replay_at_once(database: Database, exporter: SQLExporter,
 
 
 def replay_all(replay: Replay) -> int:
-    return replay.run((), 4, None)
+    return replay.run((), 4, None, dry_run=False)
 
 
 def replay_of(exporter: SQLExporter) -> tuple[Replay, InMemorySpanExporter]:
     """The replay of another process, and where its spans end up."""
     spans = InMemorySpanExporter()
-    rebuilder = SpanRebuilder(TracerProvider(shutdown_on_exit=False))
-    return Replay(exporter, lambda work: work(), rebuilder, Destination(lambda: [spans], is_borrowed=True)), spans
+    return Replay(exporter, lambda work: work(), TracerProvider(shutdown_on_exit=False), spans), spans
 
 
 def test_a_frozen_worker_does_not_export_what_was_replayed(
@@ -362,7 +359,7 @@ def test_a_frozen_worker_does_not_export_what_was_replayed(
     expire_leases(database.engine)
     assert len(exporter.end_lost(lost_ending())) == 1
     replay, spans = replay_of(exporter)
-    assert len(replay.batch((), 10)) == 1
+    assert replay_all(replay) == 1
     ax.activity.update(agent_id, "continues")
     assert ax.flush()
     assert span_exporter.get_finished_spans() == ()

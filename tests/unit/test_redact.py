@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentexec_otel._model import redact as _redact
-from agentexec_otel._model.redact import HOOK_FAILED, REDACTED, Redactor, redact_mapping, redact_secrets
+from agentexec_otel._model.redact import HOOK_FAILED, REDACTED, redact_mapping, redact_secrets, redactor
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NSJ9.dBjftJeZ4CVPmB92K27uhbUJU1p1r_wW1gFWFOEjXk"
 # Nobody's keys; put together here, so that no scanner takes this file for a leak.
@@ -277,9 +277,9 @@ def test_the_hook_adds_to_the_patterns() -> None:
         seen.append(text)
         return text.replace("Project Falcon", "a project")
 
-    assert Redactor(hook)("Project Falcon, password=hunter2") == "a project, password=[redacted]"
+    assert redactor(hook)("Project Falcon, password=hunter2") == "a project, password=[redacted]"
     assert seen == ["Project Falcon, password=[redacted]"]
-    assert Redactor()("password=hunter2") == "password=[redacted]"
+    assert redactor()("password=hunter2") == "password=[redacted]"
 
 
 class Text(str):
@@ -291,7 +291,7 @@ class Text(str):
 
 def test_the_hook_may_return_a_string_class_of_its_own() -> None:
     """A subclass of str is taken for its text, and ends as a plain str."""
-    kept = Redactor(lambda text: Text(text.upper()))("done")
+    kept = redactor(lambda text: Text(text.upper()))("done")
     assert (kept, type(kept)) == ("DONE", str)
 
 
@@ -302,7 +302,7 @@ def test_a_hook_that_raises(caplog: pytest.LogCaptureFixture) -> None:
     def hook(text: str) -> str:
         raise ValueError(f"cannot handle {text}")
 
-    redact = Redactor(hook)
+    redact = redactor(hook)
     assert [redact("the canary"), redact("the canary")] == [HOOK_FAILED, HOOK_FAILED]
     assert len(caplog.records) == 1
     assert caplog.records[0].levelno == logging.ERROR
@@ -314,7 +314,7 @@ def test_a_hook_that_raises(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("returned", [None, b"the canary", 42, ["the canary"]])
 def test_a_hook_that_returns_no_string(returned: object, caplog: pytest.LogCaptureFixture) -> None:
     """Where the hook returns something else, forgetting the return say, the whole text is replaced as well."""
-    redact = Redactor(cast("Callable[[str], str]", lambda text: returned))  # pyright: ignore[reportUnknownLambdaType]
+    redact = redactor(cast("Callable[[str], str]", lambda text: returned))  # pyright: ignore[reportUnknownLambdaType]
     assert [redact("the canary"), redact("the canary")] == [HOOK_FAILED, HOOK_FAILED]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "canary" not in caplog.text

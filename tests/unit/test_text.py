@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentexec_otel._model import redact as _redact
-from agentexec_otel._model.redact import HOOK_FAILED, Redactor
+from agentexec_otel._model.redact import HOOK_FAILED, redactor
 from agentexec_otel._model.text import (
     MESSAGE_LIMIT,
     METADATA_LIMIT,
@@ -267,7 +267,7 @@ def test_a_password_longer_than_the_search_is_not_kept(secret: str) -> None:
 
 def test_the_patterns_apply_whatever_the_hook_does() -> None:
     """The application's hook comes after the built-in patterns and cannot switch them off."""
-    for redact in (None, str, Redactor(), Redactor(str)):
+    for redact in (None, str, redactor(), redactor(str)):
         assert prepare_message("password=hunter2", 64, redact) == "password=[redacted]"
     assert prepare_message("Project Falcon", 64, lambda text: text.replace("Falcon", "…")) == "Project …"
 

@@ -3,10 +3,9 @@
 from agentexec_otel.export.spool.directory import SpoolError, SpoolFullError, SpoolUnavailableError, default_directory
 from agentexec_otel.export.spool.journal import Position
 from agentexec_otel.export.spool.segment import Orphan
-from agentexec_otel.export.spool.spool import Durability, Spool
+from agentexec_otel.export.spool.spool import Spool
 
 __all__ = [
-    "Durability",
     "Orphan",
     "Position",
     "Spool",

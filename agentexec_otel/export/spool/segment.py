@@ -1,4 +1,4 @@
-"""A spool segment: the format of the file, the process that owns it, and its replay after that process is gone.
+"""A spool segment: the format of the file, its owner, its replay after that process is gone, and a look at its content.
 
 A file is a header and records::
 
@@ -213,12 +213,12 @@ def records(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes | None]]
 
     None in place of the payload stands for a damaged record, or several in a row.
     """
-    search = _Search(stream)
+    searchable = _SEARCH_LIMIT
     stream.seek(offset)
     while start := stream.read(_RECORD.size):
         payload = _payload(stream, start)
         if payload is None:
-            offset = search.next_record(offset + 1)
+            offset, searchable = _next_record(stream, offset + 1, searchable)
             stream.seek(offset)
         else:
             offset += _RECORD.size + len(payload)
@@ -237,37 +237,34 @@ def _payload(stream: BinaryIO, start: bytes) -> bytes | None:
     return payload if len(payload) == length and crc32(payload) == checksum else None
 
 
-class _Search:
-    """Finds the next sound record in a damaged file."""
+def _next_record(stream: BinaryIO, offset: int, searchable: int) -> tuple[int, int]:
+    """Find the first sound record from `offset` on. Return its offset, or else the end of the file.
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._left = _SEARCH_LIMIT
+    The second value is how many payload bytes may still be read for the next search.
+    """
+    end = stream.seek(0, os.SEEK_END)
+    for candidate, start in _candidates(stream, offset):
+        length = _RECORD.unpack(start)[0]
+        if candidate + _RECORD.size + length > end:
+            continue
+        searchable -= length
+        if searchable < 0:
+            break
+        stream.seek(candidate + _RECORD.size)
+        if _payload(stream, start) is not None:
+            return candidate, searchable
+    return end, searchable
 
-    def next_record(self, offset: int) -> int:
-        """Return the offset of the first sound record from `offset` on, or else the end of the file."""
-        end = self._stream.seek(0, os.SEEK_END)
-        for candidate, start in self._candidates(offset):
-            length = _RECORD.unpack(start)[0]
-            if candidate + _RECORD.size + length > end:
-                continue
-            self._left -= length
-            if self._left < 0:
-                break
-            self._stream.seek(candidate + _RECORD.size)
-            if _payload(self._stream, start) is not None:
-                return candidate
-        return end
 
-    def _candidates(self, offset: int) -> Iterator[tuple[int, bytes]]:
-        while True:
-            self._stream.seek(offset)
-            window = self._stream.read(_WINDOW)
-            for match in _LENGTH.finditer(window, 0, len(window) - _RECORD.size + 4):
-                yield offset + match.start(), window[match.start() : match.start() + _RECORD.size]
-            if len(window) < _WINDOW:
-                return
-            offset += _WINDOW - _RECORD.size + 1
+def _candidates(stream: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
+    while True:
+        stream.seek(offset)
+        window = stream.read(_WINDOW)
+        for match in _LENGTH.finditer(window, 0, len(window) - _RECORD.size + 4):
+            yield offset + match.start(), window[match.start() : match.start() + _RECORD.size]
+        if len(window) < _WINDOW:
+            return
+        offset += _WINDOW - _RECORD.size + 1
 
 
 # -- ownership --------------------------------------------------------------------------------------------------
@@ -282,11 +279,6 @@ _CREATE = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFO
 def _hold(stem: str) -> bool:
     token = object()
     return _held.setdefault((os.getpid(), stem), token) is token
-
-
-def is_held(stem: str) -> bool:
-    """Whether this process writes or replays a segment."""
-    return (os.getpid(), stem) in _held
 
 
 def let_go(stem: str) -> None:
@@ -457,3 +449,67 @@ def _set_aside(directory: SpoolDirectory, name: str) -> None:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+# -- for a person to look at: nothing is locked, changed or created ---------------------------------------------
+
+_FOLDER: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
+
+
+class SegmentContent(NamedTuple):
+    """What one file has.
+
+    Attributes:
+        target: What the records are meant for. Empty if that is not known.
+        records: Number of sound records. 0 for a file of this process, which is not opened.
+        first: The payload of the first one.
+        is_orphan: The process that wrote it has ended.
+        is_damaged: The file was set aside, or has no sound header.
+    """
+
+    size: int
+    target: str = ""
+    records: int = 0
+    first: bytes | None = None
+    is_orphan: bool = False
+    is_damaged: bool = False
+
+
+def folders(base: Path) -> list[Path]:
+    """Return the folders of the spool, one for each target.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    if not base.exists():
+        return []
+    return sorted(path for path in base.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir())
+
+
+def segments(folder: Path) -> Iterator[SegmentContent]:
+    """Yield the content of each file that has records, the oldest of each process first.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    for path in sorted(folder.iterdir()):
+        if split_name(path.name) is not None:
+            with suppress(FileNotFoundError):  # Its process has just delivered it.
+                yield _content(path)
+
+
+def _content(path: Path) -> SegmentContent:
+    if (os.getpid(), path.stem) in _held:  # Closing it would release the lock of this process.
+        return SegmentContent(path.stat().st_size)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # The name may be that of a named pipe.
+    with os.fdopen(os.open(path, flags), "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if path.suffix == CORRUPT or not stat.S_ISREG(found.st_mode):
+            return SegmentContent(found.st_size, is_damaged=True)
+        try:
+            header = read_header(stream)
+        except (DamagedSegmentError, ForeignSegmentError):
+            return SegmentContent(found.st_size, is_damaged=found.st_size > 0)
+        payloads = [payload for _, payload in records(stream, stream.tell()) if payload is not None]
+    is_orphan = path.suffix == LEFT or not header.owner.is_running()
+    return SegmentContent(found.st_size, header.target, len(payloads), payloads[0] if payloads else None, is_orphan)
