@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, Unpack, overload
 from uuid import UUID
 
-from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Row, RowMapping, Uuid, and_, bindparam, case, func, select, type_coerce
+from sqlalchemy import ColumnElement, Row, RowMapping, Uuid, bindparam, case, func, select, type_coerce
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.types import NullType
 
@@ -89,7 +88,6 @@ _ITEM: Final = (
     .outerjoin(LOG, (LOG.c.activity_id == ACTIVITY.c.id) & (LOG.c.seq == of_latest_log("seq")))
 )
 _ITEM_FIELDS: Final = (*(column.name for column in _SUMMARY), "latest_log", "latest_log_timestamp")
-_ITEMS: Final = TypeAdapter(builtins.list[ActivityListItemSchema])  # a third faster than one by one
 _LOG_FIELDS: Final = tuple(column.name for column in _LOG_COLUMNS)
 _GET: Final = _ITEM.where(ACTIVITY.c.agent_id == bindparam("of_agent"))
 _EXISTS: Final = select(ACTIVITY.c.id).where(ACTIVITY.c.agent_id == bindparam("of_agent"))
@@ -227,7 +225,7 @@ def list(
     criteria, order = criteria_of(filters), checked_order(order)
     after = None if cursor is None else Cursor.parse(cursor, order)
     rows = _read_page(session, criteria, order, after, page, page_size)
-    items = _ITEMS.validate_python([_fields(row) for row in rows[:page_size]])
+    items = [ActivityListItemSchema(**_fields(row)) for row in rows[:page_size]]
     following = _next_cursor(rows, order, page_size)
     if cursor is not None:
         return ActivityCursorPageSchema(items=items, total=total, page_size=page_size, next_cursor=following)
@@ -359,8 +357,8 @@ def _read_page(
     page_size: int,
 ) -> Sequence[_Row]:
     """The rows of the page, and one more if there is another page."""
-    statement, parameters = _page_of(criteria, order, after is not None)
-    parameters["row_count"] = page_size + 1
+    statement = _page(criteria, order, after is not None) if criteria else _PAGES[order, after is not None]
+    parameters: dict[str, Any] = {"row_count": page_size + 1}
     if after is None:
         parameters["row_offset"] = min((page - 1) * page_size, _MOST_ROWS)
     else:
@@ -373,28 +371,6 @@ def _next_cursor(rows: Sequence[_Row], order: Order, page_size: int) -> str | No
         return None
     last = rows[page_size - 1]
     return str(Cursor(order, last.created_at, UUID(str(last.row_id))))
-
-
-def _page_of(
-    criteria: Sequence[ColumnElement[bool]], order: Order, after_cursor: bool
-) -> tuple[_Select, dict[str, Any]]:
-    """The statement of a page, and the values of the criteria.
-
-    A statement is built once for all criteria that differ in values only, as SQLAlchemy compiles it once. Otherwise a
-    filtered page of 10,000 activities takes 1.5 times as long on SQLite (benchmarks/queries.py).
-    """
-    if not criteria:
-        return _PAGES[order, after_cursor], {}
-    form = and_(*criteria)._generate_cache_key()  # pyright: ignore[reportPrivateUsage]
-    if form is None:
-        return _page(criteria, order, after_cursor), {}
-    key = order, after_cursor, form.key
-    if (found := _BUILT.get(key)) is None:
-        if len(_BUILT) >= _MOST_BUILT:
-            _BUILT.clear()
-        found = _BUILT[key] = _page(criteria, order, after_cursor), [bind.key for bind in form.bindparams]
-    statement, names = found
-    return statement, {name: bind.value for name, bind in zip(names, form.bindparams, strict=True)}
 
 
 def _page(criteria: Sequence[ColumnElement[bool]], order: Order, after_cursor: bool) -> _Select:
@@ -422,8 +398,6 @@ _ORDERED: Final[dict[Order, tuple[ColumnElement[Any], ...]]] = {
 }
 _ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest")
 _KEYS: Final = {(order, after): _keys(order, after) for order in _ORDERS for after in (False, True)}
-_BUILT: Final[dict[Any, tuple[_Select, builtins.list[str]]]] = {}
-_MOST_BUILT: Final = 100
 _PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS for after in (False, True)}
 
 
