@@ -10,8 +10,7 @@ to files, and `restore` reads them back.
 from agentexec_otel.activity import aio
 from agentexec_otel.activity._criteria import ActivityFilters
 from agentexec_otel.activity._feed import ActivityFeedFilters, feed
-from agentexec_otel.activity._follow import follow
-from agentexec_otel.activity._follow_feed import follow_feed
+from agentexec_otel.activity._follow import follow, follow_feed
 from agentexec_otel.activity._lifecycle import (
     cancel,
     cancel_pending,

@@ -29,9 +29,8 @@ from agentexec_otel._config import CONF
 from agentexec_otel._model.event import ACTIVE, Status
 from agentexec_otel._model.text import describe, is_a
 from agentexec_otel.activity._criteria import ACTIVITY, LOG
-from agentexec_otel.activity._execute import AnySelect, execute
 from agentexec_otel.activity._listening import Retry, listen, listen_async, listening_engine
-from agentexec_otel.activity._sessions import async_session_factory, session_factory
+from agentexec_otel.activity._sessions import AnySelect, async_session_factory, execute, session_factory
 
 if TYPE_CHECKING:
     # Its module cannot be imported without greenlet, which synchronous applications need not have.

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._model.text import type_name
 from agentexec_otel.activity import _feed, _lifecycle, _query, _stats
-from agentexec_otel.activity._follow import follow_async
-from agentexec_otel.activity._follow_feed import follow_feed_async
-from agentexec_otel.activity._retention.archive import archive_async
-from agentexec_otel.activity._retention.restore import restore_async
+from agentexec_otel.activity._follow import follow_async as follow
+from agentexec_otel.activity._follow import follow_feed_async as follow_feed
+from agentexec_otel.activity._retention.archive import archive_async as archive
+from agentexec_otel.activity._retention.restore import restore_async as restore
 from agentexec_otel.activity._session_writes import store_pending
 
 if TYPE_CHECKING:
@@ -109,9 +109,3 @@ logs = _query_twin(_query.logs)
 feed = _query_twin(_feed.feed)
 count_active = _query_twin(_query.count_active)
 stats = _query_twin(_stats.stats)
-
-follow = follow_async
-follow_feed = follow_feed_async
-
-archive = archive_async
-restore = restore_async
