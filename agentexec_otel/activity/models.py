@@ -30,8 +30,8 @@ from sqlalchemy import (
     Uuid,
     false,
 )
+from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
-from sqlalchemy.types import TypeEngine
 
 from agentexec_otel._config import CONF
 from agentexec_otel._model.event import Status
@@ -58,16 +58,9 @@ def _utc(value: datetime) -> datetime:
 class UtcDateTime(TypeDecorator[datetime]):
     """An aware UTC datetime with microseconds, on every database. A naive value that is bound means UTC."""
 
-    impl = DateTime(timezone=True)
+    # The plain DATETIME of MySQL and MariaDB has only seconds.
+    impl = DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql", "mariadb")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """DATETIME(6) on MySQL and MariaDB, whose plain DATETIME has only seconds."""
-        if dialect.name in ("mysql", "mariadb"):
-            from sqlalchemy.dialects import mysql  # its import would cost every application 40 ms
-
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
-        return dialect.type_descriptor(DateTime(timezone=True))
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Convert to UTC. Remove the zone if the database has none."""
