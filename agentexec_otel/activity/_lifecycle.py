@@ -9,12 +9,11 @@ from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from uuid import UUID, uuid4
 
 from opentelemetry import propagate
 from sqlalchemy import ColumnElement
-from sqlalchemy.orm import Session
 
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError, ActivityNotStoredError, ActivityStateError, guarded
@@ -39,27 +38,18 @@ from agentexec_otel._runtime.liveness import lost_ending
 from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel.activity._criteria import ActivityFilters, criteria_of, without_news_since
 from agentexec_otel.activity._filters import metadata_criteria
-from agentexec_otel.activity._session_writes import create_in, end_many, record_in, retry_in
-from agentexec_otel.activity._sessions import synchronous
+from agentexec_otel.activity._session_writes import create_in, end_in, record_in, retry_in
+from agentexec_otel.activity._sessions import AnySession, synchronous
 from agentexec_otel.activity.models import Activity
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
-
-    AnySession: TypeAlias = Session | AsyncSession
+    from agentexec_otel.activity._run import ActivityRun
 
 
 _CHUNK: Final = 500  # most activities that one transaction re-opens, so that no lock is held for long
 
 
-class Block(Protocol):
-    """The block of `run()`, as far as the calls inside of it need it."""
-
-    @property
-    def view(self) -> LiveActivity | None: ...
-
-
-current_block: ContextVar[Block | None] = ContextVar("agentexec_otel.current_activity", default=None)
+current_block: ContextVar[ActivityRun | None] = ContextVar("agentexec_otel.current_activity", default=None)
 
 
 def create(
@@ -276,15 +266,17 @@ def cancel_pending(
     Raises:
         ValueError: a malformed criterion.
     """
-    criteria = _pending_criteria(older_than, filters)
+    criteria = criteria_of(filters)
+    if older_than is not None:
+        criteria.append(Activity.updated_at < without_news_since(older_than))
+        if filters.get("waiting") is None:
+            criteria += criteria_of({"waiting": False})
     ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="canceled"))
-    store = _runtime_for(session).session_store
-    return end_many(
-        session,
-        ending,
-        lambda: store.end_where(None, criteria, ending),
-        lambda connection: store.end_where(connection, criteria, ending),
-    )
+    runtime = _runtime_for(session)
+    store = runtime.session_store
+    if session is None:
+        return runtime.end_together(ending, lambda: store.end_where(None, criteria, ending))
+    return end_in(session, ending, lambda connection: store.end_where(connection, criteria, ending))
 
 
 def retry_many(
@@ -336,8 +328,7 @@ def reap(session: AnySession | None = None) -> int:
     ending = lost_ending()
     if session is None:
         return runtime.end_lost(ending)
-    store = runtime.session_store
-    return end_many(session, ending, lambda: (), lambda connection: store.end_lost_in(connection, ending))
+    return end_in(session, ending, lambda connection: runtime.session_store.end_lost_in(connection, ending))
 
 
 # -- what the runner, tasks and `run()` use ---------------------------------------------------------------------
@@ -450,12 +441,3 @@ def _carrier() -> dict[str, str]:
         propagate.inject(carrier)
     carrier.pop("baggage", None)
     return carrier
-
-
-def _pending_criteria(older_than: timedelta | datetime | None, filters: ActivityFilters) -> list[ColumnElement[bool]]:
-    criteria = criteria_of(filters)
-    if older_than is not None:
-        criteria.append(Activity.updated_at < without_news_since(older_than))
-        if filters.get("waiting") is None:
-            criteria += criteria_of({"waiting": False})
-    return criteria

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection
@@ -18,12 +18,17 @@ from agentexec_otel._model.results import Ack, EndedActivity, Ending, ExportResu
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.reader import RowUnavailableError
-from agentexec_otel.activity._sessions import after_commit, commits_itself, connection_of, may_hold_locks, synchronous
+from agentexec_otel.activity._sessions import (
+    AnySession,
+    commits_itself,
+    connection_of,
+    finish,
+    may_hold_locks,
+    synchronous,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
-
-    AnySession: TypeAlias = Session | AsyncSession
 
 
 def create_in(session: Session, event: ActivityEvent) -> ExportResult:
@@ -32,9 +37,7 @@ def create_in(session: Session, event: ActivityEvent) -> ExportResult:
     commits = commits_itself(session)
     (result,) = runtime.session_store.write_in(connection_of(session), [event])
     if isinstance(result, Ack):
-        if commits:
-            session.commit()
-        after_commit(session, lambda: runtime.committed_creation(event), now=commits)
+        finish(session, lambda: runtime.committed_creation(event), commits=commits)
     return result
 
 
@@ -65,9 +68,7 @@ def record_in(
     (result,) = store.write_in(connection, [event])
     if isinstance(result, Reject):
         raise ActivityNotFoundError(agent_id)  # deleted meanwhile
-    if commits:
-        session.commit()
-    after_commit(session, lambda: runtime.committed(event, stored, result), now=commits)
+    finish(session, lambda: runtime.committed(event, stored, result), commits=commits)
     return isinstance(result, Ack) and not (status.terminal and result.late)
 
 
@@ -102,26 +103,15 @@ def retry_in(
     found = store.find_where(connection, criteria, most)
     events = [runtime.retrying(agent_id, message) for agent_id in found]
     results = store.write_in(connection, events)
-    if commits:
-        session.commit()
-    after_commit(session, lambda: runtime.retried(events, results), now=commits)
+    finish(session, lambda: runtime.retried(events, results), commits=commits)
     acks = [(event, result) for event, result in zip(events, results, strict=True) if isinstance(result, Ack)]
     return found, {event.agent_id: ack.attempt for event, ack in acks}
 
 
-def end_many(
-    session: AnySession | None,
-    ending: Ending,
-    alone: Callable[[], Sequence[EndedActivity]],
-    within: Callable[[Connection], Sequence[EndedActivity]],
-) -> int:
-    """End activities together: `alone` in transactions of the writer, or `within` the session; how many changed."""
-    if session is None:
-        return process.active().end_together(ending, alone)
+def end_in(session: AnySession, ending: Ending, end: Callable[[Connection], Sequence[EndedActivity]]) -> int:
+    """End activities together in the session, by `end`; how many changed."""
     runtime, session = process.active_in_session(), synchronous(session)
     commits = commits_itself(session)
-    ended = within(connection_of(session))
-    if commits:
-        session.commit()
-    after_commit(session, lambda: runtime.ended_together(ended, ending), now=commits)
+    ended = end(connection_of(session))
+    finish(session, lambda: runtime.ended_together(ended, ending), commits=commits)
     return len(ended)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     # Its module cannot be imported without greenlet, which synchronous applications need not have.
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+AnySession: TypeAlias = "Session | AsyncSession"
 # A Select of many columns, whose exact type is not needed.
 AnySelect: TypeAlias = "Select[*tuple[Any, ...]]"
 
@@ -141,9 +142,10 @@ def may_hold_locks(session: Session) -> bool:
     return connection.dialect.name == "sqlite" and bool(driver.in_transaction)
 
 
-def after_commit(session: Session, work: Callable[[], object], *, now: bool) -> None:
-    """Do `work` after the session's transaction is committed. Do nothing if it, or a savepoint, is rolled back."""
-    if now:
+def finish(session: Session, work: Callable[[], object], *, commits: bool) -> None:
+    """Commit if the call has to, and do `work` after the commit. Do nothing after a rollback, also of a savepoint."""
+    if commits:
+        session.commit()
         work()
         return
     pending: _Pending | None = session.info.get(_KEY)
