@@ -23,8 +23,7 @@ from agentexec_otel.activity._lifecycle import (
     update,
 )
 from agentexec_otel.activity._query import count_active, detail, get, list, logs
-from agentexec_otel.activity._retention.archive import archive
-from agentexec_otel.activity._retention.restore import restore
+from agentexec_otel.activity._retention.archive import archive, restore
 from agentexec_otel.activity._run import ActivityRun, current, run
 from agentexec_otel.activity._stats import stats
 from agentexec_otel.activity.models import Activity, ActivityLog

@@ -12,7 +12,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.replay import Progress
 from agentexec_otel.activity._criteria import ACTIVITY, ActivityFilters, criteria_of
-from agentexec_otel.activity._retention.transactions import checked_batch_size
+from agentexec_otel.activity._retention.archive import checked_batch_size
 
 
 def replay(

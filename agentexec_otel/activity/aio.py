@@ -18,7 +18,7 @@ from agentexec_otel.activity import _feed, _lifecycle, _query, _stats
 from agentexec_otel.activity._follow import follow_async as follow
 from agentexec_otel.activity._follow import follow_feed_async as follow_feed
 from agentexec_otel.activity._retention.archive import archive_async as archive
-from agentexec_otel.activity._retention.restore import restore_async as restore
+from agentexec_otel.activity._retention.archive import restore_async as restore
 from agentexec_otel.activity._session_writes import store_pending
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ _FORMAT_KEY: Final = b"archive_format"
 
 
 class ParquetArchive:
-    """A directory that parts are added to; see `Archive`.
+    """A directory that parts are added to, as lines are to `JsonLinesArchive`.
 
     Raises:
         ConfigurationError: Another process uses the directory.
@@ -101,7 +101,7 @@ class ParquetArchive:
 
 
 class ParquetSource:
-    """A directory of parts that is read; see `Source`.
+    """A directory of parts that is read.
 
     Raises:
         ConfigurationError: An archive is being written to the directory.
