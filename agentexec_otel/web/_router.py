@@ -26,10 +26,9 @@ from agentexec_otel.activity import (
 )
 from agentexec_otel.web._agui import AguiRun, RunAgentInput
 from agentexec_otel.web._database import Database
-from agentexec_otel.web._examples import AGENT_ID
 from agentexec_otel.web._filters import FilterParameters
 from agentexec_otel.web._hub import Hub
-from agentexec_otel.web._openapi import ENDPOINTS
+from agentexec_otel.web._openapi import AGENT_ID, ENDPOINTS
 from agentexec_otel.web._problems import ProblemRoute
 from agentexec_otel.web._retry import HandOver, OnRetry, PoolRetries, Retries
 from agentexec_otel.web._schemas import (
