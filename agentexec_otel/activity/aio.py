@@ -19,7 +19,6 @@ from agentexec_otel.activity._follow import follow_async as follow
 from agentexec_otel.activity._follow import follow_feed_async as follow_feed
 from agentexec_otel.activity._retention.archive import archive_async as archive
 from agentexec_otel.activity._retention.archive import restore_async as restore
-from agentexec_otel.activity._session_writes import store_pending
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -76,7 +75,7 @@ def _lifecycle_twin(
             return await (alone or partial(asyncio.to_thread, function))(*args, **kwargs)
         session = _asynchronous(session)
         if reports:
-            await store_pending(session, args[0] if args else kwargs.get("agent_id"))
+            await _lifecycle.store_pending(session, args[0] if args else kwargs.get("agent_id"))
         return await session.run_sync(lambda own: cast(Any, function)(*args, session=own, **kwargs))
 
     return twin
