@@ -107,7 +107,6 @@ async def create_async(
 
 def create_soon(
     task_name: str,
-    message: str | None = None,
     agent_id: UUID | str | None = None,
     metadata: Mapping[str, Any] | None = None,
     *,
@@ -121,7 +120,7 @@ def create_soon(
         may_exist: There may be an activity with this ``agent_id`` already; logs then belong to its current attempt.
     """
     runtime = process.active()
-    event = _opening_event(runtime, task_name, message, agent_id, metadata)
+    event = _opening_event(runtime, task_name, None, agent_id, metadata)
     return event.agent_id, runtime.create_soon(event, may_exist=may_exist)
 
 

@@ -12,8 +12,7 @@ from agentexec_otel.activity import ActivityListItemSchema, ActivityLogSchema
 from agentexec_otel.activity.models import Status
 from agentexec_otel.web._schemas import Activity
 from agentexec_otel.web._scope import Scope, shown
-from agentexec_otel.web._sse import HEARTBEAT
-from agentexec_otel.web._streams import ActivityStream
+from agentexec_otel.web._streams import HEARTBEAT, ActivityStream
 
 ACTIVITY_TYPE: Final = "agentexec.activity"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +23,6 @@ from agentexec_otel.activity import (
     ActivityListItemSchema,
 )
 from agentexec_otel.web._database import Database
-from agentexec_otel.web._sse import server_stops
 
 _T = TypeVar("_T")
 
@@ -125,7 +125,7 @@ class Hub:
 
     async def _poll(self) -> None:
         try:
-            while self._topics and not server_stops():
+            while self._topics and not _server_stops():
                 pause = await self._poll_once()
                 await asyncio.sleep(pause)
         finally:
@@ -175,3 +175,12 @@ async def activities_of(
     # Behind a cursor nothing is counted.
     page = await database.ask(lambda session: ax.activity.list(session, page_size=MOST, cursor="", **wanted))
     return {item.agent_id: item for item in page.items}
+
+
+def _server_stops() -> bool:
+    """Whether the server of this process waits for its responses to end. It cannot, while a stream is open.
+
+    uvicorn says so in its signal handler's object only, before it notifies the application.
+    """
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return bool(getattr(server, "should_exit", False))

@@ -24,7 +24,7 @@ from agentexec_otel.activity.models import Status
 from agentexec_otel.web._problems import PROBLEM_TYPE, Problem
 from agentexec_otel.web._schemas import Activity, ActivityDetail, ActivityPage
 from agentexec_otel.web._scope import ACTION_HEADER
-from agentexec_otel.web._sse import encoded
+from agentexec_otel.web._streams import encoded
 
 # -- examples -----------------------------------------------------------------------------------------------------
 

@@ -43,8 +43,7 @@ from agentexec_otel.web._schemas import (
     SessionInfo,
 )
 from agentexec_otel.web._scope import Authorize, Scope, acting_scope, scope_of, scoped, shown, shown_log
-from agentexec_otel.web._sse import streamed
-from agentexec_otel.web._streams import ActivityStream, ListStream
+from agentexec_otel.web._streams import ActivityStream, ListStream, streamed
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

@@ -14,20 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, Unpack
 from uuid import UUID
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    Row,
-    delete,
-    false,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, false, func, insert, literal, or_, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
@@ -36,7 +23,7 @@ from agentexec_otel._model.text import describe, plain_int
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, without_news_since
 from agentexec_otel.activity._retention.json_lines import JsonLinesArchive, JsonLinesSource
 from agentexec_otel.activity._retention.parquet import ParquetArchive, ParquetSource
-from agentexec_otel.activity._retention.records import ACTIVITY_COLUMNS, LOG_COLUMNS, ArchivedActivity, StoredRow
+from agentexec_otel.activity._retention.records import ACTIVITY_COLUMNS, LOG_COLUMNS, ArchivedActivity
 from agentexec_otel.activity._schema_faults import error_code, schema_faults_named
 from agentexec_otel.activity._sessions import asynchronous_engine, engine_of
 
@@ -234,8 +221,8 @@ class _Batches:
     def _move(self, rows: Sequence[_Row]) -> int:
         encoded = dict[UUID, Any]()
         if (target := self._target) is not None:
-            stored = self._with_logs(rows)
-            encoded = self._aside(lambda: {row.id: target.encode(row) for row in stored})
+            logs = self._logs(rows)
+            encoded = self._aside(lambda: {row.id: target.encode(row, logs[row.id]) for row in rows})
         move = partial(self._move_unchanged, {row.id: row for row in rows}, encoded)
         return _repeated(move, self._aside, undo=self._remove_rolled_back)
 
@@ -244,13 +231,13 @@ class _Batches:
         if (target := self._target) is not None and self._is_written:
             self._aside(lambda: target.keep(frozenset()))
 
-    def _with_logs(self, rows: Sequence[_Row]) -> list[StoredRow]:
+    def _logs(self, rows: Sequence[_Row]) -> defaultdict[UUID, list[Sequence[Any]]]:
         statement = select(LOG.c.activity_id, *LOG_COLUMNS).where(LOG.c.activity_id.in_([row.id for row in rows]))
         logs: defaultdict[UUID, list[Sequence[Any]]] = defaultdict(list)
         with self._connection.begin():
             for activity_id, *log in self._connection.execute(statement.order_by(LOG.c.activity_id, LOG.c.seq)).all():
                 logs[activity_id].append(log)
-        return [StoredRow(row.id, row, logs[row.id]) for row in rows]
+        return logs
 
     def _move_unchanged(self, rows: dict[UUID, _Row], encoded: dict[UUID, Any]) -> int:
         """Write the batch, and delete it, without those that another process has changed or locked."""
@@ -309,13 +296,11 @@ def _insert(connection: Connection, batch: Sequence[ArchivedActivity]) -> int:
         for agent_id in present.all():
             del by_agent[agent_id]
         if by_agent:
-            connection.execute(insert(ACTIVITY), [dict(one.activity) for one in by_agent.values()])
-            _insert_logs(connection, [log for one in by_agent.values() for log in _logs_of(one)])
+            inserted = by_agent.values()
+            connection.execute(insert(ACTIVITY), [dict(one.activity) for one in inserted])
+            logs = [{**log, "activity_id": one.activity["id"]} for one in inserted for log in one.logs]
+            _insert_logs(connection, logs)
     return len(by_agent)
-
-
-def _logs_of(archived: ArchivedActivity) -> Iterator[dict[str, Any]]:
-    return ({**log, "activity_id": archived.activity["id"]} for log in archived.logs)
 
 
 def _insert_logs(connection: Connection, logs: Sequence[dict[str, Any]]) -> None:

@@ -20,7 +20,6 @@ from agentexec_otel.activity._retention.records import (
     JSON_CODEC,
     ArchivedActivity,
     NotArchivedError,
-    StoredRow,
     compact_json,
 )
 
@@ -49,9 +48,9 @@ class JsonLinesArchive:
             self.close()
             raise
 
-    def encode(self, row: StoredRow) -> bytes:
+    def encode(self, activity: Sequence[Any], logs: Sequence[Sequence[Any]]) -> bytes:
         """The line of an activity, as `append` takes it."""
-        record = {"archive_format": FORMAT, "archive_batch": self._size, **JSON_CODEC.encode(row)}
+        record = {"archive_format": FORMAT, "archive_batch": self._size, **JSON_CODEC.encode(activity, logs)}
         return compact_json(record).encode() + b"\n"
 
     def append(self, encoded: Sequence[bytes]) -> None:
