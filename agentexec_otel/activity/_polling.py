@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Generator, Ite
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -29,14 +29,13 @@ from agentexec_otel._model.event import ACTIVE, Status
 from agentexec_otel._model.text import describe, is_a
 from agentexec_otel.activity._criteria import ACTIVITY, LOG
 from agentexec_otel.activity._listening import Retry, listen, listen_async, listening_engine
-from agentexec_otel.activity._sessions import (
-    AnySelect,
-    AsyncSource,
-    Source,
-    async_session_factory,
-    execute,
-    session_factory,
-)
+from agentexec_otel.activity._sessions import AnySelect, async_session_factory, execute, session_factory
+
+if TYPE_CHECKING:
+    # Its module cannot be imported without greenlet, which synchronous applications need not have.
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+    from sqlalchemy.orm import sessionmaker
 
 _Log = TypeVar("_Log")
 _Event = TypeVar("_Event", threading.Event, asyncio.Event)
@@ -88,7 +87,7 @@ class Reader(Protocol[_Log]):
         ...
 
 
-def iterate(source: Source, reader: Reader[_Log], timeout: float | None) -> Generator[_Log]:
+def iterate(source: Engine | sessionmaker[Session], reader: Reader[_Log], timeout: float | None) -> Generator[_Log]:
     """Iterate over the logs that the reader finds, and wait in between."""
     polls = shared_polls(source)
     pace = Pace(timeout, reader.missed)
@@ -105,7 +104,9 @@ def iterate(source: Source, reader: Reader[_Log], timeout: float | None) -> Gene
                 pause = pace.pause(news=False)
 
 
-async def iterate_async(source: AsyncSource, reader: Reader[_Log], timeout: float | None) -> AsyncGenerator[_Log]:
+async def iterate_async(
+    source: AsyncEngine | async_sessionmaker[AsyncSession], reader: Reader[_Log], timeout: float | None
+) -> AsyncGenerator[_Log]:
     """Iterate as `iterate` does, for asyncio."""
     polls = async_shared_polls(source)
     pace = Pace(timeout, reader.missed)
@@ -329,7 +330,7 @@ class _Waiters(Generic[_Event]):
 class SharedPolls(_Waiters[threading.Event]):
     """The polls of threads over one source. A thread waits in `wait`; the first that is due asks for the others."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Engine | sessionmaker[Session]) -> None:
         super().__init__()
         self._source = source  # its id is the key, so it has to live
         self.open_session = session_factory(source)
@@ -385,7 +386,7 @@ class SharedPolls(_Waiters[threading.Event]):
 class AsyncSharedPolls(_Waiters[asyncio.Event]):
     """The polls of the tasks of one event loop over one source, like `SharedPolls`."""
 
-    def __init__(self, source: AsyncSource, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, source: AsyncEngine | async_sessionmaker[AsyncSession], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._key = source, loop  # their ids are the key, so they have to live
         self.open_session = async_session_factory(source)
@@ -467,7 +468,7 @@ class _Sources:
         self._polls: WeakValueDictionary[int, SharedPolls] = WeakValueDictionary()
         self._lock = threading.Lock()  # Guards `_polls`.
 
-    def polls(self, source: Source) -> SharedPolls:
+    def polls(self, source: Engine | sessionmaker[Session]) -> SharedPolls:
         """Those over this source."""
         with self._lock:
             found = self._polls.get(id(source))
@@ -488,7 +489,7 @@ _async_polls: Final[WeakValueDictionary[tuple[int, int], AsyncSharedPolls]] = We
 shared_polls: Final = _sources.polls
 
 
-def async_shared_polls(source: AsyncSource) -> AsyncSharedPolls:
+def async_shared_polls(source: AsyncEngine | async_sessionmaker[AsyncSession]) -> AsyncSharedPolls:
     """Return the polls over this source on the running event loop. They exist as long as an iterator uses them."""
     loop = asyncio.get_running_loop()
     key = id(source), id(loop)

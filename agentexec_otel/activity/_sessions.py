@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 AnySession: TypeAlias = "Session | AsyncSession"
-Source: TypeAlias = Engine | sessionmaker[Session]
-AsyncSource: TypeAlias = "AsyncEngine | async_sessionmaker[AsyncSession]"
 # A Select of many columns, whose exact type is not needed.
 AnySelect: TypeAlias = "Select[*tuple[Any, ...]]"
 
@@ -76,7 +74,7 @@ def asynchronous_engine(source: AsyncEngine) -> AsyncEngine:
     return source
 
 
-def session_factory(source: Source) -> Callable[[], Session]:
+def session_factory(source: Engine | sessionmaker[Session]) -> Callable[[], Session]:
     """Return what opens sessions of our own. Raises TypeError unless it is an engine or a sessionmaker."""
     if _is(source, Engine):
         return partial(Session, cast(Engine, source))
@@ -88,7 +86,7 @@ def session_factory(source: Source) -> Callable[[], Session]:
     return cast("sessionmaker[Session]", source)
 
 
-def async_session_factory(source: AsyncSource) -> Callable[[], AsyncSession]:
+def async_session_factory(source: AsyncEngine | async_sessionmaker[AsyncSession]) -> Callable[[], AsyncSession]:
     """Return what opens sessions of our own. Raises TypeError unless it is for asyncio."""
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 

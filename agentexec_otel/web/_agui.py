@@ -116,9 +116,8 @@ class AguiRun:
 
     def _interrupts(self, waiting: dict[str, Any]) -> list[dict[str, Any]]:
         reason = str(waiting["for"])
-        if not self._scope.may_see_content:
-            return [{"id": str(self._stream.activity.agent_id), "reason": reason}]
-        calls = [(str(item["call_id"]), item.get("tool")) for item in waiting["items"] if item.get("call_id")]
+        items = waiting["items"] if self._scope.may_see_content else ()
+        calls = [(str(item["call_id"]), item.get("tool")) for item in items if item.get("call_id")]
         named = [{"id": call, "reason": reason, "toolCallId": call, "message": tool} for call, tool in calls]
         return named or [{"id": str(self._stream.activity.agent_id), "reason": reason}]
 

@@ -142,7 +142,7 @@ class Hub:
             # A viewer that arrives while the news are prepared may get some of them twice, never miss one.
             self._cursor = page.next_cursor
             if page.logs:
-                await self._hand_out(await self._complete(page))
+                await self._hand_out(page)
         except (SQLAlchemyError, OSError, ax.AgentExecError) as exc:
             _logger.warning("reading the feed is failing and will be retried: %s", type(exc).__name__)
             self._cursor = before
@@ -150,16 +150,14 @@ class Hub:
         self._pause = _SHORTEST if page.logs else min(2 * self._pause, _LONGEST)
         return 0.0 if page.has_more else self._pause
 
-    async def _complete(self, page: ActivityFeedSchema) -> Page:
+    async def _hand_out(self, page: ActivityFeedSchema) -> None:
+        """Hand the news to all viewers, or raise before any viewer has got them."""
         logs: defaultdict[UUID, list[ActivityFeedLogSchema]] = defaultdict(list)
         for log in page.logs:
             logs[log.agent_id].append(log)
-        return Page(logs, page.next_cursor, await activities_of(self._database, logs.keys()))
-
-    async def _hand_out(self, page: Page) -> None:
-        """Hand the news to all viewers, or raise before any viewer has got them."""
+        whole = Page(logs, page.next_cursor, await activities_of(self._database, logs.keys()))
         topics = list(self._topics.values())
-        news = [list(await prepare(page)) for prepare, _ in topics]
+        news = [list(await prepare(whole)) for prepare, _ in topics]
         each = [(viewer, made) for (_, viewers), made in zip(topics, news, strict=True) for viewer in viewers]
         for number, (viewer, made) in enumerate(each, 1):
             viewer.put(made)

@@ -12,14 +12,7 @@ from uuid import UUID
 
 from fastapi.responses import StreamingResponse
 
-from agentexec_otel import __version__
-from agentexec_otel.activity import (
-    ActivityLogSchema,
-    ActivityStatsBucketSchema,
-    ActivityStatsSchema,
-    ActivityTypeStatsSchema,
-    PercentilesSchema,
-)
+import agentexec_otel as ax
 from agentexec_otel.activity.models import Status
 from agentexec_otel.web._problems import PROBLEM_TYPE, Problem
 from agentexec_otel.web._schemas import Activity, ActivityDetail, ActivityPage
@@ -35,7 +28,7 @@ TRACE_ID: Final = "4bf92f3577b34da6a3ce929d0e0e4736"
 WORKER_ID: Final = "web-1:4711:a1b2c3"
 
 _LOGS: Final = [
-    ActivityLogSchema(
+    ax.activity.ActivityLogSchema(
         id=100 + seq, seq=seq, message=message, status=status, percentage=percentage,
         created_at=MOMENT + timedelta(seconds=seq - 1),
     )
@@ -65,23 +58,25 @@ _SUMMARY: Final[dict[str, Any]] = {
     "metadata": {"tenant": "acme"},
 }
 _ACTIVITY: Final = Activity(**_SUMMARY, latest_log=_LOGS[-1].message, latest_log_timestamp=_LOGS[-1].created_at)
-_PERCENTILES: Final = PercentilesSchema(count=3, sum=93, p50=20, p90=61, p95=61, p99=61, max=61)
+_PERCENTILES: Final = ax.activity.PercentilesSchema(count=3, sum=93, p50=20, p90=61, p95=61, p99=61, max=61)
 
 _DETAIL: Final = ActivityDetail(**_SUMMARY, logs=_LOGS).model_dump(mode="json")
 _LOGS_EXAMPLE: Final = [log.model_dump(mode="json") for log in _LOGS]
 _PAGE: Final = ActivityPage(items=[_ACTIVITY], page_size=50, total=1, page=1, pages=1).model_dump(mode="json")
-_STATS: Final = ActivityStatsSchema(
+_STATS: Final = ax.activity.ActivityStatsSchema(
     total=3,
     by_status={status: {Status.COMPLETE: 2, Status.ERROR: 1}.get(status, 0) for status in Status},
     by_type=[
-        ActivityTypeStatsSchema(agent_type="research", total=3, active=0, failed=1, duration_seconds=_PERCENTILES)
+        ax.activity.ActivityTypeStatsSchema(
+            agent_type="research", total=3, active=0, failed=1, duration_seconds=_PERCENTILES
+        )
     ],
     by_reason={"timeout": 1},
     duration_seconds=_PERCENTILES,
     queued_seconds=_PERCENTILES,
     input_tokens=_PERCENTILES,
     output_tokens=_PERCENTILES,
-    series=[ActivityStatsBucketSchema(start=MOMENT, started=3, ended=3, failed=1)],
+    series=[ax.activity.ActivityStatsBucketSchema(start=MOMENT, started=3, ended=3, failed=1)],
 ).model_dump(mode="json")
 _RETRIED_MANY: Final = {
     "attempts": {str(AGENT_ID): 2},
@@ -182,7 +177,7 @@ _ONE_ACTIVITY = _json("The activity. One that has ended has an `ETag`.", _DETAIL
     }
 }
 _NOT_MODIFIED = {HTTPStatus.NOT_MODIFIED.value: {"description": "The `ETag` in `If-None-Match` is still right."}}
-_SESSION = {"may_act": True, "may_see_content": True, "may_retry": False, "version": __version__}
+_SESSION = {"may_act": True, "may_see_content": True, "may_retry": False, "version": ax.__version__}
 
 ENDPOINTS: Final[dict[str, dict[str, Any]]] = {
     "get_session": _endpoint("What the caller may do", _json("What the caller may do.", _SESSION), (403,)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from uuid import UUID
 
 from fastapi import HTTPException
@@ -127,7 +127,8 @@ def _reopen(session: Session, agent_id: UUID, message: str | None, scope: Scope)
 
 def _ended(session: Session, filters: ActivityFilters) -> list[UUID]:
     """The ids of the activities that have ended and meet the filters."""
-    statuses = [status for status in _statuses(filters) if status.terminal]
+    chosen = cast(list[Status], filters.get("status") or [Status.ERROR])
+    statuses = [status for status in chosen if status.terminal]
     wanted: ActivityFilters = {**filters, "status": statuses}
     found: list[UUID] = []
     cursor = "" if statuses else None
@@ -136,13 +137,6 @@ def _ended(session: Session, filters: ActivityFilters) -> list[UUID]:
         found += [item.agent_id for item in page.items]
         cursor = page.next_cursor
     return found
-
-
-def _statuses(filters: ActivityFilters) -> list[Status]:
-    chosen = filters.get("status")
-    if chosen is None:
-        return [Status.ERROR]
-    return [Status(chosen)] if isinstance(chosen, str) else [Status(one) for one in chosen]
 
 
 def _check_sent(not_sent: list[UUID]) -> None:
