@@ -219,7 +219,9 @@ def list(
     page, page_size = _checked_page(page, page_size, cursor)
     criteria, order = criteria_of(filters), _checked_order(order)
     after = None if cursor is None else _Cursor.parse(cursor, order)
-    rows = _read_page(session, criteria, order, after, page, page_size)
+    statement = _page(criteria, order, after is not None) if criteria else _PAGES[order, after is not None]
+    # One row more, if there is another page.
+    rows = execute(session, statement, row_count=page_size + 1, **_place(after, page, page_size)).all()
     items = [ActivityListItemSchema(**_fields(row)) for row in rows[:page_size]]
     following = _next_cursor(rows, order, page_size)
     if cursor is not None:
@@ -366,22 +368,11 @@ def _checked_page(page: object, page_size: object, cursor: str | None) -> tuple[
     return whole_page, whole_size
 
 
-def _read_page(
-    session: Session,
-    criteria: Sequence[ColumnElement[bool]],
-    order: Order,
-    after: _Cursor | None,
-    page: int,
-    page_size: int,
-) -> Sequence[_Row]:
-    """The rows of the page, and one more if there is another page."""
-    statement = _page(criteria, order, after is not None) if criteria else _PAGES[order, after is not None]
-    parameters: dict[str, Any] = {"row_count": page_size + 1}
+def _place(after: _Cursor | None, page: int, page_size: int) -> dict[str, Any]:
+    """Where a page begins."""
     if after is None:
-        parameters["row_offset"] = min((page - 1) * page_size, _MOST_ROWS)
-    else:
-        parameters |= {"after_time": after.created_at, "after_id": after.id}
-    return execute(session, statement, **parameters).all()
+        return {"row_offset": min((page - 1) * page_size, _MOST_ROWS)}
+    return {"after_time": after.created_at, "after_id": after.id}
 
 
 def _next_cursor(rows: Sequence[_Row], order: Order, page_size: int) -> str | None:

@@ -6,15 +6,15 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, Unpack
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, delete, false, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, Engine, Row, delete, false, func, insert, literal, or_, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
@@ -81,7 +81,7 @@ def archive(
         MissingExtraError: pyarrow is needed for Parquet.
         OSError: The archive cannot be written. What was archived before stays archived.
     """
-    return _run(engine, partial(_archive, _Plan.of(older_than, to, batch_size, progress, filters)))
+    return _run(engine, _Archiving(older_than, to, batch_size, progress, filters))
 
 
 async def archive_async(
@@ -94,7 +94,7 @@ async def archive_async(
     **filters: Unpack[ActivityFilters],
 ) -> int:
     """Archive as `ax.activity.archive` does, with an AsyncEngine. Files are written in a thread."""
-    return await _run_async(engine, partial(_archive, _Plan.of(older_than, to, batch_size, progress, filters)))
+    return await _run_async(engine, _Archiving(older_than, to, batch_size, progress, filters))
 
 
 def restore(engine: _Database, source: str | Path, *, batch_size: int = 500, progress: _Progress | None = None) -> int:
@@ -130,74 +130,60 @@ async def restore_async(
 # -- archiving ----------------------------------------------------------------------------------------------------
 
 
-class _Plan(NamedTuple):
-    criteria: Sequence[ColumnElement[bool]]
-    to: Path | None
-    batch_size: int
-    progress: _Progress | None
+class _Archiving:
+    """One call of `archive`: batch after batch, in the order of ``created_at``, for which there is an index."""
 
-    @classmethod
-    def of(
-        cls,
+    _connection: Connection
+    _aside: _Aside
+    _target: _Archive | None = None
+    _is_written = False  # the batch of the transaction that is under way
+
+    def __init__(
+        self,
         older_than: timedelta | datetime,
         to: str | Path | None,
         batch_size: int,
         progress: _Progress | None,
         filters: ActivityFilters,
-    ) -> _Plan:
+    ) -> None:
         before = without_news_since(older_than)
-        criteria = (
+        self._criteria = (
             ACTIVITY.c.status.not_in(ACTIVE),
             ACTIVITY.c.created_at < before,  # ends the scan of the index
             func.coalesce(ACTIVITY.c.ended_at, ACTIVITY.c.updated_at) < before,  # producers of schema 1 set no ended_at
             *criteria_of(filters),
         )
-        path = None if to is None else _archive_path("to", to)
-        return cls(criteria, path, checked_batch_size(batch_size), progress)
+        self._to = None if to is None else _archive_path("to", to)
+        self._batch_size = checked_batch_size(batch_size)
+        self._progress = progress
 
-
-def _archive(plan: _Plan, connection: Connection, aside: _Aside) -> int:
-    to = plan.to
-    target = None if to is None else aside(lambda: _open_archive(to))
-    with nullcontext() if target is None else closing(target):
-        return _Batches(plan, connection, aside, target).archive()
-
-
-class _Batches:
-    """Archives batch after batch, in the order of ``created_at``, for which there is an index."""
-
-    def __init__(self, plan: _Plan, connection: Connection, aside: _Aside, target: _Archive | None) -> None:
-        self._plan = plan
-        self._connection = connection
-        self._aside = aside
-        self._target = target
-        self._is_written = False  # the batch of the transaction that is under way
-
-    def archive(self) -> int:
+    def __call__(self, connection: Connection, aside: _Aside) -> int:
         """Return how many were archived."""
-        self._remove_unarchived()
+        self._connection, self._aside = connection, aside
+        if (to := self._to) is None:
+            return self._archive()
+        with closing(aside(lambda: _open_archive(to))) as self._target:
+            self._remove_unarchived(self._target)
+            return self._archive()
+
+    def _archive(self) -> int:
         archived, total = 0, self._total()
-        _report(self._plan.progress, 0, total)
+        _report(self._progress, 0, total)
         after: _Row | None = None
         while rows := self._read(after):
             archived += self._move(rows)
-            _report(self._plan.progress, archived, max(archived, total))
+            _report(self._progress, archived, max(archived, total))
             after = rows[-1]
         return archived
 
     def _total(self) -> int:
-        if self._plan.progress is None:
+        if self._progress is None:
             return 0
         with self._connection.begin():
-            return self._connection.execute(
-                select(func.count()).select_from(ACTIVITY).where(*self._plan.criteria)
-            ).scalar_one()
+            return self._connection.scalar(select(func.count()).select_from(ACTIVITY).where(*self._criteria)) or 0
 
-    def _remove_unarchived(self) -> None:
+    def _remove_unarchived(self, target: _Archive) -> None:
         """Remove from the last batch of the archive what the database still has: it was not deleted."""
-        target = self._target
-        if target is None:
-            return
         if not (found := self._aside(target.last_batch)):
             return
         # Locked, so that a deletion whose commit is still on its way comes first.
@@ -209,14 +195,14 @@ class _Batches:
 
     def _read(self, after: _Row | None) -> list[_Row]:
         """The next rows. They are not locked yet, so that locks are held for a short time."""
-        statement = select(*ACTIVITY_COLUMNS).where(*self._plan.criteria)
+        statement = select(*ACTIVITY_COLUMNS).where(*self._criteria)
         if after is not None:
             behind = or_(ACTIVITY.c.created_at > after.created_at, ACTIVITY.c.id > after.id)
             statement = statement.where(ACTIVITY.c.created_at >= after.created_at, behind)
-        statement = statement.order_by(ACTIVITY.c.created_at, ACTIVITY.c.id).limit(self._plan.batch_size)
+        statement = statement.order_by(ACTIVITY.c.created_at, ACTIVITY.c.id).limit(self._batch_size)
         with self._connection.begin():
             rows = self._connection.execute(statement).all()
-        return _bounded(rows, self._plan.batch_size, lambda row: int(row.last_seq))
+        return _bounded(rows, self._batch_size, lambda row: int(row.last_seq))
 
     def _move(self, rows: Sequence[_Row]) -> int:
         encoded = dict[UUID, Any]()
