@@ -10,8 +10,7 @@ to files, and `restore` reads them back.
 from agentexec_otel.activity import aio
 from agentexec_otel.activity._criteria import ActivityFilters
 from agentexec_otel.activity._feed import ActivityFeedFilters, feed
-from agentexec_otel.activity._follow import follow
-from agentexec_otel.activity._follow_feed import follow_feed
+from agentexec_otel.activity._follow import follow, follow_feed
 from agentexec_otel.activity._lifecycle import (
     cancel,
     cancel_pending,
@@ -24,8 +23,7 @@ from agentexec_otel.activity._lifecycle import (
     update,
 )
 from agentexec_otel.activity._query import count_active, detail, get, list, logs
-from agentexec_otel.activity._retention.archive import archive
-from agentexec_otel.activity._retention.restore import restore
+from agentexec_otel.activity._retention.archive import archive, restore
 from agentexec_otel.activity._run import ActivityRun, current, run
 from agentexec_otel.activity._stats import stats
 from agentexec_otel.activity.models import Activity, ActivityLog

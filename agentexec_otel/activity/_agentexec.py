@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 from uuid import UUID
 
 from sqlalchemy import RowMapping
@@ -18,8 +18,10 @@ from agentexec_otel._model.event import Status
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
+    from agentexec_otel.activity._sessions import AnySession
     from agentexec_otel.activity.models import Activity
 
+_Metadata: TypeAlias = Mapping[str, Any] | None
 _R = TypeVar("_R")
 
 
@@ -29,33 +31,18 @@ class AgentexecMethods:
     @overload
     @classmethod
     def create(
-        cls,
-        session: Session,
-        agent_id: UUID | str,
-        task_name: str,
-        message: str,
-        metadata: Mapping[str, Any] | None = None,
+        cls, session: Session, agent_id: UUID | str, task_name: str, message: str, metadata: _Metadata = None
     ) -> Activity: ...
 
     @overload
     @classmethod
     def create(
-        cls,
-        session: AsyncSession,
-        agent_id: UUID | str,
-        task_name: str,
-        message: str,
-        metadata: Mapping[str, Any] | None = None,
+        cls, session: AsyncSession, agent_id: UUID | str, task_name: str, message: str, metadata: _Metadata = None
     ) -> Coroutine[Any, Any, Activity]: ...
 
     @classmethod
     def create(
-        cls,
-        session: Session | AsyncSession,
-        agent_id: UUID | str,
-        task_name: str,
-        message: str,
-        metadata: Mapping[str, Any] | None = None,
+        cls, session: AnySession, agent_id: UUID | str, task_name: str, message: str, metadata: _Metadata = None
     ) -> Activity | Coroutine[Any, Any, Activity]:
         """Create an activity as `ax.activity.create` does, and return its row."""
         from agentexec_otel.activity._query import row_with_logs
@@ -80,12 +67,7 @@ class AgentexecMethods:
 
     @classmethod
     def append_log(
-        cls,
-        session: Session | AsyncSession,
-        agent_id: UUID | str,
-        message: str,
-        status: Status,
-        percentage: int | None = None,
+        cls, session: AnySession, agent_id: UUID | str, message: str, status: Status, percentage: int | None = None
     ) -> bool | Coroutine[Any, Any, bool]:
         """Add a log as `ax.activity.update` does."""
         update = _package().aio.update if _is_async(session) else _package().update
@@ -94,21 +76,18 @@ class AgentexecMethods:
     @overload
     @classmethod
     def get_by_agent_id(
-        cls, session: Session, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None = None
+        cls, session: Session, agent_id: UUID | str, metadata_filter: _Metadata = None
     ) -> Activity | None: ...
 
     @overload
     @classmethod
     def get_by_agent_id(
-        cls, session: AsyncSession, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None = None
+        cls, session: AsyncSession, agent_id: UUID | str, metadata_filter: _Metadata = None
     ) -> Coroutine[Any, Any, Activity | None]: ...
 
     @classmethod
     def get_by_agent_id(
-        cls,
-        session: Session | AsyncSession,
-        agent_id: UUID | str,
-        metadata_filter: Mapping[str, Any] | None = None,
+        cls, session: AnySession, agent_id: UUID | str, metadata_filter: _Metadata = None
     ) -> Activity | Coroutine[Any, Any, Activity | None] | None:
         """Return the row with its logs. None if it does not exist or its metadata does not match."""
         from agentexec_otel.activity._query import row_with_logs
@@ -118,22 +97,18 @@ class AgentexecMethods:
     @overload
     @classmethod
     def get_list(
-        cls, session: Session, page: int = 1, page_size: int = 50, metadata_filter: Mapping[str, Any] | None = None
+        cls, session: Session, page: int = 1, page_size: int = 50, metadata_filter: _Metadata = None
     ) -> list[RowMapping]: ...
 
     @overload
     @classmethod
     def get_list(
-        cls, session: AsyncSession, page: int = 1, page_size: int = 50, metadata_filter: Mapping[str, Any] | None = None
+        cls, session: AsyncSession, page: int = 1, page_size: int = 50, metadata_filter: _Metadata = None
     ) -> Coroutine[Any, Any, list[RowMapping]]: ...
 
     @classmethod
     def get_list(
-        cls,
-        session: Session | AsyncSession,
-        page: int = 1,
-        page_size: int = 50,
-        metadata_filter: Mapping[str, Any] | None = None,
+        cls, session: AnySession, page: int = 1, page_size: int = 50, metadata_filter: _Metadata = None
     ) -> list[RowMapping] | Coroutine[Any, Any, list[RowMapping]]:
         """Return a page of mappings with agentexec's keys. RUNNING come first, then QUEUED, then the others.
 
@@ -152,7 +127,7 @@ class AgentexecMethods:
     def get_pending_ids(cls, session: AsyncSession) -> Coroutine[Any, Any, list[UUID]]: ...
 
     @classmethod
-    def get_pending_ids(cls, session: Session | AsyncSession) -> list[UUID] | Coroutine[Any, Any, list[UUID]]:
+    def get_pending_ids(cls, session: AnySession) -> list[UUID] | Coroutine[Any, Any, list[UUID]]:
         """Return the ``agent_id`` of each activity that is QUEUED or RUNNING."""
         from agentexec_otel.activity._query import active_ids
 
@@ -167,7 +142,7 @@ class AgentexecMethods:
     def get_active_count(cls, session: AsyncSession) -> Coroutine[Any, Any, int]: ...
 
     @classmethod
-    def get_active_count(cls, session: Session | AsyncSession) -> int | Coroutine[Any, Any, int]:
+    def get_active_count(cls, session: AnySession) -> int | Coroutine[Any, Any, int]:
         """Count the activities that are QUEUED or RUNNING."""
         from agentexec_otel.activity._query import count_active
 
@@ -179,7 +154,7 @@ def _package() -> Any:
     return sys.modules["agentexec_otel.activity"]
 
 
-def _within(session: Session | AsyncSession, work: Callable[[Session], _R]) -> _R | Coroutine[Any, Any, _R]:
+def _within(session: AnySession, work: Callable[[Session], _R]) -> _R | Coroutine[Any, Any, _R]:
     if _is_async(session):
         return cast("AsyncSession", session).run_sync(work)
     return work(cast(Session, session))

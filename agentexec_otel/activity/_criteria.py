@@ -157,10 +157,6 @@ def _one_of(column: ColumnElement[Any], values: Sequence[Any]) -> _Criterion:
     return _OneOf(column, *(literal(value, column.type) for value in values)) if values else false()
 
 
-def _has_metadata(_argument: str, value: Any) -> list[_Criterion]:
-    return metadata_criteria(value)
-
-
 def _has_text(argument: str, value: Any) -> list[_Criterion]:
     if not plain_str(value):
         raise ValueError(f"{argument} is {describe(value)}: pass part of a message")
@@ -194,7 +190,7 @@ _CRITERIA: Final[Mapping[str, Callable[[str, Any], list[_Criterion]]]] = {
     "agent_id": _has_id,
     "status": _has_status,
     "agent_type": _has_name,
-    "metadata_filter": _has_metadata,
+    "metadata_filter": lambda _, value: metadata_criteria(value),
     "created_after": partial(_since, "created_at"),
     "created_before": partial(_until, "created_at"),
     "updated_after": partial(_since, "updated_at"),

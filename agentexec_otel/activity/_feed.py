@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast
+from typing import Any, Final, TypedDict, Unpack, cast
 
 from sqlalchemy import ColumnElement, Integer, RowMapping, bindparam, or_, select, union_all
 from sqlalchemy.orm import Session
 
 from agentexec_otel._model.text import describe, plain_int, plain_str
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of
-from agentexec_otel.activity._execute import AnySelect, execute
 from agentexec_otel.activity._feed_cursor import FeedCursor, Walk, without_settled
 from agentexec_otel.activity._feed_fence import Settlement
-from agentexec_otel.activity._sessions import synchronous
+from agentexec_otel.activity._sessions import AnySelect, execute, synchronous
 from agentexec_otel.activity.schemas import ActivityFeedLogSchema, ActivityFeedSchema, ActivityLogSchema
 
 NOW: Final = "now"
@@ -77,17 +76,7 @@ def feed(
         ValueError: A malformed cursor, limit or filter.
     """
     criteria, most, session = feed_criteria(filters), _checked_limit(limit), synchronous(session)
-    cursor = start_of(after)
-    page = read_page(session, cursor, criteria, most)
-    return ActivityFeedSchema(logs=page.logs, next_cursor=str(page.cursor), has_more=page.has_more)
-
-
-class FeedPage(NamedTuple):
-    """Logs of the feed, and the cursor behind them."""
-
-    logs: list[ActivityFeedLogSchema]
-    cursor: FeedCursor
-    has_more: bool  # the next page can be read at once
+    return read_page(session, start_of(after), criteria, most)
 
 
 def feed_criteria(filters: ActivityFeedFilters) -> list[ColumnElement[bool]]:
@@ -108,11 +97,11 @@ def start_of(after: object) -> FeedCursor | None:
 
 def read_page(
     session: Session, cursor: FeedCursor | None, criteria: Sequence[ColumnElement[bool]], most: int
-) -> FeedPage:
+) -> ActivityFeedSchema:
     """Return the next logs that meet the criteria, up to `most`. Without a cursor, return the present one."""
     settlement = Settlement(session)
     if cursor is None:
-        return FeedPage([], settlement.fenced(_present(session, settlement)), has_more=False)
+        return ActivityFeedSchema(logs=[], next_cursor=str(settlement.fenced(_present(session, settlement))))
     reader = _Reader(session, settlement, cursor, criteria)
     for _ in range(_MOST_WINDOWS):
         reader.read_window(most)
@@ -120,7 +109,7 @@ def read_page(
             break
     reached = settlement.fenced(reader.cursor)
     has_more = not reader.at_end and reached != cursor and (not reader.is_full or reached.settled > 0)
-    return FeedPage(reader.logs, reached, has_more)
+    return ActivityFeedSchema(logs=reader.logs, next_cursor=str(reached), has_more=has_more)
 
 
 class _Reader:

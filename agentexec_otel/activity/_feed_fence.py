@@ -35,8 +35,8 @@ from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session
 
 from agentexec_otel.activity._criteria import ACTIVITY, LOG
-from agentexec_otel.activity._execute import IN_OUR_TABLES, AnySelect, execute
 from agentexec_otel.activity._feed_cursor import FeedCursor, Fence
+from agentexec_otel.activity._sessions import AnySelect, connection_of, execute
 from agentexec_otel.activity.models import Activity
 
 PATIENCE: Final = timedelta(minutes=5)
@@ -120,7 +120,7 @@ class Settlement:
         """Whether this call's statements see what was committed before the call."""
         if not self._begun:
             return True
-        return self._session.connection(bind_arguments=IN_OUR_TABLES).get_isolation_level().startswith("READ")
+        return connection_of(self._session).get_isolation_level().startswith("READ")
 
     def settled(self, cursor: FeedCursor, ids: Sequence[int]) -> int:
         """Up to which id the snapshot that shows these ids has all that will ever be there."""

@@ -127,19 +127,19 @@ def _indexed(key: str, value: Any) -> ColumnElement[bool] | None:
         wanted = clean_message(value, _LONGEST)
         found = text == _Bytes(literal(text_of(wanted), String))
         # A second criterion has PostgreSQL guess that few rows are left, and sort them all instead of stopping early.
-        return found if len(wanted) < MOST_CHARACTERS else and_(found, same_text(_METADATA[key].as_string(), wanted))
+        return found if len(wanted) < MOST_CHARACTERS else and_(found, _same_text(_METADATA[key].as_string(), wanted))
     number = is_a(value, int) or is_a(value, float)
     whole = value if is_a(value, bool) else _as_integer(value) if number else None
     return None if whole is None else text == _Bytes(literal(text_of(whole), String))
 
 
-def same_text(stored: SQLColumnExpression[Any], value: str, limit: int = _LONGEST) -> ColumnElement[bool]:
+def _same_text(stored: SQLColumnExpression[Any], value: str) -> ColumnElement[bool]:
     """Whether a column has this text, as `clean_message` stores it. Compares bytes, whatever the collation is."""
-    return _Bytes(stored) == _Bytes(literal(clean_message(value, limit), String))
+    return _Bytes(stored) == _Bytes(literal(clean_message(value, _LONGEST), String))
 
 
 def _is_string(json_type: ColumnElement[str], stored: Any, value: str) -> ColumnElement[bool]:
-    return and_(json_type == "string", same_text(stored.as_string(), value))
+    return and_(json_type == "string", _same_text(stored.as_string(), value))
 
 
 def _is_boolean(json_type: ColumnElement[str], stored: Any, value: bool) -> ColumnElement[bool]:

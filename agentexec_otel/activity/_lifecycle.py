@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 from uuid import UUID, uuid4
 
 from opentelemetry import propagate
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, Connection
 from sqlalchemy.orm import Session
 
 from agentexec_otel._config import CONF
@@ -30,36 +30,35 @@ from agentexec_otel._model.event import (
 )
 from agentexec_otel._model.ids import parse_agent_id
 from agentexec_otel._model.outcome import outcome_of, text_of
-from agentexec_otel._model.results import Ack, Ending, ExportResult, Refusal, Reject
+from agentexec_otel._model.results import Ack, EndedActivity, Ending, ExportResult, Refusal, Reject, StoredActivity
 from agentexec_otel._model.text import NAME_LIMIT, describe, plain_str, prepare_message, prepare_metadata
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.live import LiveActivity
 from agentexec_otel._runtime.liveness import lost_ending
+from agentexec_otel._runtime.reader import RowUnavailableError
 from agentexec_otel._runtime.runtime import Runtime
 from agentexec_otel.activity._criteria import ActivityFilters, criteria_of, without_news_since
 from agentexec_otel.activity._filters import metadata_criteria
-from agentexec_otel.activity._session_writes import create_in, end_many, record_in, retry_in
-from agentexec_otel.activity._sessions import synchronous
+from agentexec_otel.activity._sessions import (
+    AnySession,
+    commits_itself,
+    connection_of,
+    finish,
+    may_hold_locks,
+    synchronous,
+)
 from agentexec_otel.activity.models import Activity
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-    AnySession: TypeAlias = Session | AsyncSession
+    from agentexec_otel.activity._run import ActivityRun
 
 
 _CHUNK: Final = 500  # most activities that one transaction re-opens, so that no lock is held for long
 
-
-class Block(Protocol):
-    """The block of `run()`, as far as the calls inside of it need it."""
-
-    @property
-    def view(self) -> LiveActivity | None: ...
-
-
-current_block: ContextVar[Block | None] = ContextVar("agentexec_otel.current_activity", default=None)
+current_block: ContextVar[ActivityRun | None] = ContextVar("agentexec_otel.current_activity", default=None)
 
 
 def create(
@@ -89,7 +88,7 @@ def create(
     """
     runtime = _runtime_for(session)
     event = _opening_event(runtime, task_name, message, agent_id, metadata)
-    _raise_refused(runtime.create(event) if session is None else create_in(synchronous(session), event))
+    _raise_refused(runtime.create(event) if session is None else _create_in(synchronous(session), event))
     return event.agent_id
 
 
@@ -108,7 +107,6 @@ async def create_async(
 
 def create_soon(
     task_name: str,
-    message: str | None = None,
     agent_id: UUID | str | None = None,
     metadata: Mapping[str, Any] | None = None,
     *,
@@ -122,7 +120,7 @@ def create_soon(
         may_exist: There may be an activity with this ``agent_id`` already; logs then belong to its current attempt.
     """
     runtime = process.active()
-    event = _opening_event(runtime, task_name, message, agent_id, metadata)
+    event = _opening_event(runtime, task_name, None, agent_id, metadata)
     return event.agent_id, runtime.create_soon(event, may_exist=may_exist)
 
 
@@ -156,7 +154,7 @@ def update(
     wanted = RUNNING if status is None else parse_status(status)
     parsed = parse_agent_id(agent_id)
     if session is not None:
-        return record_in(synchronous(session), parsed, wanted, message, percentage, None)
+        return _record_in(synchronous(session), parsed, wanted, message, percentage, None)
     runtime = process.active()
     live = _view(runtime, parsed)
     if wanted.terminal:
@@ -276,15 +274,17 @@ def cancel_pending(
     Raises:
         ValueError: a malformed criterion.
     """
-    criteria = _pending_criteria(older_than, filters)
+    criteria = criteria_of(filters)
+    if older_than is not None:
+        criteria.append(Activity.updated_at < without_news_since(older_than))
+        if filters.get("waiting") is None:
+            criteria += criteria_of({"waiting": False})
     ending = Ending(Status.CANCELED, CONF.activity_message_cancel, Outcome(reason="canceled"))
-    store = _runtime_for(session).session_store
-    return end_many(
-        session,
-        ending,
-        lambda: store.end_where(None, criteria, ending),
-        lambda connection: store.end_where(connection, criteria, ending),
-    )
+    runtime = _runtime_for(session)
+    store = runtime.session_store
+    if session is None:
+        return runtime.end_together(ending, lambda: store.end_where(None, criteria, ending))
+    return _end_in(session, ending, lambda connection: store.end_where(connection, criteria, ending))
 
 
 def retry_many(
@@ -309,7 +309,7 @@ def retry_many(
         filters["status"] = Status.ERROR
     criteria = [*criteria_of(filters), Activity.status.not_in(ACTIVE)]
     text = CONF.activity_message_create if message is None else message
-    reopen = process.active().retry_where if session is None else partial(retry_in, session)
+    reopen = process.active().retry_where if session is None else partial(_retry_in, session)
     opened: dict[UUID, int] = {}
     behind: list[ColumnElement[bool]] = []
     while True:
@@ -336,8 +336,7 @@ def reap(session: AnySession | None = None) -> int:
     ending = lost_ending()
     if session is None:
         return runtime.end_lost(ending)
-    store = runtime.session_store
-    return end_many(session, ending, lambda: (), lambda connection: store.end_lost_in(connection, ending))
+    return _end_in(session, ending, lambda connection: runtime.session_store.end_lost_in(connection, ending))
 
 
 # -- what the runner, tasks and `run()` use ---------------------------------------------------------------------
@@ -365,7 +364,7 @@ def _terminal(
     parsed = parse_agent_id(agent_id)
     match = _match(parsed, metadata_filter)
     if session is not None:
-        return record_in(synchronous(session), parsed, status, message, percentage, outcome, match)
+        return _record_in(synchronous(session), parsed, status, message, percentage, outcome, match)
     runtime = process.active()
     _check_match(runtime, parsed, match)
     return _end(runtime, _view(runtime, parsed), status, message, percentage, outcome)
@@ -418,6 +417,97 @@ def _runtime_for(session: AnySession | None) -> Runtime:
     return process.active() if session is None else process.active_in_session()
 
 
+# -- in a session: written in it, and followed once it is committed -----------------------------------------------
+
+
+def _create_in(session: Session, event: ActivityEvent) -> ExportResult:
+    """Create an activity in the session."""
+    runtime = process.active_in_session()
+    commits = commits_itself(session)
+    (result,) = runtime.session_store.write_in(connection_of(session), [event])
+    if isinstance(result, Ack):
+        finish(session, lambda: runtime.committed_creation(event), commits=commits)
+    return result
+
+
+def _record_in(
+    session: Session,
+    agent_id: UUID,
+    status: Status,
+    message: str,
+    percentage: float | None,
+    outcome: Outcome | None,
+    criteria: Sequence[ColumnElement[bool]] = (),
+) -> bool:
+    """Add a log in the session to an activity that meets the criteria.
+
+    False if it was to end an attempt that had ended already.
+    """
+    runtime = process.active_in_session()
+    if not on_event_loop() and _comes_after_pending(session, agent_id):
+        runtime.flush_first(CONF.lookup_timeout)
+    commits = commits_itself(session)
+    store, connection = runtime.session_store, connection_of(session)
+    stored = store.load_in(connection, agent_id)
+    if stored is None or (criteria and not store.find_where(connection, criteria, 1)):
+        raise ActivityNotFoundError(agent_id)
+    reopens = status is Status.QUEUED and stored.status.terminal
+    event = runtime.event(agent_id, status, message, percentage, outcome=outcome)
+    event = event._replace(
+        expects_row=True, reopens=reopens, attempt=_reported_attempt(agent_id, stored, status, reopens)
+    )
+    (result,) = store.write_in(connection, [event])
+    if isinstance(result, Reject):
+        raise ActivityNotFoundError(agent_id)  # deleted meanwhile
+    finish(session, lambda: runtime.committed(event, stored, result), commits=commits)
+    return isinstance(result, Ack) and not (status.terminal and result.late)
+
+
+def _reported_attempt(agent_id: UUID, stored: StoredActivity, status: Status, reopens: bool) -> int | None:
+    """The attempt that this process reports on; `cancel` and what re-opens an activity concern the current one."""
+    if reopens or status is Status.CANCELED:
+        return None
+    live = process.active_in_session().known(agent_id)
+    return stored.attempt if live is None or live.attempt is None else live.attempt
+
+
+async def store_pending(session: AsyncSession, agent_id: Any) -> None:
+    """Have the writer store what was reported of this activity before, as `_record_in` does off an event loop."""
+    with suppress(ValueError, RowUnavailableError):
+        parsed = parse_agent_id(agent_id)
+        if await session.run_sync(_comes_after_pending, parsed):
+            await process.active_in_session().read_async(parsed, CONF.lookup_timeout, history=False)
+
+
+def _comes_after_pending(session: Session, agent_id: UUID) -> bool:
+    """Whether events of this activity wait, and the session cannot hold a lock that the writer waits for."""
+    return process.active_in_session().has_pending(agent_id) and not may_hold_locks(session)
+
+
+def _retry_in(
+    session: AnySession, criteria: Sequence[ColumnElement[bool]], message: str, most: int
+) -> tuple[Sequence[UUID], dict[UUID, int]]:
+    """As `Runtime.retry_where`, in the session."""
+    runtime, session = process.active_in_session(), synchronous(session)
+    commits = commits_itself(session)
+    store, connection = runtime.session_store, connection_of(session)
+    found = store.find_where(connection, criteria, most)
+    events = [runtime.retrying(agent_id, message) for agent_id in found]
+    results = store.write_in(connection, events)
+    finish(session, lambda: runtime.retried(events, results), commits=commits)
+    acks = [(event, result) for event, result in zip(events, results, strict=True) if isinstance(result, Ack)]
+    return found, {event.agent_id: ack.attempt for event, ack in acks}
+
+
+def _end_in(session: AnySession, ending: Ending, end: Callable[[Connection], Sequence[EndedActivity]]) -> int:
+    """End activities together in the session, by `end`; how many changed."""
+    runtime, session = process.active_in_session(), synchronous(session)
+    commits = commits_itself(session)
+    ended = end(connection_of(session))
+    finish(session, lambda: runtime.ended_together(ended, ending), commits=commits)
+    return len(ended)
+
+
 # -- small parts ------------------------------------------------------------------------------------------------
 
 
@@ -450,12 +540,3 @@ def _carrier() -> dict[str, str]:
         propagate.inject(carrier)
     carrier.pop("baggage", None)
     return carrier
-
-
-def _pending_criteria(older_than: timedelta | datetime | None, filters: ActivityFilters) -> list[ColumnElement[bool]]:
-    criteria = criteria_of(filters)
-    if older_than is not None:
-        criteria.append(Activity.updated_at < without_news_since(older_than))
-        if filters.get("waiting") is None:
-            criteria += criteria_of({"waiting": False})
-    return criteria

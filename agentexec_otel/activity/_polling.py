@@ -12,11 +12,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -29,9 +28,8 @@ from agentexec_otel._config import CONF
 from agentexec_otel._model.event import ACTIVE, Status
 from agentexec_otel._model.text import describe, is_a
 from agentexec_otel.activity._criteria import ACTIVITY, LOG
-from agentexec_otel.activity._execute import AnySelect, execute
 from agentexec_otel.activity._listening import Retry, listen, listen_async, listening_engine
-from agentexec_otel.activity._sessions import async_session_factory, session_factory
+from agentexec_otel.activity._sessions import AnySelect, async_session_factory, execute, session_factory
 
 if TYPE_CHECKING:
     # Its module cannot be imported without greenlet, which synchronous applications need not have.
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
 
 _Log = TypeVar("_Log")
 _Event = TypeVar("_Event", threading.Event, asyncio.Event)
+_Poll = TypeVar("_Poll")
 
 _SHORTEST: Final = 0.02
 _LONGEST: Final = 1.0
@@ -111,7 +110,7 @@ async def iterate_async(
     """Iterate as `iterate` does, for asyncio."""
     polls = async_shared_polls(source)
     pace = Pace(timeout, reader.missed)
-    async with polls.following():
+    async with polls.following_async():
         while True:
             asked_at = time.monotonic()
             async with polls.open_session() as session:
@@ -225,143 +224,135 @@ def _chunks(ids: list[Any]) -> Iterator[list[Any]]:
 
 
 class _Waiters(Generic[_Event]):
-    """Those that wait, each with the event that ends its pause. The caller sees to it that threads take turns."""
+    """Those that wait over one source, each with the event that ends its pause. Threads may share it."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """In a forked child: those that wait, and what listens, are the parent's."""
+        # Guards what follows, and `poll` of the waiters. Re-entrant, as an iterator may be collected under it.
+        self._lock = threading.RLock()
         self._events: dict[Waiter, _Event] = {}
         self._followers = 0
         self._left_at = -math.inf
         self._polled_at = -math.inf
         self._notified_at = -math.inf
         self._rest = _SHORTEST
+        self._retry = Retry()
 
-    def enter(self, waiter: Waiter, event: _Event, pause: float) -> float:
-        """Add one that begins to wait. Return how long."""
-        self._events[waiter] = event
-        left = waiter.begin(pause)
-        return 0.0 if self._is_outdated(waiter) else left
+    @contextmanager
+    def _waiting(self, waiter: Waiter, event: _Event, pause: float) -> Generator[float]:
+        """Wait inside. Yield how long."""
+        with self._lock:
+            self._events[waiter] = event
+            left = waiter.begin(pause)
+            if self._is_outdated(waiter):
+                left = 0.0
+        try:
+            yield left
+        finally:
+            with self._lock:
+                self._events.pop(waiter, None)
+                self._left_at = time.monotonic()
+                self._wake_next_to_ask()
 
-    def leave(self, waiter: Waiter) -> list[_Event]:
-        """Remove one. Return the events to set."""
-        self._events.pop(waiter, None)
-        self._left_at = time.monotonic()
-        return self._next_to_ask()
+    def _begin_poll(self, waiter: Waiter, new: _Poll) -> tuple[_Poll | None, dict[Waiter, _Event]]:
+        """Return the poll that asks for the waiter, at the end of its pause, and those that the caller has to ask for.
 
-    def needs_poll(self, waiter: Waiter) -> bool:
-        """Whether it does not know yet, at the end of its pause, if there is news."""
-        return waiter.news is None or waiter.poll is not None or (not waiter.news and self._is_outdated(waiter))
+        The poll is None if the waiter knows whether there is news. A new poll asks for those that are due soon, or may
+        have been notified of news.
+        """
+        with self._lock:
+            if waiter.poll is not None:
+                return waiter.poll, {}
+            if waiter.news or (waiter.news is not None and not self._is_outdated(waiter)):
+                return None, {}
+            now = self._polled_at = time.monotonic()
+            asked: dict[Waiter, _Event] = {}
+            for one, event in self._events.items():
+                if one.poll is None and (one.is_due_soon(now) or (not one.news and self._is_outdated(one))):
+                    one.begin_poll(new, now)
+                    asked[one] = event
+            return new, asked
 
-    def begin_poll(self, poll: object) -> dict[Waiter, _Event]:
-        """Give those that are due soon, or may have been notified of news, to the poll, and return them."""
-        now = self._polled_at = time.monotonic()
-        asked: dict[Waiter, _Event] = {}
-        for waiter, event in self._events.items():
-            due = waiter.is_due_soon(now) or (not waiter.news and self._is_outdated(waiter))
-            if waiter.poll is None and due:
-                waiter.begin_poll(poll, now)
-                asked[waiter] = event
-        return asked
+    def _end_poll(self, asked: Mapping[Waiter, _Event]) -> None:
+        """Take the poll from its waiters, and wake those that have news."""
+        with self._lock:
+            for waiter, event in asked.items():
+                waiter.poll = None
+                if waiter.news:
+                    event.set()
+                    self._rest = _SHORTEST
+            self._wake_next_to_ask()
 
-    def end_poll(self, asked: Mapping[Waiter, _Event]) -> list[_Event]:
-        """Take the poll from its waiters. Return the events to set."""
-        for waiter in asked:
-            waiter.poll = None
-        woken = [event for waiter, event in asked.items() if waiter.news]
-        if woken:
-            self._rest = _SHORTEST
-        return woken + self._next_to_ask()
-
-    def notify(self) -> tuple[list[_Event], float]:
-        """Note a notification. Return the events to set, and how many seconds to rest before the next one."""
-        self._notified_at, rest = time.monotonic(), self._rest
-        self._rest = min(2 * rest, _LONGEST_REST)
-        return self._next_to_ask(), rest
+    def notify(self) -> float:
+        """Have one of those that wait ask now, for all. Return how many seconds to rest before the next time."""
+        with self._lock:
+            self._notified_at, rest = time.monotonic(), self._rest
+            self._rest = min(2 * rest, _LONGEST_REST)
+            self._wake_next_to_ask()
+            return rest
 
     def _is_outdated(self, waiter: Waiter) -> bool:
         return waiter.asked_at <= self._notified_at
 
-    def _next_to_ask(self) -> list[_Event]:
-        """One of those that were notified since they were asked for: it asks for the others."""
+    def _wake_next_to_ask(self) -> None:
+        """Wake one of those that were notified since they were asked for: it asks for the others."""
         if self._notified_at < self._polled_at:
-            return []
-        outdated = (
-            event
-            for waiter, event in self._events.items()
-            if waiter.poll is None and not waiter.news and self._is_outdated(waiter)
-        )
-        return list(islice(outdated, 1))
+            return
+        for waiter, event in self._events.items():
+            if waiter.poll is None and not waiter.news and self._is_outdated(waiter):
+                event.set()
+                return
 
     # -- how long to listen ---------------------------------------------------------------------------------------
-
-    def follow(self) -> None:
-        """Count an iterator."""
-        self._followers += 1
-
-    def unfollow(self) -> bool:
-        """Count one less. Return whether it was the last."""
-        self._followers -= 1
-        if self._followers > 0:
-            return False
-        self._left_at = -math.inf
-        return True
-
-    def are_there(self) -> bool:
-        """Whether one waits, or has done so a moment ago: an iterator's caller may be busy with a log."""
-        return bool(self._events) or time.monotonic() < self._left_at + _LINGER
-
-
-class SharedPolls:
-    """The polls of threads over one source. A thread waits in `wait`; the first that is due asks for the others."""
-
-    def __init__(self, source: Engine | sessionmaker[Session]) -> None:
-        self._source = source  # its id is the key, so it has to live
-        self.open_session = session_factory(source)
-        self.reset()
-
-    def reset(self) -> None:
-        """In a forked child: the threads that wait, and the one that listens, are the parent's."""
-        self._lock = threading.Lock()  # Guards what follows, and `poll` of the waiters.
-        self._waiters: _Waiters[threading.Event] = _Waiters()
-        self._listener: threading.Thread | None = None
-        self._retry = Retry()
 
     @contextmanager
     def following(self) -> Generator[None]:
         """Continue listening between the pauses inside."""
         with self._lock:
-            self._waiters.follow()
+            self._followers += 1
         try:
             yield
         finally:
             with self._lock:
-                self._waiters.unfollow()
+                self._followers -= 1
+                if self._followers <= 0:
+                    self._left_at = -math.inf
+
+    def is_followed(self) -> bool:
+        """Whether one waits, or has done so a moment ago: an iterator's caller may be busy with a log."""
+        with self._lock:
+            return bool(self._events) or time.monotonic() < self._left_at + _LINGER
+
+
+class SharedPolls(_Waiters[threading.Event]):
+    """The polls of threads over one source. A thread waits in `wait`; the first that is due asks for the others."""
+
+    def __init__(self, source: Engine | sessionmaker[Session]) -> None:
+        super().__init__()
+        self._source = source  # its id is the key, so it has to live
+        self.open_session = session_factory(source)
+
+    def reset(self) -> None:
+        """See `_Waiters`."""
+        super().reset()
+        self._listener: threading.Thread | None = None
 
     def wait(self, waiter: Waiter, pause: float) -> bool:
         """Wait for the pause, at most. Return whether there is news. Raises the database's error."""
         woken = threading.Event()
-        with self._lock:
-            left = self._waiters.enter(waiter, woken, pause)
-        try:
+        with self._waiting(waiter, woken, pause) as left:
             if CONF.notify:
                 self._start_listening()
             woken.wait(left)
-            self._poll(waiter)
-        finally:
-            with self._lock:
-                following = self._waiters.leave(waiter)
-            _set(following)
+            poll, asked = self._begin_poll(waiter, Future[None]())
+            if poll is not None and asked:
+                self._ask(poll, asked)
+            elif poll is not None:
+                poll.result()
         return bool(waiter.news)
-
-    def _poll(self, waiter: Waiter) -> None:
-        with self._lock:
-            if not self._waiters.needs_poll(waiter):
-                return
-            poll: Future[None] = waiter.poll or Future()
-            asked = {} if waiter.poll else self._waiters.begin_poll(poll)
-        if asked:
-            self._ask(poll, asked)
-        else:
-            poll.result()
 
     def _ask(self, poll: Future[None], asked: dict[Waiter, threading.Event]) -> None:
         try:
@@ -371,9 +362,7 @@ class SharedPolls:
             poll.set_exception(exc)
             raise
         finally:
-            with self._lock:
-                woken = self._waiters.end_poll(asked)
-            _set(woken)
+            self._end_poll(asked)
             if not poll.done():
                 poll.set_result(None)
 
@@ -393,71 +382,47 @@ class SharedPolls:
             thread.start()
             self._listener = thread
 
-    def is_followed(self) -> bool:
-        """Whether to continue listening."""
-        with self._lock:
-            return self._waiters.are_there()
 
-    def notify(self) -> float:
-        """Have one of those that wait ask now, for all. Return how many seconds to rest before the next time."""
-        with self._lock:
-            events, rest = self._waiters.notify()
-        _set(events)
-        return rest
-
-
-class AsyncSharedPolls:
+class AsyncSharedPolls(_Waiters[asyncio.Event]):
     """The polls of the tasks of one event loop over one source, like `SharedPolls`."""
 
     def __init__(self, source: AsyncEngine | async_sessionmaker[AsyncSession], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
         self._key = source, loop  # their ids are the key, so they have to live
         self.open_session = async_session_factory(source)
-        self._waiters: _Waiters[asyncio.Event] = _Waiters()
         self._listener: asyncio.Task[None] | None = None
-        self._retry = Retry()
 
     @asynccontextmanager
-    async def following(self) -> AsyncGenerator[None]:
-        """Continue listening between the pauses inside, and stop with the last follower.
-
-        A reader of our own that is no iterator waits in the same way: `wait` inside of this, with a `Waiter`.
-        """
-        self._waiters.follow()
+    async def following_async(self) -> AsyncGenerator[None]:
+        """Continue listening between the pauses inside, and stop with the last follower."""
         try:
-            yield
+            with self.following():
+                yield
         finally:
-            if self._waiters.unfollow() and not self.is_followed():
+            if self._followers <= 0 and not self.is_followed():
                 await self._stop_listening()
 
     async def wait(self, waiter: Waiter, pause: float) -> bool:
         """Wait for the pause, at most. Return whether there is news. Raises the database's error."""
         woken = asyncio.Event()
-        left = self._waiters.enter(waiter, woken, pause)
-        try:
+        with self._waiting(waiter, woken, pause) as left:
             if CONF.notify:
                 self._start_listening()
             with suppress(TimeoutError):
                 await asyncio.wait_for(woken.wait(), left)
-            if self._waiters.needs_poll(waiter):
-                await self._poll(waiter)
-        finally:
-            _set(self._waiters.leave(waiter))
+            poll, asked = self._begin_poll(waiter, _Joined())
+            if poll is not None and asked:
+                poll.task = asyncio.create_task(self._ask(asked))
+            if poll is not None:
+                await poll.join()
         return bool(waiter.news)
-
-    async def _poll(self, waiter: Waiter) -> None:
-        poll: _Poll | None = waiter.poll
-        if poll is None:
-            poll = _Poll()
-            asked = self._waiters.begin_poll(poll)
-            poll.task = asyncio.create_task(self._ask(asked))
-        await poll.join()
 
     async def _ask(self, asked: dict[Waiter, asyncio.Event]) -> None:
         try:
             async with self.open_session() as session:
                 await session.run_sync(_ask, asked)
         finally:
-            _set(self._waiters.end_poll(asked))
+            self._end_poll(asked)
 
     def _start_listening(self) -> None:
         if (self._listener is not None and not self._listener.done()) or not self._retry.begin():
@@ -471,23 +436,8 @@ class AsyncSharedPolls:
             self._listener.cancel()
             await asyncio.wait([self._listener])
 
-    def is_followed(self) -> bool:
-        """Whether to continue listening."""
-        return self._waiters.are_there()
 
-    def notify(self) -> float:
-        """Have one of those that wait ask now, for all. Return how many seconds to rest before the next time."""
-        events, rest = self._waiters.notify()
-        _set(events)
-        return rest
-
-
-def _set(events: Iterable[threading.Event | asyncio.Event]) -> None:
-    for event in events:
-        event.set()
-
-
-class _Poll:
+class _Joined:
     """A poll for several tasks. If all of them are canceled, it ends before the last one does."""
 
     task: asyncio.Task[None]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, Unpack, overload
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, Unpack, get_args, overload
 from uuid import UUID
 
-from pydantic import TypeAdapter
-from sqlalchemy import ColumnElement, Row, RowMapping, Uuid, and_, bindparam, case, func, select, type_coerce
+from sqlalchemy import ColumnElement, Row, RowMapping, Uuid, bindparam, case, func, select, type_coerce
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.types import NullType
 
@@ -16,13 +18,11 @@ from agentexec_otel._config import CONF
 from agentexec_otel._errors import ActivityNotFoundError
 from agentexec_otel._model.event import ACTIVE, QUEUED, RUNNING
 from agentexec_otel._model.ids import parse_agent_id
-from agentexec_otel._model.text import describe, plain_int
+from agentexec_otel._model.text import describe, plain_int, plain_str
 from agentexec_otel._model.trace_url import trace_url
 from agentexec_otel.activity._criteria import ACTIVITY, LOG, ActivityFilters, criteria_of, of_latest_log
-from agentexec_otel.activity._cursor import Cursor, Order, checked_order
-from agentexec_otel.activity._execute import AnySelect as _Select
-from agentexec_otel.activity._execute import execute
 from agentexec_otel.activity._filters import metadata_criteria
+from agentexec_otel.activity._sessions import AnySelect, execute
 from agentexec_otel.activity.models import Activity, UtcDateTime
 from agentexec_otel.activity.schemas import (
     ActivityCursorPageSchema,
@@ -32,12 +32,15 @@ from agentexec_otel.activity.schemas import (
     ActivityLogSchema,
 )
 
+Order: TypeAlias = Literal["newest", "oldest"]
 _Row: TypeAlias = "Row[*tuple[Any, ...]]"
 
 _MOST_PER_PAGE = 1_000
-_MOST_PER_READ: Final = 1_000
 _MOST_ROWS = (1 << 63) - 1  # the largest offset that a database accepts
-_LAST_SEQ = (1 << 31) - 1
+LAST_SEQ = (1 << 31) - 1
+_ORDERS: Final[tuple[Order, ...]] = get_args(Order)
+_CURSOR: Final = re.compile(r"[A-Za-z0-9_-]{34}")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Statements on the plain tables, made once. Building one and finding it in SQLAlchemy's cache takes longer than most of
 # these queries.
@@ -57,25 +60,16 @@ _SUMMARY: Final = (
     # Of an activity that has ended, it is the lease of the process that exports its span.
     case((ACTIVITY.c.status == RUNNING, ACTIVITY.c.lease_expires_at)).label("lease_expires_at"),
 )  # fmt: skip
-_LOG_COLUMNS: Final = tuple(
+LOG_COLUMNS: Final = tuple(
     LOG.c[name] for name in ("id", "message", "status", "percentage", "created_at", "seq", "attempt", "late")
 )
 _DETAIL: Final = select(*_SUMMARY, ACTIVITY.c.id).where(ACTIVITY.c.agent_id == bindparam("of_agent"))
-_ALL_LOGS: Final = select(*_LOG_COLUMNS).where(LOG.c.activity_id == bindparam("of_activity")).order_by(LOG.c.seq)
+_ALL_LOGS: Final = select(*LOG_COLUMNS).where(LOG.c.activity_id == bindparam("of_activity")).order_by(LOG.c.seq)
 _LOGS: Final = _ALL_LOGS.where(LOG.c.late.is_(False))
 _TAIL: Final = (
-    select(*_LOG_COLUMNS)
+    select(*LOG_COLUMNS)
     .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
     .where(ACTIVITY.c.agent_id == bindparam("of_agent"), LOG.c.seq > bindparam("after_seq"))
-    .order_by(LOG.c.seq)
-)
-_FOLLOWED: Final = (
-    select(ACTIVITY.c.status.label("activity_status"), ACTIVITY.c.last_seq, *_LOG_COLUMNS)
-    .select_from(ACTIVITY)
-    .outerjoin(
-        LOG, (LOG.c.activity_id == ACTIVITY.c.id) & LOG.c.seq.between(bindparam("first_seq"), bindparam("final_seq"))
-    )
-    .where(ACTIVITY.c.agent_id == bindparam("of_agent"))
     .order_by(LOG.c.seq)
 )
 _ITEM: Final = (
@@ -89,8 +83,7 @@ _ITEM: Final = (
     .outerjoin(LOG, (LOG.c.activity_id == ACTIVITY.c.id) & (LOG.c.seq == of_latest_log("seq")))
 )
 _ITEM_FIELDS: Final = (*(column.name for column in _SUMMARY), "latest_log", "latest_log_timestamp")
-_ITEMS: Final = TypeAdapter(builtins.list[ActivityListItemSchema])  # a third faster than one by one
-_LOG_FIELDS: Final = tuple(column.name for column in _LOG_COLUMNS)
+_LOG_FIELDS: Final = tuple(column.name for column in LOG_COLUMNS)
 _GET: Final = _ITEM.where(ACTIVITY.c.agent_id == bindparam("of_agent"))
 _EXISTS: Final = select(ACTIVITY.c.id).where(ACTIVITY.c.agent_id == bindparam("of_agent"))
 _COUNT: Final = select(func.count()).select_from(ACTIVITY)
@@ -153,7 +146,7 @@ def get(
 
 
 def _row(
-    session: Session, statement: _Select, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None
+    session: Session, statement: AnySelect, agent_id: UUID | str, metadata_filter: Mapping[str, Any] | None
 ) -> _Row | None:
     parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
     found = execute(session, statement.where(*criteria) if criteria else statement, of_agent=parsed)
@@ -224,10 +217,12 @@ def list(
         ValueError: An argument is malformed or out of range.
     """
     page, page_size = _checked_page(page, page_size, cursor)
-    criteria, order = criteria_of(filters), checked_order(order)
-    after = None if cursor is None else Cursor.parse(cursor, order)
-    rows = _read_page(session, criteria, order, after, page, page_size)
-    items = _ITEMS.validate_python([_fields(row) for row in rows[:page_size]])
+    criteria, order = criteria_of(filters), _checked_order(order)
+    after = None if cursor is None else _Cursor.parse(cursor, order)
+    statement = _page(criteria, order, after is not None) if criteria else _PAGES[order, after is not None]
+    # One row more, if there is another page.
+    rows = execute(session, statement, row_count=page_size + 1, **_place(after, page, page_size)).all()
+    items = [ActivityListItemSchema(**_fields(row)) for row in rows[:page_size]]
     following = _next_cursor(rows, order, page_size)
     if cursor is not None:
         return ActivityCursorPageSchema(items=items, total=total, page_size=page_size, next_cursor=following)
@@ -263,36 +258,11 @@ def logs(
     parsed, criteria = parse_agent_id(agent_id), metadata_criteria(metadata_filter)
     statement = _TAIL.where(*criteria) if criteria else _TAIL
     if most is not None:
-        statement = statement.limit(min(most, _LAST_SEQ))
+        statement = statement.limit(min(most, LAST_SEQ))
     found = _logs(session, statement, of_agent=parsed, after_seq=cursor)
     if criteria and not found and execute(session, _EXISTS.where(*criteria), of_agent=parsed).first() is None:
         raise ActivityNotFoundError(parsed)
     return found
-
-
-class Tail(NamedTuple):
-    """The logs of an activity after a cursor, and the cursor behind them."""
-
-    logs: builtins.list[ActivityLogSchema]
-    seq: int
-    is_last: bool  # the activity has ended, and it has no logs behind these
-
-
-def tail(session: Session, agent_id: UUID, after_seq: int, criteria: Sequence[ColumnElement[bool]]) -> Tail:
-    """Return the next logs, at most 1,000, with late ones. One statement: status and logs are of one moment.
-
-    Raises:
-        ActivityNotFoundError: There is no such activity, or it does not meet the criteria.
-    """
-    final = min(after_seq + _MOST_PER_READ, _LAST_SEQ)
-    # Bounded by `seq` instead of LIMIT, for which PostgreSQL would sort all the logs behind the cursor.
-    parameters = {"of_agent": agent_id, "first_seq": min(after_seq + 1, _LAST_SEQ), "final_seq": final}
-    rows = execute(session, _FOLLOWED.where(*criteria) if criteria else _FOLLOWED, **parameters).mappings().all()
-    if not rows:
-        raise ActivityNotFoundError(agent_id)
-    status, last_seq = rows[0]["activity_status"], rows[0]["last_seq"]
-    logs = [ActivityLogSchema(**{c.name: row[c.name] for c in _LOG_COLUMNS}) for row in rows if row["seq"] is not None]
-    return Tail(logs, max(after_seq, min(final, last_seq)), status not in ACTIVE and last_seq <= final)
 
 
 def checked_seq(after_seq: object) -> int:
@@ -300,7 +270,7 @@ def checked_seq(after_seq: object) -> int:
     cursor = plain_int(after_seq)
     if cursor is None:
         raise ValueError(f"after_seq is {describe(after_seq)}: pass the last seq that you have seen, or 0 for all")
-    return max(0, min(cursor, _LAST_SEQ))
+    return max(0, min(cursor, LAST_SEQ))
 
 
 def count_active(session: Session) -> int:
@@ -339,6 +309,54 @@ def active_ids(session: Session) -> builtins.list[UUID]:
 # -- pages --------------------------------------------------------------------------------------------------------
 
 
+class _Cursor(NamedTuple):
+    """The last activity of a page, by what pages are ordered by."""
+
+    order: Order
+    created_at: datetime
+    id: UUID
+
+    def __str__(self) -> str:
+        """Text that is safe in URLs."""
+        microseconds = (self.created_at - _EPOCH) // timedelta(microseconds=1)
+        place = microseconds.to_bytes(8, "big", signed=True)
+        return urlsafe_b64encode(bytes([_ORDERS.index(self.order)]) + place + self.id.bytes).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: object, order: Order) -> _Cursor | None:
+        """Return the cursor. None for an empty text, which is where the first page starts.
+
+        Raises:
+            ValueError: It is no cursor, or one of another order.
+        """
+        plain = plain_str(text)
+        if plain == "":
+            return None
+        try:
+            found = cls._decoded(plain)
+        except (OverflowError, IndexError, ValueError):
+            raise ValueError(f"cursor is {describe(text)}: pass the next_cursor of an earlier page") from None
+        if found.order != order:
+            raise ValueError(f"cursor is one of order={found.order!r}: pass the same order as for its page")
+        return found
+
+    @classmethod
+    def _decoded(cls, text: str | None) -> _Cursor:
+        if text is None or not _CURSOR.fullmatch(text):
+            raise ValueError
+        order, *rest = urlsafe_b64decode(f"{text}==")
+        created_at = _EPOCH + timedelta(microseconds=int.from_bytes(rest[:8], "big", signed=True))
+        return cls(_ORDERS[order], created_at, UUID(bytes=bytes(rest[8:])))
+
+
+def _checked_order(order: object) -> Order:
+    """Return the order. Raises `ValueError` for anything else."""
+    for known in _ORDERS:
+        if plain_str(order) == known:
+            return known
+    raise ValueError(f"order is {describe(order)}: use {' or '.join(_ORDERS)}")
+
+
 def _checked_page(page: object, page_size: object, cursor: str | None) -> tuple[int, int]:
     whole_page, whole_size = plain_int(page), plain_int(page_size)
     if whole_page is None or whole_page < 1:
@@ -350,60 +368,27 @@ def _checked_page(page: object, page_size: object, cursor: str | None) -> tuple[
     return whole_page, whole_size
 
 
-def _read_page(
-    session: Session,
-    criteria: Sequence[ColumnElement[bool]],
-    order: Order,
-    after: Cursor | None,
-    page: int,
-    page_size: int,
-) -> Sequence[_Row]:
-    """The rows of the page, and one more if there is another page."""
-    statement, parameters = _page_of(criteria, order, after is not None)
-    parameters["row_count"] = page_size + 1
+def _place(after: _Cursor | None, page: int, page_size: int) -> dict[str, Any]:
+    """Where a page begins."""
     if after is None:
-        parameters["row_offset"] = min((page - 1) * page_size, _MOST_ROWS)
-    else:
-        parameters |= {"after_time": after.created_at, "after_id": after.id}
-    return execute(session, statement, **parameters).all()
+        return {"row_offset": min((page - 1) * page_size, _MOST_ROWS)}
+    return {"after_time": after.created_at, "after_id": after.id}
 
 
 def _next_cursor(rows: Sequence[_Row], order: Order, page_size: int) -> str | None:
     if len(rows) <= page_size:
         return None
     last = rows[page_size - 1]
-    return str(Cursor(order, last.created_at, UUID(str(last.row_id))))
+    return str(_Cursor(order, last.created_at, UUID(str(last.row_id))))
 
 
-def _page_of(
-    criteria: Sequence[ColumnElement[bool]], order: Order, after_cursor: bool
-) -> tuple[_Select, dict[str, Any]]:
-    """The statement of a page, and the values of the criteria.
-
-    A statement is built once for all criteria that differ in values only, as SQLAlchemy compiles it once. Otherwise a
-    filtered page of 10,000 activities takes 1.5 times as long on SQLite (benchmarks/queries.py).
-    """
-    if not criteria:
-        return _PAGES[order, after_cursor], {}
-    form = and_(*criteria)._generate_cache_key()  # pyright: ignore[reportPrivateUsage]
-    if form is None:
-        return _page(criteria, order, after_cursor), {}
-    key = order, after_cursor, form.key
-    if (found := _BUILT.get(key)) is None:
-        if len(_BUILT) >= _MOST_BUILT:
-            _BUILT.clear()
-        found = _BUILT[key] = _page(criteria, order, after_cursor), [bind.key for bind in form.bindparams]
-    statement, names = found
-    return statement, {name: bind.value for name, bind in zip(names, form.bindparams, strict=True)}
-
-
-def _page(criteria: Sequence[ColumnElement[bool]], order: Order, after_cursor: bool) -> _Select:
+def _page(criteria: Sequence[ColumnElement[bool]], order: Order, after_cursor: bool) -> AnySelect:
     # The page is first read from the index, so that only its own rows and their last logs are fetched.
     page = _KEYS[order, after_cursor].where(*criteria).subquery()
     return _ITEM.join(page, page.c.id == ACTIVITY.c.id).order_by(*_ORDERED[order])
 
 
-def _keys(order: Order, after_cursor: bool) -> _Select:
+def _keys(order: Order, after_cursor: bool) -> AnySelect:
     keys = select(ACTIVITY.c.id).order_by(*_ORDERED[order]).limit(bindparam("row_count"))
     return keys.where(*_behind(order)) if after_cursor else keys.offset(bindparam("row_offset"))
 
@@ -420,10 +405,7 @@ _ORDERED: Final[dict[Order, tuple[ColumnElement[Any], ...]]] = {
     "newest": (ACTIVITY.c.created_at.desc(), ACTIVITY.c.id.desc()),
     "oldest": (ACTIVITY.c.created_at, ACTIVITY.c.id),
 }
-_ORDERS: Final[tuple[Order, ...]] = ("newest", "oldest")
 _KEYS: Final = {(order, after): _keys(order, after) for order in _ORDERS for after in (False, True)}
-_BUILT: Final[dict[Any, tuple[_Select, builtins.list[str]]]] = {}
-_MOST_BUILT: Final = 100
 _PAGES: Final = {(order, after): _page((), order, after) for order in _ORDERS for after in (False, True)}
 
 
@@ -442,6 +424,6 @@ def _trace_url(template: str, row: _Row) -> str | None:
     return trace_url(template, row.trace_id, row.span_id, row.created_at, row.ended_at or row.updated_at)
 
 
-def _logs(session: Session, statement: _Select, **parameters: object) -> builtins.list[ActivityLogSchema]:
+def _logs(session: Session, statement: AnySelect, **parameters: object) -> builtins.list[ActivityLogSchema]:
     rows = execute(session, statement, **parameters).all()
     return [ActivityLogSchema(**dict(zip(_LOG_FIELDS, row, strict=True))) for row in rows]

@@ -12,7 +12,7 @@ from agentexec_otel._config import CONF
 from agentexec_otel._runtime import process
 from agentexec_otel._runtime.replay import Progress
 from agentexec_otel.activity._criteria import ACTIVITY, ActivityFilters, criteria_of
-from agentexec_otel.activity._retention.transactions import checked_batch_size
+from agentexec_otel.activity._retention.archive import checked_batch_size
 
 
 def replay(
@@ -46,11 +46,8 @@ def replay(
     size = checked_batch_size(batch_size)
     criteria: Sequence[Any] = criteria_of(filters)
     if filters.get("agent_id") is None:
-        criteria = [*criteria, _is_left()]
+        # Its process has lost its span, or has had time to end it.
+        ended_at = func.coalesce(ACTIVITY.c.ended_at, ACTIVITY.c.updated_at)
+        before = datetime.now(UTC) - timedelta(seconds=CONF.lease_seconds)
+        criteria = [*criteria, or_(ACTIVITY.c.reason == "lost", ended_at < before)]
     return process.active().replay(criteria, size, progress, dry_run)
-
-
-def _is_left() -> Any:
-    """Its process has lost its span, or has had time to end it."""
-    ended_at = func.coalesce(ACTIVITY.c.ended_at, ACTIVITY.c.updated_at)
-    return or_(ACTIVITY.c.reason == "lost", ended_at < datetime.now(UTC) - timedelta(seconds=CONF.lease_seconds))

@@ -23,7 +23,7 @@ from agentexec_otel._runtime import process
 from agentexec_otel._runtime.event_loop import on_event_loop
 from agentexec_otel._runtime.live import LiveActivity, Usage
 from agentexec_otel.activity import _lifecycle
-from agentexec_otel.activity._lifecycle import Block, current_block
+from agentexec_otel.activity._lifecycle import current_block
 
 
 def run(
@@ -64,8 +64,7 @@ def run(
 
 def current() -> ActivityRun | None:
     """The activity whose block encloses this code, across ``await`` and ``asyncio.to_thread``; None outside of any."""
-    block = current_block.get()
-    return block if isinstance(block, ActivityRun) else None
+    return current_block.get()
 
 
 class ActivityRun:
@@ -97,7 +96,7 @@ class ActivityRun:
         self._view: LiveActivity | None = None
         self._owner = False
         self._ended_before: ActivityEvent | None = None
-        self._tokens: tuple[Token[Block | None], Token[context.Context] | None] | None = None
+        self._tokens: tuple[Token[ActivityRun | None], Token[context.Context] | None] | None = None
         self._left_open = False
 
     @property
@@ -181,52 +180,42 @@ class ActivityRun:
     def __enter__(self) -> Self:
         self._refuse_second_entry()
         if self._task_name is None:
-            self._view = process.active().find(self.agent_id, join=self._waits)
-        elif self._waits:
-            self._view = self._created(
-                _lifecycle.create(self._task_name, agent_id=self._wanted_id, metadata=self._metadata)
-            )
-        else:
-            self._view = self._created_soon(self._task_name)
-        self._start(self._view)
-        return self
+            return self._start(process.active().find(self.agent_id, join=self._waits))
+        if self._waits:
+            self._id = _lifecycle.create(self._task_name, agent_id=self._wanted_id, metadata=self._metadata)
+        return self._start(self._found_new(self._task_name))
 
     async def __aenter__(self) -> Self:
         self._refuse_second_entry()
         if not process.is_configured():
             await asyncio.to_thread(process.active)  # Setting up may wait for the database.
         if self._task_name is None:
-            self._view = await process.active().find_async(self.agent_id, join=self._waits)
-        elif self._waits:
-            self._view = self._created(
-                await _lifecycle.create_async(self._task_name, agent_id=self._wanted_id, metadata=self._metadata)
+            return self._start(await process.active().find_async(self.agent_id, join=self._waits))
+        if self._waits:
+            self._id = await _lifecycle.create_async(self._task_name, agent_id=self._wanted_id, metadata=self._metadata)
+        return self._start(self._found_new(self._task_name))
+
+    def _found_new(self, task_name: str) -> LiveActivity:
+        """The view of the new activity. Creates it if nothing waits for its row."""
+        if not self._waits:
+            self._id, _ = _lifecycle.create_soon(
+                task_name, agent_id=self._wanted_id, metadata=self._metadata, may_exist=self._may_exist
             )
-        else:
-            self._view = self._created_soon(self._task_name)
-        self._start(self._view)
-        return self
-
-    def _created(self, agent_id: UUID) -> LiveActivity:
-        self._id = agent_id
-        return process.active().find(agent_id)
-
-    def _created_soon(self, task_name: str) -> LiveActivity:
-        agent_id, _ = _lifecycle.create_soon(
-            task_name, agent_id=self._wanted_id, metadata=self._metadata, may_exist=self._may_exist
-        )
-        return self._created(agent_id)
+        return process.active().find(self.agent_id)
 
     def _refuse_second_entry(self) -> None:
         if self._view is not None:
             raise RuntimeError("this block was entered before: call ax.activity.run() for each run")
 
-    def _start(self, live: LiveActivity) -> None:
+    def _start(self, live: LiveActivity) -> Self:
+        self._view = live
         self._owner = live.own(self)
         self._ended_before = live.ending
         if self._owner or self._message is not None:
             text = CONF.activity_message_started if self._message is None else self._message
             process.active().record(live, Status.RUNNING, text)
         self._attach(live)
+        return self
 
     def _attach(self, live: LiveActivity) -> None:
         span = live.span
@@ -271,19 +260,15 @@ class ActivityRun:
             live.expect_usage(False)
             return None
         message = self._message_of(status, exc) if not repeats else _usage_message(live.usage_total())
-        return self._end(live, status, message, outcome)
+        # A run may be at work still, uncounted.
+        live.expect_usage(outcome is not None and outcome.requests is not None)
+        return process.active().end(live, status, message, 100 if status is Status.COMPLETE else None, outcome)
 
     @staticmethod
     def _message_of(status: Status, exc: BaseException | None) -> str:
         if status is Status.ERROR:
             return _lifecycle.error_message(exc)
         return CONF.activity_message_complete if status is Status.COMPLETE else CONF.activity_message_cancel
-
-    @staticmethod
-    def _end(live: LiveActivity, status: Status, message: str, outcome: Outcome | None) -> Future[ExportResult]:
-        # A run may be at work still, uncounted.
-        live.expect_usage(outcome is not None and outcome.requests is not None)
-        return process.active().end(live, status, message, 100 if status is Status.COMPLETE else None, outcome)
 
     @staticmethod
     def _outcome(live: LiveActivity, exc: BaseException | None) -> tuple[Status, Outcome | None]:

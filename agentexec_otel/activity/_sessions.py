@@ -1,21 +1,28 @@
-"""Sessions of the caller: which are accepted, whether a call commits them, and work after their commit."""
+"""Sessions of the caller: which are accepted, statements in them, whether a call commits, and work after the commit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, Result, Select, event
 from sqlalchemy.orm import Session, SessionTransaction, SessionTransactionOrigin, scoped_session, sessionmaker
 
 from agentexec_otel._errors import ConfigurationError
 from agentexec_otel._model.text import type_name
+from agentexec_otel.activity._schema_faults import schema_faults_named
 from agentexec_otel.activity.models import Activity
 
 if TYPE_CHECKING:
     # Its module cannot be imported without greenlet, which synchronous applications need not have.
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+AnySession: TypeAlias = "Session | AsyncSession"
+# A Select of many columns, whose exact type is not needed.
+AnySelect: TypeAlias = "Select[*tuple[Any, ...]]"
+
+IN_OUR_TABLES: Final = {"mapper": Activity}
 
 _Pending = list[tuple[SessionTransaction | None, Callable[[], object]]]
 _KEY = "agentexec_otel.after_commit"
@@ -101,9 +108,19 @@ def _is(value: object, kind: type) -> bool:
         return False
 
 
+def execute(session: Session, statement: AnySelect, **parameters: object) -> Result[*tuple[Any, ...]]:
+    """Run a query's statement in the caller's session, and return the result.
+
+    Raises:
+        ConfigurationError: The tables are missing or outdated.
+    """
+    with schema_faults_named():
+        return synchronous(session).execute(statement, parameters, bind_arguments=IN_OUR_TABLES)
+
+
 def connection_of(session: Session) -> Connection:
     """The session's connection to the database that has our tables."""
-    return session.connection(bind_arguments={"mapper": Activity})
+    return session.connection(bind_arguments=IN_OUR_TABLES)
 
 
 def commits_itself(session: Session) -> bool:
@@ -125,9 +142,10 @@ def may_hold_locks(session: Session) -> bool:
     return connection.dialect.name == "sqlite" and bool(driver.in_transaction)
 
 
-def after_commit(session: Session, work: Callable[[], object], *, now: bool) -> None:
-    """Do `work` after the session's transaction is committed. Do nothing if it, or a savepoint, is rolled back."""
-    if now:
+def finish(session: Session, work: Callable[[], object], *, commits: bool) -> None:
+    """Commit if the call has to, and do `work` after the commit. Do nothing after a rollback, also of a savepoint."""
+    if commits:
+        session.commit()
         work()
         return
     pending: _Pending | None = session.info.get(_KEY)

@@ -36,8 +36,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from agentexec_otel._model.event import ACTIVE, TERMINAL, Status
 from agentexec_otel._model.text import describe, is_a
 from agentexec_otel.activity._criteria import ACTIVITY, ActivityFilters, criteria_of
-from agentexec_otel.activity._execute import AnySelect, execute
-from agentexec_otel.activity._sessions import synchronous
+from agentexec_otel.activity._sessions import AnySelect, execute, synchronous
 from agentexec_otel.activity.models import Activity, UtcDateTime
 from agentexec_otel.activity.schemas import (
     ActivityStatsBucketSchema,

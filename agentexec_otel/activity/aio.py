@@ -15,11 +15,10 @@ from sqlalchemy.orm import Session
 
 from agentexec_otel._model.text import type_name
 from agentexec_otel.activity import _feed, _lifecycle, _query, _stats
-from agentexec_otel.activity._follow import follow_async
-from agentexec_otel.activity._follow_feed import follow_feed_async
-from agentexec_otel.activity._retention.archive import archive_async
-from agentexec_otel.activity._retention.restore import restore_async
-from agentexec_otel.activity._session_writes import store_pending
+from agentexec_otel.activity._follow import follow_async as follow
+from agentexec_otel.activity._follow import follow_feed_async as follow_feed
+from agentexec_otel.activity._retention.archive import archive_async as archive
+from agentexec_otel.activity._retention.archive import restore_async as restore
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -76,7 +75,7 @@ def _lifecycle_twin(
             return await (alone or partial(asyncio.to_thread, function))(*args, **kwargs)
         session = _asynchronous(session)
         if reports:
-            await store_pending(session, args[0] if args else kwargs.get("agent_id"))
+            await _lifecycle.store_pending(session, args[0] if args else kwargs.get("agent_id"))
         return await session.run_sync(lambda own: cast(Any, function)(*args, session=own, **kwargs))
 
     return twin
@@ -109,9 +108,3 @@ logs = _query_twin(_query.logs)
 feed = _query_twin(_feed.feed)
 count_active = _query_twin(_query.count_active)
 stats = _query_twin(_stats.stats)
-
-follow = follow_async
-follow_feed = follow_feed_async
-
-archive = archive_async
-restore = restore_async

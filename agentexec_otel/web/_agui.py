@@ -12,8 +12,7 @@ from agentexec_otel.activity import ActivityListItemSchema, ActivityLogSchema
 from agentexec_otel.activity.models import Status
 from agentexec_otel.web._schemas import Activity
 from agentexec_otel.web._scope import Scope, shown
-from agentexec_otel.web._sse import HEARTBEAT
-from agentexec_otel.web._streams import ActivityStream
+from agentexec_otel.web._streams import HEARTBEAT, ActivityStream
 
 ACTIVITY_TYPE: Final = "agentexec.activity"
 
@@ -117,9 +116,8 @@ class AguiRun:
 
     def _interrupts(self, waiting: dict[str, Any]) -> list[dict[str, Any]]:
         reason = str(waiting["for"])
-        if not self._scope.may_see_content:
-            return [{"id": str(self._stream.activity.agent_id), "reason": reason}]
-        calls = [(str(item["call_id"]), item.get("tool")) for item in waiting["items"] if item.get("call_id")]
+        items = waiting["items"] if self._scope.may_see_content else ()
+        calls = [(str(item["call_id"]), item.get("tool")) for item in items if item.get("call_id")]
         named = [{"id": call, "reason": reason, "toolCallId": call, "message": tool} for call, tool in calls]
         return named or [{"id": str(self._stream.activity.agent_id), "reason": reason}]
 

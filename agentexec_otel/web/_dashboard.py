@@ -5,9 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import html
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 import starlette.types as asgi
@@ -84,11 +83,9 @@ def dashboard(
 # -- the page and its files ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Asset:
+class _Asset(NamedTuple):
     content: bytes
     compressed: bytes
-    media_type: str
 
 
 class _Pages:
@@ -120,14 +117,14 @@ class _Pages:
         caching = "public, max-age=31536000, immutable" if is_current else "no-cache"
         headers = {"Cache-Control": caching, "Vary": "Accept-Encoding"}
         if "gzip" not in request.headers.get("Accept-Encoding", ""):
-            return Response(asset.content, headers=headers, media_type=asset.media_type)
+            return Response(asset.content, headers=headers, media_type=_TYPES[name])
         headers["Content-Encoding"] = "gzip"
-        return Response(asset.compressed, headers=headers, media_type=asset.media_type)
+        return Response(asset.compressed, headers=headers, media_type=_TYPES[name])
 
 
 def _asset(name: str) -> _Asset:
     content = (_STATIC / name).read_bytes()
-    return _Asset(content, gzip.compress(content, mtime=0), _TYPES[name])
+    return _Asset(content, gzip.compress(content, mtime=0))
 
 
 async def _problem_of(request: Request, exc: Exception) -> Response:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from agentexec_otel.activity import ActivityFilters
 from agentexec_otel.activity.models import Status
-from agentexec_otel.web._examples import AGENT_ID, MOMENT, TRACE_ID, WORKER_ID
+from agentexec_otel.web._openapi import AGENT_ID, MOMENT, TRACE_ID, WORKER_ID
 
 _NUMBER: Final = re.compile(r"[-+]?[\d._]+(e[-+]?\d+)?\s*", re.IGNORECASE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,7 +23,6 @@ from agentexec_otel.activity import (
     ActivityListItemSchema,
 )
 from agentexec_otel.web._database import Database
-from agentexec_otel.web._sse import server_stops
 
 _T = TypeVar("_T")
 
@@ -125,7 +125,7 @@ class Hub:
 
     async def _poll(self) -> None:
         try:
-            while self._topics and not server_stops():
+            while self._topics and not _server_stops():
                 pause = await self._poll_once()
                 await asyncio.sleep(pause)
         finally:
@@ -142,7 +142,7 @@ class Hub:
             # A viewer that arrives while the news are prepared may get some of them twice, never miss one.
             self._cursor = page.next_cursor
             if page.logs:
-                await self._hand_out(await self._complete(page))
+                await self._hand_out(page)
         except (SQLAlchemyError, OSError, ax.AgentExecError) as exc:
             _logger.warning("reading the feed is failing and will be retried: %s", type(exc).__name__)
             self._cursor = before
@@ -150,16 +150,14 @@ class Hub:
         self._pause = _SHORTEST if page.logs else min(2 * self._pause, _LONGEST)
         return 0.0 if page.has_more else self._pause
 
-    async def _complete(self, page: ActivityFeedSchema) -> Page:
+    async def _hand_out(self, page: ActivityFeedSchema) -> None:
+        """Hand the news to all viewers, or raise before any viewer has got them."""
         logs: defaultdict[UUID, list[ActivityFeedLogSchema]] = defaultdict(list)
         for log in page.logs:
             logs[log.agent_id].append(log)
-        return Page(logs, page.next_cursor, await activities_of(self._database, logs.keys()))
-
-    async def _hand_out(self, page: Page) -> None:
-        """Hand the news to all viewers, or raise before any viewer has got them."""
+        whole = Page(logs, page.next_cursor, await activities_of(self._database, logs.keys()))
         topics = list(self._topics.values())
-        news = [list(await prepare(page)) for prepare, _ in topics]
+        news = [list(await prepare(whole)) for prepare, _ in topics]
         each = [(viewer, made) for (_, viewers), made in zip(topics, news, strict=True) for viewer in viewers]
         for number, (viewer, made) in enumerate(each, 1):
             viewer.put(made)
@@ -175,3 +173,12 @@ async def activities_of(
     # Behind a cursor nothing is counted.
     page = await database.ask(lambda session: ax.activity.list(session, page_size=MOST, cursor="", **wanted))
     return {item.agent_id: item for item in page.items}
+
+
+def _server_stops() -> bool:
+    """Whether the server of this process waits for its responses to end. It cannot, while a stream is open.
+
+    uvicorn says so in its signal handler's object only, before it notifies the application.
+    """
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return bool(getattr(server, "should_exit", False))

@@ -13,14 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from agentexec_otel import (
-    ActivityNotFoundError,
-    ActivityNotStoredError,
-    ActivityStateError,
-    ConfigurationError,
-    TaskResultError,
-    UnknownTaskError,
-)
+import agentexec_otel as ax
 
 
 class Problem(BaseModel):
@@ -34,12 +27,12 @@ class Problem(BaseModel):
 
 
 _STATUSES: Final[Mapping[type[Exception], int]] = {
-    ActivityNotFoundError: 404,
-    ActivityStateError: 409,
-    UnknownTaskError: 409,
-    TaskResultError: 503,
-    ActivityNotStoredError: 503,
-    ConfigurationError: 503,
+    ax.ActivityNotFoundError: 404,
+    ax.ActivityStateError: 409,
+    ax.UnknownTaskError: 409,
+    ax.TaskResultError: 503,
+    ax.ActivityNotStoredError: 503,
+    ax.ConfigurationError: 503,
     ValueError: 422,
 }
 

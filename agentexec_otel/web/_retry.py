@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from uuid import UUID
 
 from fastapi import HTTPException
@@ -28,8 +28,12 @@ _ENDED: Final = [status for status in Status if status.terminal]
 _PAGE: Final = 1_000
 
 
-class Retries(Protocol):
-    """Re-opens activities, and has them run."""
+class HandOver:
+    """Re-opens activities in the database of the router, and hands them to the application."""
+
+    def __init__(self, database: Database, on_retry: OnRetry) -> None:
+        self._database = database
+        self._on_retry = on_retry
 
     async def one(self, agent_id: UUID, message: str | None, scope: Scope) -> int:
         """Retry an activity that the scope allows. Return the number of the attempt.
@@ -39,7 +43,9 @@ class Retries(Protocol):
             ActivityStateError: It cannot be retried.
             HTTPException: It could not be handed to a worker, and has ended as ERROR.
         """
-        ...
+        attempt = await self._database.ask(partial(_reopen, agent_id=agent_id, message=message, scope=scope))
+        await self._hand_over([agent_id])
+        return attempt
 
     async def many(self, filters: ActivityFilters) -> RetriedMany:
         """Retry every activity that has ended and meets the filters. Default status: ERROR.
@@ -47,24 +53,6 @@ class Retries(Protocol):
         Raises:
             HTTPException: Some could not be handed to a worker, and have ended as ERROR.
         """
-        ...
-
-
-class HandOver:
-    """Re-opens activities in the database of the router, and hands them to the application."""
-
-    def __init__(self, database: Database, on_retry: OnRetry) -> None:
-        self._database = database
-        self._on_retry = on_retry
-
-    async def one(self, agent_id: UUID, message: str | None, scope: Scope) -> int:
-        """See `Retries`."""
-        attempt = await self._database.ask(partial(_reopen, agent_id=agent_id, message=message, scope=scope))
-        await self._hand_over([agent_id])
-        return attempt
-
-    async def many(self, filters: ActivityFilters) -> RetriedMany:
-        """See `Retries`."""
         attempts = await self._database.ask(lambda session: ax.activity.retry_many(session, **filters))
         await self._hand_over(attempts)
         return RetriedMany(attempts=attempts)
@@ -96,7 +84,7 @@ class PoolRetries:
         self._pool = pool
 
     async def one(self, agent_id: UUID, message: str | None, scope: Scope) -> int:
-        """See `Retries`."""
+        """See `HandOver`."""
         query = partial(ax.activity.get, agent_id=agent_id, metadata_filter=scope.metadata_filter)
         if await self._database.ask(query) is None:
             raise ax.ActivityNotFoundError(agent_id)
@@ -107,7 +95,7 @@ class PoolRetries:
             raise
 
     async def many(self, filters: ActivityFilters) -> RetriedMany:
-        """See `Retries`."""
+        """See `HandOver`."""
         done = RetriedMany(attempts={})
         not_sent: list[UUID] = []
         for agent_id in await self._database.ask(partial(_ended, filters=filters)):
@@ -119,6 +107,9 @@ class PoolRetries:
                 not_sent.append(agent_id)
         _check_sent(not_sent)
         return done
+
+
+Retries: TypeAlias = HandOver | PoolRetries
 
 
 def _reopen(session: Session, agent_id: UUID, message: str | None, scope: Scope) -> int:
@@ -136,7 +127,8 @@ def _reopen(session: Session, agent_id: UUID, message: str | None, scope: Scope)
 
 def _ended(session: Session, filters: ActivityFilters) -> list[UUID]:
     """The ids of the activities that have ended and meet the filters."""
-    statuses = [status for status in _statuses(filters) if status.terminal]
+    chosen = cast(list[Status], filters.get("status") or [Status.ERROR])
+    statuses = [status for status in chosen if status.terminal]
     wanted: ActivityFilters = {**filters, "status": statuses}
     found: list[UUID] = []
     cursor = "" if statuses else None
@@ -145,13 +137,6 @@ def _ended(session: Session, filters: ActivityFilters) -> list[UUID]:
         found += [item.agent_id for item in page.items]
         cursor = page.next_cursor
     return found
-
-
-def _statuses(filters: ActivityFilters) -> list[Status]:
-    chosen = filters.get("status")
-    if chosen is None:
-        return [Status.ERROR]
-    return [Status(chosen)] if isinstance(chosen, str) else [Status(one) for one in chosen]
 
 
 def _check_sent(not_sent: list[UUID]) -> None:

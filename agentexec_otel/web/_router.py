@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
@@ -26,10 +26,9 @@ from agentexec_otel.activity import (
 )
 from agentexec_otel.web._agui import AguiRun, RunAgentInput
 from agentexec_otel.web._database import Database
-from agentexec_otel.web._examples import AGENT_ID
 from agentexec_otel.web._filters import FilterParameters
 from agentexec_otel.web._hub import Hub
-from agentexec_otel.web._openapi import ENDPOINTS
+from agentexec_otel.web._openapi import AGENT_ID, ENDPOINTS
 from agentexec_otel.web._problems import ProblemRoute
 from agentexec_otel.web._retry import HandOver, OnRetry, PoolRetries, Retries
 from agentexec_otel.web._schemas import (
@@ -44,8 +43,7 @@ from agentexec_otel.web._schemas import (
     SessionInfo,
 )
 from agentexec_otel.web._scope import Authorize, Scope, acting_scope, scope_of, scoped, shown, shown_log
-from agentexec_otel.web._sse import streamed
-from agentexec_otel.web._streams import ActivityStream, ListStream
+from agentexec_otel.web._streams import ActivityStream, ListStream, streamed
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -92,13 +90,6 @@ def router(
     opened = Database(database)
     retries = _retries(opened, on_retry, pool)
     endpoints = _Endpoints(authorize, opened, can_retry=retries is not None)
-    retrying = None if retries is None else _RetryEndpoints(authorize, retries)
-    for method, path, endpoint in _routes(endpoints, retrying):
-        api.add_api_route(path, endpoint, methods=[method], **ENDPOINTS[endpoint.__name__])
-    return api
-
-
-def _routes(endpoints: _Endpoints, retrying: _RetryEndpoints | None) -> list[tuple[str, str, Callable[..., Any]]]:
     routes: list[tuple[str, str, Callable[..., Any]]] = [
         ("GET", "/session", endpoints.get_session),
         ("GET", "/activities", endpoints.list_activities),
@@ -111,12 +102,15 @@ def _routes(endpoints: _Endpoints, retrying: _RetryEndpoints | None) -> list[tup
         ("POST", "/activities/{agent_id}/cancel", endpoints.cancel_activity),
         ("POST", "/cancel", endpoints.cancel_activities),
     ]
-    if retrying is not None:
+    if retries is not None:
+        retrying = _RetryEndpoints(authorize, retries)
         routes += [
             ("POST", "/activities/{agent_id}/retry", retrying.retry_activity),
             ("POST", "/retry", retrying.retry_activities),
         ]
-    return routes
+    for method, path, endpoint in routes:
+        api.add_api_route(path, endpoint, methods=[method], **ENDPOINTS[endpoint.__name__])
+    return api
 
 
 def _retries(database: Database, on_retry: OnRetry | None, pool: Pool | None) -> Retries | None:
@@ -249,10 +243,14 @@ class _Endpoints:
     ) -> list[ActivityLogSchema]:
         """Get the logs after a cursor, oldest first, late ones included."""
         scope = await scope_of(self._authorize, request)
-        found = await self._database.ask(
-            lambda session: _existing_logs(session, agent_id, after_seq, limit, scope.metadata_filter)
-        )
-        return [shown_log(log, scope) for log in found]
+
+        def read(session: Session) -> list[ActivityLogSchema]:
+            found = ax.activity.logs(session, agent_id, after_seq, limit, scope.metadata_filter)
+            if not found and ax.activity.get(session, agent_id, scope.metadata_filter) is None:
+                raise ax.ActivityNotFoundError(agent_id)
+            return found
+
+        return [shown_log(log, scope) for log in await self._database.ask(read)]
 
     async def get_stats(self, request: Request, query: Annotated[StatsParameters, Query()]) -> ActivityStatsSchema:
         """Count activities by status, type and reason, with percentiles of their durations, waits and tokens."""
@@ -350,15 +348,6 @@ class _RetryEndpoints:
 def _seen(after: int, last_event_id: str | None) -> int:
     """The last ``seq`` that the client has seen."""
     return int(last_event_id) if last_event_id and last_event_id.isdecimal() else after
-
-
-def _existing_logs(
-    session: Session, agent_id: UUID, after_seq: int, limit: int, metadata_filter: Mapping[str, Any] | None
-) -> list[ActivityLogSchema]:
-    found = ax.activity.logs(session, agent_id, after_seq, limit, metadata_filter)
-    if not found and ax.activity.get(session, agent_id, metadata_filter) is None:
-        raise ax.ActivityNotFoundError(agent_id)
-    return found
 
 
 def _with_etag(request: Request, activity: ActivityDetail | Activity) -> Response:

@@ -1,13 +1,14 @@
-"""Streams of one activity, and of a list."""
+"""Streams of Server-Sent Events, as the HTML standard has them: of one activity, and of a list."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Final, cast
 from uuid import UUID
 
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 import agentexec_otel as ax
@@ -16,11 +17,24 @@ from agentexec_otel.web._database import Database
 from agentexec_otel.web._hub import MOST, Hub, Page, Viewer, activities_of
 from agentexec_otel.web._schemas import Activity
 from agentexec_otel.web._scope import Scope, scoped, shown, shown_log
-from agentexec_otel.web._sse import HEARTBEAT, encoded
 
 _PAGE: Final = 200
 """Logs that are read at once. A viewer that reads nothing holds one page."""
 _HEARTBEAT_SECONDS: Final = 15.0
+HEARTBEAT: Final = b": alive\n\n"
+
+
+def encoded(name: str, data: BaseModel | str, cursor: str | None = None) -> bytes:
+    """An event as it is sent. A browser that connects again sends the cursor as ``Last-Event-ID``."""
+    text = data if isinstance(data, str) else data.model_dump_json()  # JSON has no line breaks
+    place = "" if cursor is None else f"id: {cursor}\n"
+    return f"event: {name}\n{place}data: {text}\n\n".encode()
+
+
+def streamed(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """A response that is not cached or buffered on its way."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 class Left(BaseModel):

@@ -127,7 +127,7 @@ async def test_a_log_ends_a_long_pause_of_a_task(database: Database, async_engin
     sources: list[AsyncEngine | async_sessionmaker[AsyncSession]] = [async_engine, async_sessionmaker(async_engine)]
     for seen, source in enumerate(sources, 1):
         polls = async_shared_polls(source)
-        async with polls.following():
+        async with polls.following_async():
             found = asyncio.create_task(waits_async(polls, asked_now(agent_id, seen)))
             assert await asyncio.to_thread(eventually, lambda: listeners(database), PATIENCE)
             await asyncio.sleep(0.1)

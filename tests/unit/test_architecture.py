@@ -229,7 +229,7 @@ def test_a_view_is_changed_by_itself_alone() -> None:
     assert breaches == set()
 
 
-@pytest.mark.parametrize("module", ["_query", "_follow", "_follow_feed"])
+@pytest.mark.parametrize("module", ["_query", "_follow"])
 def test_query_side_never_imports_the_delivery_side(module: str) -> None:
     """Reading needs no exporter, queue or runtime, directly or through a module of ours."""
     reached = reachable(f"{CORE}.activity.{module}")

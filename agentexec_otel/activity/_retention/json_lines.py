@@ -20,7 +20,6 @@ from agentexec_otel.activity._retention.records import (
     JSON_CODEC,
     ArchivedActivity,
     NotArchivedError,
-    StoredRow,
     compact_json,
 )
 
@@ -29,7 +28,9 @@ _CHUNK: Final = 1 << 20
 
 
 class JsonLinesArchive:
-    """A file that activities are appended to; see `Archive`.
+    """A file that activities are appended to.
+
+    Those of its last batch may not have been deleted from the database: the process was killed.
 
     Raises:
         ConfigurationError: Another process uses the file.
@@ -47,13 +48,13 @@ class JsonLinesArchive:
             self.close()
             raise
 
-    def encode(self, row: StoredRow) -> bytes:
-        """The line."""
-        record = {"archive_format": FORMAT, "archive_batch": self._size, **JSON_CODEC.encode(row)}
+    def encode(self, activity: Sequence[Any], logs: Sequence[Sequence[Any]]) -> bytes:
+        """The line of an activity, as `append` takes it."""
+        record = {"archive_format": FORMAT, "archive_batch": self._size, **JSON_CODEC.encode(activity, logs)}
         return compact_json(record).encode() + b"\n"
 
     def append(self, encoded: Sequence[bytes]) -> None:
-        """Write the lines."""
+        """Write a batch. It is on disk when this returns."""
         data = b"".join(encoded)
         os.lseek(self._fd, self._size, os.SEEK_SET)
         write_all(self._fd, data)
@@ -65,7 +66,7 @@ class JsonLinesArchive:
         return [row_id for row_id, _ in self._last_lines()]
 
     def keep(self, archived: Set[UUID]) -> None:
-        """Truncate the file, or replace it if only some of the last lines are removed."""
+        """Remove from the last batch what is not among these. If this is interrupted, none of these is lost."""
         lines = self._last_lines()
         kept = [line for row_id, line in lines if row_id in archived]
         begin = self._size - sum(len(line) for _, line in lines)
@@ -129,7 +130,7 @@ class JsonLinesArchive:
 
 
 class JsonLinesSource:
-    """A file that is read; see `Source`. A last line that was not written to its end is left out.
+    """A file that is read. A last line that was not written to its end is left out.
 
     Raises:
         ConfigurationError: An archive is being written to the file.
@@ -152,7 +153,7 @@ class JsonLinesSource:
             raise
 
     def __iter__(self) -> Iterator[ArchivedActivity]:
-        """The activities of the lines, the last one first."""
+        """The activities, the last one first: of one that is there twice, the later state comes first."""
         end = self._content.rfind(b"\n") + 1
         while end:
             begin = self._content.rfind(b"\n", 0, end - 1) + 1

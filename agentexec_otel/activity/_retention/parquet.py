@@ -25,7 +25,6 @@ from agentexec_otel.activity._retention.records import (
     LOG_COLUMNS,
     ArchivedActivity,
     NotArchivedError,
-    StoredRow,
 )
 from agentexec_otel.activity.models import UtcDateTime
 
@@ -35,7 +34,7 @@ _FORMAT_KEY: Final = b"archive_format"
 
 
 class ParquetArchive:
-    """A directory that parts are added to; see `Archive`.
+    """A directory that parts are added to, as lines are to `JsonLinesArchive`.
 
     Raises:
         ConfigurationError: Another process uses the directory.
@@ -50,15 +49,14 @@ class ParquetArchive:
         path.mkdir(mode=0o700, exist_ok=True)
         self._fd = open_locked(path / _LOCK, path)
         try:
-            numbers = [_number(part) for part in _parts(path)]
-            self._last = numbers[-1] if numbers else 0
+            self._last = max(_parts(path), default=0)
         except BaseException:
             self.close()
             raise
 
-    def encode(self, row: StoredRow) -> dict[str, Any]:
+    def encode(self, activity: Sequence[Any], logs: Sequence[Sequence[Any]]) -> dict[str, Any]:
         """The row of the part."""
-        return ARROW_CODEC.encode(row)
+        return ARROW_CODEC.encode(activity, logs)
 
     def append(self, encoded: Sequence[dict[str, Any]]) -> None:
         """Write the next part."""
@@ -67,7 +65,10 @@ class ParquetArchive:
 
     def last_batch(self) -> Sequence[UUID]:
         """The row ids of the last part."""
-        return list(map(UUID, self._parquet.ids(self._part(self._last)))) if self._last else []
+        if not self._last:
+            return []
+        part = self._parquet.read(self._part(self._last), columns=["id"])
+        return list(map(UUID, part.column("id").to_pylist()))
 
     def keep(self, archived: Set[UUID]) -> None:
         """Remove the last part, or replace it if only some of its rows are removed."""
@@ -101,7 +102,7 @@ class ParquetArchive:
 
 
 class ParquetSource:
-    """A directory of parts that is read; see `Source`.
+    """A directory of parts that is read.
 
     Raises:
         ConfigurationError: An archive is being written to the directory.
@@ -117,7 +118,7 @@ class ParquetSource:
             with suppress(FileNotFoundError):  # a copy of the parts alone
                 self._fd = os.open(path / _LOCK, os.O_RDONLY)
                 lock(self._fd, path, shared=True)
-            self._parts = _parts(path)
+            self._parts = list(_parts(path).values())
             if not self._parts:
                 raise ValueError(f"{path} has no parts of an archive of activities: name the directory that has")
             self.total = sum(map(self._parquet.count, self._parts))
@@ -172,13 +173,9 @@ class _Parquet:
     def write(self, table: Any, file: Any) -> None:
         self._parquet.write_table(table, file, compression="zstd")
 
-    def read(self, part: Path) -> Any:
+    def read(self, part: Path, columns: list[str] | None = None) -> Any:
         with self._opened(part) as file:
-            return file.read()
-
-    def ids(self, part: Path) -> list[str]:
-        with self._opened(part) as file:
-            return file.read(["id"]).column("id").to_pylist()  # type: ignore[no-any-return]
+            return file.read(columns)
 
     def count(self, part: Path) -> int:
         with self._opened(part) as file:
@@ -198,10 +195,7 @@ class _Parquet:
         return file
 
 
-def _parts(path: Path) -> list[Path]:
-    return sorted(part for part in path.iterdir() if _NAME(part.name))
-
-
-def _number(part: Path) -> int:
-    found = _NAME(part.name)
-    return int(found[1]) if found else 0
+def _parts(path: Path) -> dict[int, Path]:
+    """The parts by their number, in order."""
+    found = ((_NAME(part.name), part) for part in sorted(path.iterdir()))
+    return {int(name[1]): part for name, part in found if name}

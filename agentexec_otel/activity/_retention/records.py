@@ -31,14 +31,6 @@ LOG_COLUMNS: Final = _stored(LOG, "activity_id")
 """What is archived: all columns of the tables, but for the one that names the activity of a log."""
 
 
-class StoredRow(NamedTuple):
-    """An activity of the database: the values of `ACTIVITY_COLUMNS`, and those of `LOG_COLUMNS` for each log."""
-
-    id: UUID
-    activity: Sequence[Any]
-    logs: Sequence[Sequence[Any]]
-
-
 class ArchivedActivity(NamedTuple):
     """An activity of an archive: its values by column."""
 
@@ -78,9 +70,9 @@ class Codec:
         self._activity = _Table(ACTIVITY_COLUMNS, to_file, to_database)
         self._log = _Table(LOG_COLUMNS, to_file, to_database)
 
-    def encode(self, row: StoredRow) -> dict[str, Any]:
-        """The record of an activity: its columns, and `logs`."""
-        return self._activity.encode(row.activity) | {"logs": list(map(self._log.encode, row.logs))}
+    def encode(self, activity: Sequence[Any], logs: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """The record of an activity: the values of `ACTIVITY_COLUMNS`, and those of `LOG_COLUMNS` for each log."""
+        return self._activity.encode(activity) | {"logs": list(map(self._log.encode, logs))}
 
     def decode(self, record: Mapping[str, Any]) -> ArchivedActivity:
         """The inverse of `encode`. Raises `NotArchivedError` for anything else."""
