@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -94,7 +95,7 @@ def test_what_continues_a_run(database: Database, how: str) -> None:
     """A report, also in a session, and the start of a run."""
     ax.configure(database.url)
     agent_id = waiting_activity()
-    CONTINUE[how](database, agent_id)
+    copy_context().run(CONTINUE[how], database, agent_id)  # the block of `run` is never left
     assert ax.flush()
     stored = row(database.engine, agent_id)
     assert (stored.status, stored.attempt, stored.waiting) == (Status.RUNNING, 1, None)
