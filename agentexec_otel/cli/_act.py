@@ -23,6 +23,7 @@ from agentexec_otel.cli._output import (
     interruptible,
     note,
     print_json,
+    print_result,
     print_table,
     print_text,
     progress,
@@ -42,13 +43,6 @@ _OlderThan = Annotated[
 _SHOWN: Final = 5
 _PAGE: Final = 1_000
 _CHUNK: Final = 500
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("cancel")(cancel)
-    app.command("retry")(retry)
-    app.command("reap")(reap)
 
 
 @filtered()
@@ -85,7 +79,7 @@ def cancel(
         with acting(database), interruptible():
             for chunk in _chunks("Canceling", filters, found):
                 count += ax.activity.cancel_pending(**chunk)
-    _report_many("canceled", count, {"canceled": count, "refused": {}}, as_json=as_json)
+    print_result({"canceled": count, "refused": {}}, _what_was("canceled", count), as_json=as_json)
 
 
 @filtered()
@@ -124,7 +118,8 @@ def retry(
     if not as_json:
         for agent_id, attempt in opened.items():
             print_text(f"{agent_id}  attempt {attempt}")
-    _report_many("retried", len(opened), {"retried": _attempts(opened), "refused": {}}, as_json=as_json)
+    plain = {"retried": _attempts(opened), "refused": {}}
+    print_result(plain, _what_was("retried", len(opened)), as_json=as_json)
 
 
 def reap(as_json: AsJson = False, database: Database = None) -> None:
@@ -136,10 +131,7 @@ def reap(as_json: AsJson = False, database: Database = None) -> None:
         ax.activity.count_active(opened)  # explains tables that are missing
     with acting(database):
         count = ax.activity.reap()
-    if as_json:
-        print_json({"reaped": count})
-    else:
-        note(f"{activities(count)} ended as lost")
+    print_result({"reaped": count}, f"{activities(count)} ended as lost", as_json=as_json)
 
 
 # -- which -----------------------------------------------------------------------------------------------------------
@@ -252,8 +244,5 @@ def _report_each(what: str, done: _Done, plain: Mapping[str, Any], *, as_json: b
         raise typer.Exit(1)
 
 
-def _report_many(what: str, count: int, plain: Mapping[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(plain)
-    else:
-        note(f"{activities(count)} {what}" if count else "no activity matches")
+def _what_was(done: str, count: int) -> str:
+    return f"{activities(count)} {done}" if count else "no activity matches"

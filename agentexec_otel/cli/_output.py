@@ -100,6 +100,14 @@ def note(text: str) -> None:
     console(err=True).print(Text(safe(text)), soft_wrap=not is_terminal(err=True))
 
 
+def print_result(plain: Mapping[str, Any], words: str, *, as_json: bool) -> None:
+    """Print what a command has done: as JSON, or in words for the reader."""
+    if as_json:
+        print_json(plain)
+    else:
+        note(words)
+
+
 def print_json(value: BaseModel | Mapping[str, Any] | Sequence[Any], *, indent: int | None = 2) -> None:
     """Print a schema or a plain value as JSON. What a terminal would obey is escaped, without loss."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value

@@ -26,11 +26,6 @@ _LINES: Final = 10
 _PAGE: Final = 500
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("tail")(tail)
-
-
 @filtered("agent_type", "metadata")
 def tail(
     filters: ActivityFilters,
