@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel.activity import ActivityFilters, ActivityListItemSchema, Status
-from agentexec_otel.cli._filters import filtered, find_item
+from agentexec_otel.cli._filters import activities_of, filtered, find_item
 from agentexec_otel.cli._format import activities
 from agentexec_otel.cli._list import item_table
 from agentexec_otel.cli._options import AsJson, Database, Yes, acting, duration, reading, session
@@ -41,7 +42,6 @@ _OlderThan = Annotated[
     ),
 ]  # fmt: skip
 _SHOWN: Final = 5
-_PAGE: Final = 1_000
 _CHUNK: Final = 500
 
 
@@ -171,15 +171,10 @@ def _named(engine: Engine, ids: Sequence[str]) -> list[ActivityListItemSchema]:
 
 def _ask_of_many(verb: str, engine: Engine, filters: ActivityFilters, *, yes: bool) -> list[UUID]:
     """Ask about those that meet the filters, if there are any. Returns their ids."""
-    first: list[ActivityListItemSchema] = []
-    ids: list[UUID] = []
     with Session(engine) as session:
-        cursor: str | None = ""
-        while cursor is not None:
-            page = ax.activity.list(session, page_size=_PAGE, cursor=cursor, **filters)
-            first = first or page.items[:_SHOWN]
-            ids += [item.agent_id for item in page.items]
-            cursor = page.next_cursor
+        found = activities_of(session, filters)
+        first = list(islice(found, _SHOWN))
+        ids = [item.agent_id for item in chain(first, found)]
     if ids:
         _ask(verb, first, len(ids), yes=yes)
     return ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import wraps
 from typing import Annotated, Any, Final, cast
@@ -21,6 +21,7 @@ from agentexec_otel.activity import Activity, ActivityFilters, ActivityListItemS
 from agentexec_otel.cli._options import moment
 
 _PANEL: Final = "Filters"
+_PAGE: Final = 1_000
 _MOMENT: Final[dict[str, Any]] = {"parser": moment, "metavar": "TIME", "rich_help_panel": _PANEL}
 _TEXT: Final[dict[str, Any]] = {"metavar": "TEXT", "rich_help_panel": _PANEL}
 
@@ -105,6 +106,15 @@ def _pair(text: str) -> tuple[str, Any]:
         return key[:-1], json.loads(value)
     except ValueError:
         raise typer.BadParameter(f"{value!r:.40} is no JSON", param_hint="--metadata") from None
+
+
+def activities_of(session: Session, filters: ActivityFilters) -> Iterator[ActivityListItemSchema]:
+    """All activities that meet the filters, read page by page."""
+    cursor: str | None = ""
+    while cursor is not None:
+        page = ax.activity.list(session, page_size=_PAGE, cursor=cursor, **filters)
+        yield from page.items
+        cursor = page.next_cursor
 
 
 # -- by id ---------------------------------------------------------------------------------------------------------

@@ -83,7 +83,6 @@ class RunWrapper:
     def __init__(self) -> None:
         self._processor = ActivityTraceProcessor()
         self._patches = Patches()
-        self._tool_calls = ToolCallWrapper()
 
     def wrap(self) -> None:
         """Track runs from now on."""
@@ -92,13 +91,12 @@ class RunWrapper:
         self._patches.wrap(AgentRunner, "run_sync", self._run_sync)
         self._patches.wrap(AgentRunner, "run_streamed", self._run_streamed)
         self._patches.wrap(AgentBase, "get_all_tools", self._get_all_tools)
-        self._tool_calls.wrap()
+        ToolCallWrapper(self._patches).wrap()
 
     def unwrap(self) -> None:
         """Track no more runs, and restore the methods."""
         self._processor.unregister()
         self._patches.restore()
-        self._tool_calls.unwrap()
 
     # -- the methods ----------------------------------------------------------------------------------------
 

@@ -68,10 +68,10 @@ def _lacks_arguments(tool: FunctionTool, arguments: str) -> bool:
 
 
 class ToolCallWrapper:
-    """Wraps the methods of the SDK that decide how a call of a tool ends, and restores them."""
+    """Wraps the methods of the SDK that decide how a call of a tool ends."""
 
-    def __init__(self) -> None:
-        self._patches = Patches()
+    def __init__(self, patches: Patches) -> None:
+        self._patches = patches
 
     def wrap(self) -> None:
         """Report timeouts, verdicts of guardrails and errors of MCP servers from now on."""
@@ -79,10 +79,6 @@ class ToolCallWrapper:
         self._patches.wrap(ToolInputGuardrail, "run", partial(self._verdict, "call"))
         self._patches.wrap(ToolOutputGuardrail, "run", partial(self._verdict, "output"))
         self._patches.wrap(MCPUtil, _sdk.MCP_RESULT, self._mcp_result)
-
-    def unwrap(self) -> None:
-        """Report nothing more, and restore the methods."""
-        self._patches.restore()
 
     def _report(self, report: Callable[[Progress, str | None], None]) -> None:
         with guarded("reporting a step of a run"):

@@ -43,11 +43,13 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from agentexec_otel.db import Database
+
 _NAMES: Final = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
 _SCRIPTS: Final = "agentexec_otel_exporters.sql:migrations"
 
 
-def upgrade(database: str | URL | Engine | AsyncEngine | None = None, *, pre_deploy: bool = False) -> None:
+def upgrade(database: Database | None = None, *, pre_deploy: bool = False) -> None:
     """See `ax.db.upgrade`."""
     command = _alembic_command()
     with connecting_to(database) as connection, exclusively(connection):
@@ -57,7 +59,7 @@ def upgrade(database: str | URL | Engine | AsyncEngine | None = None, *, pre_dep
         create_missing_indexes(connection)
 
 
-def downgrade(database: str | URL | Engine | AsyncEngine | None = None) -> None:
+def downgrade(database: Database | None = None) -> None:
     """See `ax.db.downgrade`."""
     command = _alembic_command()
     with connecting_to(database) as connection, exclusively(connection):
@@ -67,7 +69,7 @@ def downgrade(database: str | URL | Engine | AsyncEngine | None = None) -> None:
         command.downgrade(_config(connection=connection), SCHEMA_1)
 
 
-def stamp(database: str | URL | Engine | AsyncEngine | None = None, revision: str = HEAD) -> None:
+def stamp(database: Database | None = None, revision: str = HEAD) -> None:
     """See `ax.db.stamp`."""
     if revision not in REVISIONS:
         raise ConfigurationError(f"{revision!r:.40} is no revision: use one of {', '.join(REVISIONS)}")
@@ -76,13 +78,13 @@ def stamp(database: str | URL | Engine | AsyncEngine | None = None, revision: st
         connection.commit()
 
 
-def current(database: str | URL | Engine | AsyncEngine | None = None) -> str | None:
+def current(database: Database | None = None) -> str | None:
     """See `ax.db.current`."""
     with connecting_to(database) as connection:
         return read_version(connection)
 
 
-def check(database: str | URL | Engine | AsyncEngine | None = None) -> list[str]:
+def check(database: Database | None = None) -> list[str]:
     """See `ax.db.check`."""
     _alembic_command()
     from alembic.autogenerate import compare_metadata
@@ -101,12 +103,12 @@ def check(database: str | URL | Engine | AsyncEngine | None = None) -> list[str]
         return [*problems, *map(_sentence, differences), *index_problems(connection)]
 
 
-def engine(database: str | URL | Engine | AsyncEngine | None = None) -> Engine:
+def engine(database: Database | None = None) -> Engine:
     """See `ax.db.engine`."""
     return database if isinstance(database, Engine) else new_engine(_url(database), {})
 
 
-def sql(database: str | URL | Engine | AsyncEngine | None = None, *, start: str | None = None) -> str:
+def sql(database: Database | None = None, *, start: str | None = None) -> str:
     """See `ax.db.sql`."""
     if start is not None and start not in REVISIONS:
         raise ConfigurationError(f"{start!r:.40} is no revision: use one of {', '.join(REVISIONS)}")
@@ -118,7 +120,7 @@ def sql(database: str | URL | Engine | AsyncEngine | None = None, *, start: str 
     return written.getvalue() + "".join(f"{one};\n\n" for one in index_statements(dialect))
 
 
-def server(database: str | URL | Engine | AsyncEngine | None = None) -> str:
+def server(database: Database | None = None) -> str:
     """See `ax.db.server`."""
     with connecting_to(database, is_limited=True) as connection:
         dialect = connection.dialect
@@ -127,7 +129,7 @@ def server(database: str | URL | Engine | AsyncEngine | None = None) -> str:
         return f"{_NAMES[name]} {version}, {dialect.driver}".replace("pysqlite", "sqlite3")
 
 
-def rights(database: str | URL | Engine | AsyncEngine | None = None) -> dict[str, ExportError | None]:
+def rights(database: Database | None = None) -> dict[str, ExportError | None]:
     """See `ax.db.rights`."""
     with connecting_to(database, is_limited=True) as connection:
         return {name: _refusal(connection, statements) for name, statements in _trials().items()}
@@ -137,9 +139,7 @@ def rights(database: str | URL | Engine | AsyncEngine | None = None) -> dict[str
 
 
 @contextmanager
-def connecting_to(
-    database: str | URL | Engine | AsyncEngine | None, *, is_limited: bool = False
-) -> Generator[Connection]:
+def connecting_to(database: Database | None, *, is_limited: bool = False) -> Generator[Connection]:
     """A connection, and the errors of SQLAlchemy as one sentence.
 
     Args:
@@ -153,7 +153,7 @@ def connecting_to(
         raise classify(exc, engine.url) from exc
 
 
-def _engine(database: str | URL | Engine | AsyncEngine | None, *, is_limited: bool = False) -> Engine:
+def _engine(database: Database | None, *, is_limited: bool = False) -> Engine:
     """The engine that is given, or one that keeps no connection open."""
     if isinstance(database, Engine):
         return database
