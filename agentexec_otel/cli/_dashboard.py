@@ -12,6 +12,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Collection
+from contextlib import suppress
 from importlib.util import find_spec
 from ipaddress import ip_address
 from threading import Thread
@@ -182,13 +183,8 @@ def _stop_after(pid: int, server: uvicorn.Server) -> None:
 def _wait_for_exit(pid: int) -> None:
     """Return when a process has ended, which need not be a child of this one."""
     if sys.platform == "linux":
-        try:
+        with suppress(OSError):  # It has ended, or the kernel cannot do this.
             ended = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        except OSError:  # of a kernel without it
-            pass
-        else:
             select.select([ended], [], [])
             os.close(ended)
             return

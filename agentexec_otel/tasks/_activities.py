@@ -76,11 +76,6 @@ def redacted(text: str) -> str:
     return prepare_message(text, _TRACEBACK_LIMIT, active().redact)
 
 
-def keep_message(message: str, reason: str) -> None:
-    """Keep a message that no worker can run with the dead letters, and log the reason."""
-    active().keep_message(message, reason)
-
-
 # -- create and end ---------------------------------------------------------------------------------------------
 
 

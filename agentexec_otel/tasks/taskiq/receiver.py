@@ -125,7 +125,7 @@ def refuse(data: bytes, exc: Exception) -> None:
         reason = f"handling it has raised {type(exc).__name__}"
         _logger.debug(reason, exc_info=exc)
     with guarded("keeping a message that was refused"):
-        _activities.keep_message(data.decode(errors="backslashreplace"), reason)
+        _activities.active().keep_message(data.decode(errors="backslashreplace"), reason)
 
 
 class _Acknowledgment:
