@@ -92,9 +92,7 @@ class ActivityTraceProcessor(TracingProcessor):
     def adopt(self, trace: Trace) -> ActivityRun:
         """The block of a trace; opens it if this processor has not seen the trace start."""
         opened = self._open.get(trace.trace_id)
-        if opened is not None:
-            return opened.block
-        return self._begin(trace, _enter_detached)
+        return self._begin(trace, _enter_detached) if opened is None else opened.block
 
     def is_over(self, trace: Trace) -> bool:
         """Whether no end of this trace will be seen here: a task may outlive it, or a forked process inherit it."""
