@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel.activity import ActivityFilters, ActivityListItemSchema, Status
-from agentexec_otel.cli._filters import filtered, find_item
+from agentexec_otel.cli._filters import activities_of, filtered, find_item
 from agentexec_otel.cli._format import activities
 from agentexec_otel.cli._list import item_table
 from agentexec_otel.cli._options import AsJson, Database, Yes, acting, duration, reading, session
@@ -23,6 +24,7 @@ from agentexec_otel.cli._output import (
     interruptible,
     note,
     print_json,
+    print_result,
     print_table,
     print_text,
     progress,
@@ -40,15 +42,7 @@ _OlderThan = Annotated[
     ),
 ]  # fmt: skip
 _SHOWN: Final = 5
-_PAGE: Final = 1_000
 _CHUNK: Final = 500
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("cancel")(cancel)
-    app.command("retry")(retry)
-    app.command("reap")(reap)
 
 
 @filtered()
@@ -85,7 +79,7 @@ def cancel(
         with acting(database), interruptible():
             for chunk in _chunks("Canceling", filters, found):
                 count += ax.activity.cancel_pending(**chunk)
-    _report_many("canceled", count, {"canceled": count, "refused": {}}, as_json=as_json)
+    print_result({"canceled": count, "refused": {}}, _what_was("canceled", count), as_json=as_json)
 
 
 @filtered()
@@ -124,7 +118,8 @@ def retry(
     if not as_json:
         for agent_id, attempt in opened.items():
             print_text(f"{agent_id}  attempt {attempt}")
-    _report_many("retried", len(opened), {"retried": _attempts(opened), "refused": {}}, as_json=as_json)
+    plain = {"retried": _attempts(opened), "refused": {}}
+    print_result(plain, _what_was("retried", len(opened)), as_json=as_json)
 
 
 def reap(as_json: AsJson = False, database: Database = None) -> None:
@@ -136,10 +131,7 @@ def reap(as_json: AsJson = False, database: Database = None) -> None:
         ax.activity.count_active(opened)  # explains tables that are missing
     with acting(database):
         count = ax.activity.reap()
-    if as_json:
-        print_json({"reaped": count})
-    else:
-        note(f"{activities(count)} ended as lost")
+    print_result({"reaped": count}, f"{activities(count)} ended as lost", as_json=as_json)
 
 
 # -- which -----------------------------------------------------------------------------------------------------------
@@ -179,15 +171,10 @@ def _named(engine: Engine, ids: Sequence[str]) -> list[ActivityListItemSchema]:
 
 def _ask_of_many(verb: str, engine: Engine, filters: ActivityFilters, *, yes: bool) -> list[UUID]:
     """Ask about those that meet the filters, if there are any. Returns their ids."""
-    first: list[ActivityListItemSchema] = []
-    ids: list[UUID] = []
     with Session(engine) as session:
-        cursor: str | None = ""
-        while cursor is not None:
-            page = ax.activity.list(session, page_size=_PAGE, cursor=cursor, **filters)
-            first = first or page.items[:_SHOWN]
-            ids += [item.agent_id for item in page.items]
-            cursor = page.next_cursor
+        found = activities_of(session, filters)
+        first = list(islice(found, _SHOWN))
+        ids = [item.agent_id for item in chain(first, found)]
     if ids:
         _ask(verb, first, len(ids), yes=yes)
     return ids
@@ -252,8 +239,5 @@ def _report_each(what: str, done: _Done, plain: Mapping[str, Any], *, as_json: b
         raise typer.Exit(1)
 
 
-def _report_many(what: str, count: int, plain: Mapping[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(plain)
-    else:
-        note(f"{activities(count)} {what}" if count else "no activity matches")
+def _what_was(done: str, count: int) -> str:
+    return f"{activities(count)} {done}" if count else "no activity matches"

@@ -1,4 +1,4 @@
-"""The command line, with Typer. Each module beside this one has a group of commands, which are registered here."""
+"""The command line, with Typer. The modules beside this one have the commands."""
 
 from __future__ import annotations
 
@@ -32,8 +32,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for group in (_list, _show, _tail, _stats, _dashboard, _act, _retention, _replay, _run, _spool, _doctor):
-    group.register(app)
+app.command("list")(_list.list_activities)
+app.command("show")(_show.show)
+app.command("tail")(_tail.tail)
+app.command("stats")(_stats.stats)
+app.command("dashboard")(_dashboard.dashboard)
+app.command("cancel")(_act.cancel)
+app.command("retry")(_act.retry)
+app.command("reap")(_act.reap)
+app.command("archive")(_retention.archive)
+app.command("restore")(_retention.restore)
+app.command("replay")(_replay.replay)
+# What stands after the program is the program's.
+app.command("run", context_settings={"allow_interspersed_args": False})(_run.run)
+app.add_typer(_spool.app, name="spool")
+app.command("doctor")(_doctor.doctor)
 app.add_typer(_db.app, name="db")
 
 

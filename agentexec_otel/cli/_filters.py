@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import wraps
 from typing import Annotated, Any, Final, cast
@@ -21,12 +21,17 @@ from agentexec_otel.activity import Activity, ActivityFilters, ActivityListItemS
 from agentexec_otel.cli._options import moment
 
 _PANEL: Final = "Filters"
-_MOMENT: Final[dict[str, Any]] = {"parser": moment, "metavar": "TIME", "rich_help_panel": _PANEL}
+_PAGE: Final = 1_000
 _TEXT: Final[dict[str, Any]] = {"metavar": "TEXT", "rich_help_panel": _PANEL}
 
 
 def _several(*names: str, help: str) -> Any:  # noqa: A002  # as typer has it
     return Annotated[list[str] | None, typer.Option(*names, help=help, **_TEXT)]
+
+
+def _time(name: str, *, help: str) -> Any:  # noqa: A002  # as typer has it
+    option = typer.Option(name, help=help, parser=moment, metavar="TIME", rich_help_panel=_PANEL)
+    return Annotated[datetime | None, option]
 
 
 _OPTIONS: Final[dict[str, Any]] = {
@@ -39,17 +44,12 @@ _OPTIONS: Final[dict[str, Any]] = {
     ],
     "agent_type": _several("--type", "-t", help="Task name."),
     "metadata": _several("--metadata", "-m", help='KEY=TEXT, or KEY:=JSON for a number, true or false.'),
-    "created_after": Annotated[
-        datetime | None,
-        typer.Option("--since", help="Created since: 30m or 7d (ago), or 2026-01-31T12:00 (UTC).", **_MOMENT),
-    ],
-    "created_before": Annotated[datetime | None, typer.Option("--until", help="Created before.", **_MOMENT)],
-    "updated_after": Annotated[datetime | None, typer.Option("--updated-since", help="With a log since.", **_MOMENT)],
-    "updated_before": Annotated[
-        datetime | None, typer.Option("--updated-until", help="Without a log since.", **_MOMENT)
-    ],
-    "ended_after": Annotated[datetime | None, typer.Option("--ended-since", help="Ended since.", **_MOMENT)],
-    "ended_before": Annotated[datetime | None, typer.Option("--ended-until", help="Ended before.", **_MOMENT)],
+    "created_after": _time("--since", help="Created since: 30m or 7d (ago), or 2026-01-31T12:00 (UTC)."),
+    "created_before": _time("--until", help="Created before."),
+    "updated_after": _time("--updated-since", help="With a log since."),
+    "updated_before": _time("--updated-until", help="Without a log since."),
+    "ended_after": _time("--ended-since", help="Ended since."),
+    "ended_before": _time("--ended-until", help="Ended before."),
     "reason": _several("--reason", "-r", help="Why it ended, such as timeout or lost."),
     "error_type": _several("--error-type", help="Exception, such as TimeoutError."),
     "text": Annotated[str | None, typer.Option("--text", help="Part of its latest log.", **_TEXT)],
@@ -105,6 +105,15 @@ def _pair(text: str) -> tuple[str, Any]:
         return key[:-1], json.loads(value)
     except ValueError:
         raise typer.BadParameter(f"{value!r:.40} is no JSON", param_hint="--metadata") from None
+
+
+def activities_of(session: Session, filters: ActivityFilters) -> Iterator[ActivityListItemSchema]:
+    """All activities that meet the filters, read page by page."""
+    cursor: str | None = ""
+    while cursor is not None:
+        page = ax.activity.list(session, page_size=_PAGE, cursor=cursor, **filters)
+        yield from page.items
+        cursor = page.next_cursor
 
 
 # -- by id ---------------------------------------------------------------------------------------------------------

@@ -43,11 +43,6 @@ _COLUMNS: Final = (_ID, _TYPE, _STATUS, Column("%", "right"), Column("AGE", "rig
 _WATCHED: Final = (_ID, _TYPE, _STATUS, Column("PROGRESS"), Column("TIME", "right"), _LOG)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("list")(list_activities)
-
-
 @filtered()
 def list_activities(
     filters: ActivityFilters,
@@ -107,16 +102,15 @@ def _rest(found: _Page) -> str:
 
 def item_table(items: Sequence[ActivityListItemSchema]) -> tuple[Sequence[Column], Sequence[Sequence[Cell]]]:
     """Columns and rows of a table of activities."""
-    return _COLUMNS, [_row(item) for item in items]
+    return _COLUMNS, [_row(item, percent(item.latest_percentage), age(item.created_at)) for item in items]
 
 
-def _row(item: ActivityListItemSchema) -> list[Cell]:
+def _row(item: ActivityListItemSchema, *progress: Cell) -> list[Cell]:
     return [
         (id_text(item.agent_id), link_style(item.trace_url)),
         item.agent_type,
         status_cell(item.status),
-        percent(item.latest_percentage),
-        age(item.created_at),
+        *progress,
         span(item.duration_seconds),
         item.latest_log or "",
     ]
@@ -130,18 +124,11 @@ def _watch(read: Callable[[int], _Page]) -> NoReturn:
     with interruptible(), Live(console=screen, auto_refresh=False) as live:
         while True:
             found = read(max(1, screen.height - 3))
-            lines = table_lines(_WATCHED, [_watched_row(item) for item in found.items])
+            rows = [_row(item, bar(item.latest_percentage, item.status)) for item in found.items]
+            lines = table_lines(_WATCHED, rows)
             total = f" of {found.total:,}" if found.total is not None else ""
-            live.update(Group(*lines, Text(f"{len(found.items)}{total}, live; Ctrl-C ends", "dim")), refresh=True)
+            live.update(
+                Group(*lines, Text(f"{len(found.items)}{total}, live; Ctrl-C ends", "dim")),
+                refresh=True,
+            )
             time.sleep(_POLL_SECONDS)
-
-
-def _watched_row(item: ActivityListItemSchema) -> list[Cell]:
-    return [
-        (id_text(item.agent_id), link_style(item.trace_url)),
-        item.agent_type,
-        status_cell(item.status),
-        bar(item.latest_percentage, item.status),
-        span(item.duration_seconds),
-        item.latest_log or "",
-    ]

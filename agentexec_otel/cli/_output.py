@@ -63,13 +63,9 @@ def _escaped(code: int) -> str:
 # -- where it goes -----------------------------------------------------------------------------------------------
 
 
+@cache
 def console(*, err: bool = False) -> Console:
     """Standard output, or the error output. Text is never markup; colors are for terminals only, without NO_COLOR."""
-    return _console(err)
-
-
-@cache
-def _console(err: bool) -> Console:
     return Console(stderr=err, highlight=False, markup=False, emoji=False)
 
 
@@ -98,6 +94,14 @@ def print_field(label: str, value: str, style: str = "") -> None:
 def note(text: str) -> None:
     """Print a line for the reader on the error output, so that it is not part of the result."""
     console(err=True).print(Text(safe(text)), soft_wrap=not is_terminal(err=True))
+
+
+def print_result(plain: Mapping[str, Any], words: str, *, as_json: bool) -> None:
+    """Print what a command has done: as JSON, or in words for the reader."""
+    if as_json:
+        print_json(plain)
+    else:
+        note(words)
 
 
 def print_json(value: BaseModel | Mapping[str, Any] | Sequence[Any], *, indent: int | None = 2) -> None:

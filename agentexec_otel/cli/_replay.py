@@ -11,12 +11,7 @@ import agentexec_otel as ax
 from agentexec_otel.activity import ActivityFilters
 from agentexec_otel.cli._filters import filtered, find_id
 from agentexec_otel.cli._options import AsJson, Database, acting, reading
-from agentexec_otel.cli._output import interruptible, note, print_json, progress
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("replay")(replay)
+from agentexec_otel.cli._output import interruptible, print_result, progress
 
 
 @filtered()
@@ -44,7 +39,5 @@ def replay(
             filters["agent_id"] = [find_id(session, text) for text in ids]
     with acting(database), interruptible(), progress("Replaying") as report:
         count = ax.replay(batch_size=batch_size, progress=report, dry_run=dry_run, **filters)
-    if as_json:
-        print_json({"replayed": 0 if dry_run else count, "found": count})
-    else:
-        note(f"{count:,} span{'s'[: count != 1]} {'would be ' if dry_run else ''}replayed")
+    words = f"{count:,} span{'s'[: count != 1]} {'would be ' if dry_run else ''}replayed"
+    print_result({"replayed": 0 if dry_run else count, "found": count}, words, as_json=as_json)

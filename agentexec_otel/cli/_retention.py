@@ -14,15 +14,9 @@ from agentexec_otel.activity import ActivityFilters
 from agentexec_otel.cli._filters import filtered
 from agentexec_otel.cli._format import activities
 from agentexec_otel.cli._options import AsJson, Database, Yes, duration, reading
-from agentexec_otel.cli._output import check_can_ask, confirm, interruptible, note, print_json, progress
+from agentexec_otel.cli._output import check_can_ask, confirm, interruptible, print_result, progress
 
 _BatchSize = Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="Activities per transaction.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("archive")(archive)
-    app.command("restore")(restore)
 
 
 @filtered()
@@ -58,10 +52,8 @@ def archive(
             confirm(f"{what}?")
         with interruptible(), progress("Deleting" if to is None else "Archiving") as report:
             count = ax.activity.archive(engine, before, to=to, batch_size=batch_size, progress=report, **filters)
-    if as_json:
-        print_json({"archived": count, "to": None if to is None else str(to)})
-    else:
-        note(f"{activities(count)} {'deleted' if to is None else f'moved to {to}'}")
+    words = f"{activities(count)} {'deleted' if to is None else f'moved to {to}'}"
+    print_result({"archived": count, "to": None if to is None else str(to)}, words, as_json=as_json)
 
 
 def restore(
@@ -73,10 +65,7 @@ def restore(
     """Read an archive back into the database, as it was. Activities that exist already are skipped."""
     with reading(database) as engine, interruptible(), progress("Restoring") as report:
         count = ax.activity.restore(engine, source, batch_size=batch_size, progress=report)
-    if as_json:
-        print_json({"restored": count})
-    else:
-        note(f"{activities(count)} restored")
+    print_result({"restored": count}, f"{activities(count)} restored", as_json=as_json)
 
 
 def _narrowed(filters: ActivityFilters, before: datetime) -> ActivityFilters:

@@ -26,11 +26,6 @@ _FILE: Final = "agentexec.db"
 _POOL: Final = re.compile(r"[\w.]+:\w+")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command. What stands after the program is the program's."""
-    app.command("run", context_settings={"allow_interspersed_args": False})(run)
-
-
 def run(
     program: Annotated[
         str, typer.Argument(help="A Python file, with -m a module, or a pool, as module:variable.", metavar="PROGRAM")

@@ -25,11 +25,6 @@ _TOKENS: Final = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("show")(show)
-
-
 def show(
     agent_id: AgentId,
     lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="Number of latest logs.")] = 20,

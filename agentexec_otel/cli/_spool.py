@@ -13,7 +13,7 @@ from agentexec_otel.cli._format import age, id_text, local_time
 from agentexec_otel.cli._options import AsJson, Database, acting, existing_url
 from agentexec_otel.cli._output import Column, one_line, print_field, print_json, print_table, print_text
 
-_app: Final = typer.Typer(help="Show what waits in the spool of this machine, and deliver it.", no_args_is_help=True)
+app: Final = typer.Typer(help="Show what waits in the spool of this machine, and deliver it.", no_args_is_help=True)
 
 _FOLDERS: Final = (
     Column("TARGET", weight=1),
@@ -28,12 +28,7 @@ _LETTERS: Final = (
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.add_typer(_app, name="spool")
-
-
-@_app.command("list")
+@app.command("list")
 def list_folders(as_json: AsJson = False) -> None:
     """List what waits to be stored, for each database and exporter.
 
@@ -62,7 +57,7 @@ def list_folders(as_json: AsJson = False) -> None:
     print_table(_FOLDERS, rows)
 
 
-@_app.command("dead-letters")
+@app.command("dead-letters")
 def dead_letters(
     number: Annotated[int | None, typer.Argument(help="Show this one in full.", min=1)] = None, as_json: AsJson = False
 ) -> None:
@@ -80,7 +75,7 @@ def dead_letters(
         print_text("no dead letters")
 
 
-@_app.command()
+@app.command()
 def replay(
     dead_letters: Annotated[
         bool, typer.Option("--dead-letters", help="Deliver the dead letters of the database, too.")

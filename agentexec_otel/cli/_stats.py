@@ -21,11 +21,6 @@ _COUNT: Final = Column("COUNT", "right")
 _DEFAULT: Final = timedelta(hours=24)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("stats")(stats)
-
-
 @filtered()
 def stats(
     filters: ActivityFilters,

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 import agentexec_otel as ax
 from agentexec_otel.activity import ActivityFeedFilters, ActivityFilters, ActivityListItemSchema, ActivityLogSchema
-from agentexec_otel.cli._filters import filtered, find_item, no_activity
+from agentexec_otel.cli._filters import activities_of, filtered, find_item, no_activity
 from agentexec_otel.cli._logs import LogPrinter
 from agentexec_otel.cli._options import AsJson, Database, moment, reading
 from agentexec_otel.cli._output import interruptible, print_json
@@ -23,12 +23,6 @@ _Print: TypeAlias = Callable[[ActivityLogSchema, UUID, str], None]
 
 _POLL_SECONDS: Final = 0.2
 _LINES: Final = 10
-_PAGE: Final = 500
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("tail")(tail)
 
 
 @filtered("agent_type", "metadata")
@@ -134,10 +128,5 @@ def _earlier(
     session: Session, since: datetime, filters: ActivityFilters
 ) -> Iterator[tuple[ActivityListItemSchema, ActivityLogSchema]]:
     """The logs since then, with their activities."""
-    wanted: ActivityFilters = {**filters, "updated_after": since}
-    cursor: str | None = ""
-    while cursor is not None:
-        page = ax.activity.list(session, page_size=_PAGE, cursor=cursor, **wanted)
-        for item in page.items:
-            yield from ((item, log) for log in ax.activity.logs(session, item.agent_id) if log.created_at >= since)
-        cursor = page.next_cursor
+    for item in activities_of(session, {**filters, "updated_after": since}):
+        yield from ((item, log) for log in ax.activity.logs(session, item.agent_id) if log.created_at >= since)

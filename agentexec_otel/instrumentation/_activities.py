@@ -76,7 +76,7 @@ def continue_if_waiting(block: ActivityRun) -> None:
         add_log(block, CONF.activity_message_started)
 
 
-def expect_usage(block: ActivityRun, expected: bool = True) -> None:
-    """Say whether the block's final log reports token usage. The activity's span waits for that log."""
+def expect_usage(block: ActivityRun) -> None:
+    """Say that the block's final log reports token usage. The activity's span waits for that log."""
     if block.owner and block.view is not None:
-        block.view.expect_usage(expected)
+        block.view.expect_usage(True)

@@ -106,18 +106,18 @@ class Progress:
 
     def handoff(self, from_agent: str, to_agent: str) -> None:
         """One agent hands the conversation over to another."""
-        self._add_notable(_STEPS, f"{from_agent} → {to_agent}")
+        self._add_notable(f"{from_agent} → {to_agent}")
 
     def guardrail(self, name: str, *, tripped: bool) -> None:
         """A guardrail has decided."""
         if tripped:
-            self._add_notable(_STEPS, f"Guardrail {name} tripped")
+            self._add_notable(f"Guardrail {name} tripped")
         else:
             self._add_routine(_DETAIL, f"Guardrail {name} passed")
 
     def guardrail_failed(self, name: str) -> None:
         """A guardrail has raised instead of deciding."""
-        self._add_notable(_STEPS, f"Guardrail {name} failed")
+        self._add_notable(f"Guardrail {name} failed")
 
     def listed(self, server: str, count: int) -> None:
         """An MCP server has listed its tools. Frameworks ask at each turn: only another number is reported again."""
@@ -127,11 +127,11 @@ class Progress:
 
     def not_listed(self, server: str) -> None:
         """An MCP server could not list its tools."""
-        self._add_notable(_STEPS, f"{server} did not list its tools")
+        self._add_notable(f"{server} did not list its tools")
 
     def limit(self, max_turns: object) -> None:
         """The turns are used up."""
-        self._add_notable(_STEPS, f"Max turns ({max_turns}) exceeded")
+        self._add_notable(f"Max turns ({max_turns}) exceeded")
 
     def _add_routine(self, level: int, message: str) -> None:
         block = self._block()
@@ -145,11 +145,11 @@ class Progress:
         if call is not None:
             self._reported.add(call)
         detail = f": {error}" if error and _level() >= _DETAIL else ""
-        self._add_notable(_STEPS, f"{message}{detail}")
+        self._add_notable(f"{message}{detail}")
 
-    def _add_notable(self, level: int, message: str) -> None:
+    def _add_notable(self, message: str) -> None:
         block = self._block()
-        if block is not None and _level() >= level and self._notable.take():
+        if block is not None and _level() >= _STEPS and self._notable.take():
             add_log(block, message)
 
 
@@ -169,7 +169,4 @@ _progress: Final[WeakKeyDictionary[ActivityRun, Progress]] = WeakKeyDictionary()
 
 def progress_of(block: ActivityRun) -> Progress:
     """The progress of this block, which all runs in it share."""
-    found = _progress.get(block)
-    if found is None:
-        found = _progress.setdefault(block, Progress(block))
-    return found
+    return _progress.setdefault(block, Progress(block))

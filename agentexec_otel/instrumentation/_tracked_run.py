@@ -153,7 +153,9 @@ class TrackedRun:
 
     def after_tool(self) -> None:
         """A tool has returned. The caller reports whether it succeeded, which only the framework knows."""
-        self._release_tool()
+        self._tools_running = max(0, self._tools_running - 1)
+        if not self._tools_running:
+            self._tools_idle.set()
 
     def on_handoff(self, from_agent: str, to_agent: str) -> None:
         """One agent hands the conversation over to another."""
@@ -172,11 +174,6 @@ class TrackedRun:
     def _stop_if_canceled(self) -> None:
         if self._is_stopped or self.block.canceled:
             raise self._framework.stopped_error(self.block.agent_id)
-
-    def _release_tool(self) -> None:
-        self._tools_running = max(0, self._tools_running - 1)
-        if not self._tools_running:
-            self._tools_idle.set()
 
     # -- the end --------------------------------------------------------------------------------------------
 
@@ -224,7 +221,7 @@ class TrackedRun:
         if not calls:
             return
         if self._is_joined and self._outer is not None:
-            self._outer._release_tool()  # No hook reports the end of an agent that is a tool and waits.
+            self._outer.after_tool()  # No hook reports the end of an agent that is a tool and waits.
         if self._caller() is not None:
             return  # The calling run stops for the same approval.
         wait_for_approval(self.block, calls)

@@ -32,7 +32,7 @@ from agentexec_otel.activity import ActivityRun, aio
 from agentexec_otel.activity._lifecycle import create_async, create_soon, describe_error, error_message
 from agentexec_otel.export import Ack, ExportResult, Refusal, Reject, StoredActivity
 
-__all__ = ["active", "configure", "is_configured", "shutdown"]
+__all__ = ["active", "configure", "create_async", "is_configured", "shutdown"]
 
 _T = TypeVar("_T")
 
@@ -76,15 +76,7 @@ def redacted(text: str) -> str:
     return prepare_message(text, _TRACEBACK_LIMIT, active().redact)
 
 
-def keep_message(message: str, reason: str) -> None:
-    """Keep a message that no worker can run with the dead letters, and log the reason."""
-    active().keep_message(message, reason)
-
-
 # -- create and end ---------------------------------------------------------------------------------------------
-
-create_stored = create_async
-"""Create an activity, and return when its row is committed. Raises the exceptions of `ax.activity.create`."""
 
 
 def create(task_name: str, agent_id: UUID, metadata: Mapping[str, Any] | None = None) -> Future[ExportResult]:

@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agentexec_otel.tasks._task import Task
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Engine
-    from sqlalchemy.ext.asyncio import AsyncEngine
-
-    Database = str | URL | Engine | AsyncEngine
+    from agentexec_otel.db import Database
 
 _SECONDS: Final = 300.0
 _REDIS: Final = ("AGENTEXEC_REDIS_URL", "REDIS_URL")

@@ -188,7 +188,7 @@ class Pool:
         task_name = as_text(task_name)
         definition, _ = self._registered(task_name)
         packed = definition.pack(context)
-        new_id = await _activities.create_stored(task_name, message, agent_id, metadata=metadata)
+        new_id = await _activities.create_async(task_name, message, agent_id, metadata=metadata)
         await self._send(task_name, new_id, labels_of(new_id), packed)
         return Task(new_id, task_name, definition.unpack(packed), definition, self.broker)
 

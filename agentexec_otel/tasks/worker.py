@@ -61,19 +61,14 @@ def _import(module: str, here: str) -> ModuleType:
         return import_module(module)
     except AgentExecError:
         raise
-    except ModuleNotFoundError as exc:
-        if exc.name is not None and f"{module}.".startswith(f"{exc.name}."):
-            raise ConfigurationError(f"there is no module {exc.name!r} in {here} or on the path") from None
-        raise _import_error(module, exc) from exc
     except Exception as exc:
-        raise _import_error(module, exc) from exc
-
-
-def _import_error(module: str, exc: Exception) -> ConfigurationError:
-    at = traceback.extract_tb(exc.__traceback__)[-1]
-    # The text of a SyntaxError names the place.
-    where = "" if isinstance(exc, SyntaxError) else f" ({Path(at.filename).name}, line {at.lineno})"
-    return ConfigurationError(f"importing {module!r} failed: {type(exc).__name__}: {exc}{where}")
+        missing = exc.name if isinstance(exc, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            raise ConfigurationError(f"there is no module {missing!r} in {here} or on the path") from None
+        at = traceback.extract_tb(exc.__traceback__)[-1]
+        # The text of a SyntaxError names the place.
+        where = "" if isinstance(exc, SyntaxError) else f" ({Path(at.filename).name}, line {at.lineno})"
+        raise ConfigurationError(f"importing {module!r} failed: {type(exc).__name__}: {exc}{where}") from exc
 
 
 def run_workers(pool: Pool, workers: int, place: str | None = None) -> None:

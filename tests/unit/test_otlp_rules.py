@@ -19,7 +19,7 @@ from agentexec_otel.export import (
 )
 from agentexec_otel_exporters.otlp import OTLPActivityExporter
 from agentexec_otel_exporters.otlp._answers import LONGEST_WAIT, Refused, Unanswered, Unsendable, error_of
-from agentexec_otel_exporters.otlp._seen import SeenActivities
+from agentexec_otel_exporters.otlp.logs import SeenActivities
 from tests.sql.rows import event
 
 AGENT = UUID(int=7)

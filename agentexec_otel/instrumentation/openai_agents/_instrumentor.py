@@ -30,7 +30,7 @@ from agentexec_otel.instrumentation._tracked_run import TrackedRun
 from agentexec_otel.instrumentation.openai_agents import _sdk
 from agentexec_otel.instrumentation.openai_agents._hooks import StepHooks, track, with_hooks
 from agentexec_otel.instrumentation.openai_agents._patches import Patches
-from agentexec_otel.instrumentation.openai_agents._run_arguments import describe, trace_id_of, with_trace_id
+from agentexec_otel.instrumentation.openai_agents._run_arguments import describe, with_trace_id
 from agentexec_otel.instrumentation.openai_agents._stream import UNNOTICED_SECONDS, ActivityStream
 from agentexec_otel.instrumentation.openai_agents._tool_calls import ToolCallWrapper
 from agentexec_otel.instrumentation.openai_agents._trace_processor import ActivityTraceProcessor
@@ -83,7 +83,6 @@ class RunWrapper:
     def __init__(self) -> None:
         self._processor = ActivityTraceProcessor()
         self._patches = Patches()
-        self._tool_calls = ToolCallWrapper()
 
     def wrap(self) -> None:
         """Track runs from now on."""
@@ -92,13 +91,12 @@ class RunWrapper:
         self._patches.wrap(AgentRunner, "run_sync", self._run_sync)
         self._patches.wrap(AgentRunner, "run_streamed", self._run_streamed)
         self._patches.wrap(AgentBase, "get_all_tools", self._get_all_tools)
-        self._tool_calls.wrap()
+        ToolCallWrapper(self._patches).wrap()
 
     def unwrap(self) -> None:
         """Track no more runs, and restore the methods."""
         self._processor.unregister()
         self._patches.restore()
-        self._tool_calls.unwrap()
 
     # -- the methods ----------------------------------------------------------------------------------------
 
@@ -190,7 +188,7 @@ class RunWrapper:
         elif not opening.is_joined:
             block.__enter__()
         if opening.is_new and not about.own_id:
-            options["run_config"] = with_trace_id(config, trace_id_of(block.agent_id))
+            options["run_config"] = with_trace_id(config, block.agent_id)
         tracked.on_left = self._processor.hold(block)
         return tracked, options
 

@@ -101,17 +101,13 @@ def agent_id_of(trace_id: object) -> UUID | None:
     return None
 
 
-def trace_id_of(agent_id: UUID) -> str:
-    """The trace id that contains this UUID."""
-    return f"{_TRACE_PREFIX}{agent_id.hex}"
-
-
-def with_trace_id(config: AnyRunConfig, trace_id: str) -> RunConfig | dict[str, Any]:
-    """The run's configuration with a trace id.
+def with_trace_id(config: AnyRunConfig, agent_id: UUID) -> RunConfig | dict[str, Any]:
+    """The run's configuration with the trace id that contains this UUID.
 
     None and mappings stay mappings: the SDK closes a model provider only if it made it itself. Anything else is
     returned unchanged, for the SDK to refuse.
     """
+    trace_id = f"{_TRACE_PREFIX}{agent_id.hex}"
     if isinstance(config, RunConfig):
         changed = copy.copy(config)
         changed.trace_id = trace_id

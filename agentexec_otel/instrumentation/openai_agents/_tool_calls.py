@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from agents import FunctionTool, Tool, ToolInputGuardrail, ToolOutputGuardrail
@@ -68,21 +68,17 @@ def _lacks_arguments(tool: FunctionTool, arguments: str) -> bool:
 
 
 class ToolCallWrapper:
-    """Wraps the methods of the SDK that decide how a call of a tool ends, and restores them."""
+    """Wraps the methods of the SDK that decide how a call of a tool ends."""
 
-    def __init__(self) -> None:
-        self._patches = Patches()
+    def __init__(self, patches: Patches) -> None:
+        self._patches = patches
 
     def wrap(self) -> None:
         """Report timeouts, verdicts of guardrails and errors of MCP servers from now on."""
         self._patches.wrap(ToolTimeoutError, "__init__", self._timeout)
-        self._patches.wrap(ToolInputGuardrail, "run", self._input_verdict)
-        self._patches.wrap(ToolOutputGuardrail, "run", self._output_verdict)
+        self._patches.wrap(ToolInputGuardrail, "run", partial(self._verdict, "call"))
+        self._patches.wrap(ToolOutputGuardrail, "run", partial(self._verdict, "output"))
         self._patches.wrap(MCPUtil, _sdk.MCP_RESULT, self._mcp_result)
-
-    def unwrap(self) -> None:
-        """Report nothing more, and restore the methods."""
-        self._patches.restore()
 
     def _report(self, report: Callable[[Progress, str | None], None]) -> None:
         with guarded("reporting a step of a run"):
@@ -99,13 +95,7 @@ class ToolCallWrapper:
 
         return init
 
-    def _input_verdict(self, original: _Verdict) -> _Verdict:
-        return self._verdict(original, "call")
-
-    def _output_verdict(self, original: _Verdict) -> _Verdict:
-        return self._verdict(original, "output")
-
-    def _verdict(self, original: _Verdict, what: str) -> _Verdict:
+    def _verdict(self, what: str, original: _Verdict) -> _Verdict:
         @wraps(original)
         async def run(guardrail: Any, data: Any) -> Any:
             verdict = await original(guardrail, data)

@@ -71,7 +71,7 @@ class ActivityTraceProcessor(TracingProcessor):
 
     def __init__(self) -> None:
         self._closing = _Closing(self)
-        self._steps = _Steps()
+        self._handled: dict[str, BaseException | None] = {}  # by span, the exception that was handled as it began
         self._is_added = False
         self.is_active = True
         self._open: OrderedDict[str, _OpenTrace] = OrderedDict()
@@ -92,9 +92,7 @@ class ActivityTraceProcessor(TracingProcessor):
     def adopt(self, trace: Trace) -> ActivityRun:
         """The block of a trace; opens it if this processor has not seen the trace start."""
         opened = self._open.get(trace.trace_id)
-        if opened is not None:
-            return opened.block
-        return self._begin(trace, _enter_detached)
+        return self._begin(trace, _enter_detached) if opened is None else opened.block
 
     def is_over(self, trace: Trace) -> bool:
         """Whether no end of this trace will be seen here: a task may outlive it, or a forked process inherit it."""
@@ -167,12 +165,24 @@ class ActivityTraceProcessor(TracingProcessor):
         opened.block.__exit__(None, opened.exc, None)
 
     def on_span_start(self, span: Span[Any]) -> None:
-        if self.is_active:
-            self._steps.begin(span)
+        if not self.is_active:
+            return
+        with guarded("reporting a step of a run"):
+            if isinstance(span.span_data, _MAY_RAISE):
+                self._handled[span.span_id] = sys.exc_info()[1]
+            progress = current_progress()
+            if progress is not None and not progress.is_hooked:
+                _report_start(progress, span)
 
     def on_span_end(self, span: Span[Any]) -> None:
-        if self.is_active:
-            self._steps.end(span)
+        if not self.is_active:
+            return
+        with guarded("reporting a step of a run"):
+            exc = sys.exc_info()[1]
+            raised = None if exc is self._handled.pop(span.span_id, exc) else exc
+            progress = current_progress()
+            if progress is not None:
+                _report_end(progress, span, raised)
 
     def shutdown(self) -> None:
         """Nothing is buffered here: `ax.shutdown` stops the writers."""
@@ -247,31 +257,6 @@ def _enter_detached(block: ActivityRun) -> object:
 
 
 # -- steps ------------------------------------------------------------------------------------------------------
-
-
-class _Steps:
-    """Reports the steps of runs that have a span of the SDK."""
-
-    def __init__(self) -> None:
-        self._handled: dict[str, BaseException | None] = {}  # by span, the exception that was handled as it began
-
-    def begin(self, span: Span[Any]) -> None:
-        """Report that a step begins."""
-        with guarded("reporting a step of a run"):
-            if isinstance(span.span_data, _MAY_RAISE):
-                self._handled[span.span_id] = sys.exc_info()[1]
-            progress = current_progress()
-            if progress is not None and not progress.is_hooked:
-                _report_start(progress, span)
-
-    def end(self, span: Span[Any]) -> None:
-        """Report how a step has ended."""
-        with guarded("reporting a step of a run"):
-            exc = sys.exc_info()[1]
-            raised = None if exc is self._handled.pop(span.span_id, exc) else exc
-            progress = current_progress()
-            if progress is not None:
-                _report_end(progress, span, raised)
 
 
 def _report_start(progress: Progress, span: Span[Any]) -> None:

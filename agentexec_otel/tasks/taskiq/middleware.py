@@ -42,8 +42,7 @@ from agentexec_otel.tasks._activities import (
 )
 from agentexec_otel.tasks._definition import call_in_thread
 from agentexec_otel.tasks.taskiq.brokers import keep_result
-from agentexec_otel.tasks.taskiq.delivery import Delivery, current_delivery
-from agentexec_otel.tasks.taskiq.receiver import refuse
+from agentexec_otel.tasks.taskiq.receiver import Delivery, current_delivery, refuse
 
 _logger = logging.getLogger("agentexec_otel.tasks")
 
@@ -102,7 +101,7 @@ class ActivityMiddleware(TaskiqMiddleware):
     async def _create(self, message: TaskiqMessage) -> None:
         agent_id = agent_id_of(message.task_id) or uuid4()
         if self._strict:
-            await _activities.create_stored(message.task_name, agent_id=agent_id)
+            await _activities.create_async(message.task_name, agent_id=agent_id)
             message.labels.update(labels_of(agent_id))
         else:
             created = _activities.create(message.task_name, agent_id)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from importlib import import_module
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn
 
 from agentexec_otel._errors import MissingExtraError
 from agentexec_otel_exporters.otlp._answers import Accepted, Answer, Refused, Unanswered, Unsendable
@@ -31,18 +31,6 @@ RECONNECT: Final = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
-
-
-class Sender(Protocol):
-    """Sends log records to one receiver."""
-
-    def send(self, records: Sequence[Any]) -> Answer:
-        """Send one request, and return what became of it. Raises nothing for a receiver that is away or refuses."""
-        ...
-
-    def close(self) -> None:
-        """Close connections. A request under way may fail."""
-        ...
 
 
 def check_installed(endpoint: Endpoint) -> None:
@@ -106,14 +94,14 @@ class _HTTPSender:
         raise NotAcceptedError
 
     def send(self, records: Sequence[Any]) -> Answer:
-        """See `Sender`."""
+        """Send one request, and return what became of it. Raises nothing for a receiver that is away or refuses."""
         self._answer = Unsendable()
         with suppress(NotAcceptedError):  # Passed on by some releases; others return FAILURE.
             self._exporter.export(records)
         return self._answer
 
     def close(self) -> None:
-        """See `Sender`."""
+        """Close connections. A request under way may fail."""
         self._exporter.shutdown()
 
 
@@ -176,7 +164,7 @@ class _GRPCSender:
         self._encode = module.encode_logs
 
     def send(self, records: Sequence[Any]) -> Answer:
-        """See `Sender`."""
+        """Send one request, and return what became of it. Raises nothing for a receiver that is away or refuses."""
         exporter = self._exporter
         try:
             request = self._encode(records)
@@ -192,7 +180,7 @@ class _GRPCSender:
         return _partial_success(response)
 
     def close(self) -> None:
-        """See `Sender`."""
+        """Close connections. A request under way may fail."""
         self._exporter.shutdown()
 
 
@@ -210,3 +198,6 @@ def _retry_info(metadata: Mapping[str, Any]) -> float | None:
 
 def _seconds(info: Any) -> float:
     return float(info.retry_delay.seconds) + float(info.retry_delay.nanos) / 1e9
+
+
+Sender = _HTTPSender | _GRPCSender

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any, Final
+from uuid import UUID
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
@@ -14,15 +17,16 @@ from opentelemetry.sdk.resources import Resource
 from agentexec_otel._config import CONF
 from agentexec_otel._errors import ExportError, MisconfiguredExportError, TransientExportError
 from agentexec_otel._model import attributes as semconv
+from agentexec_otel._model.fold import ActivityState
 from agentexec_otel._model.mapping import event_name_of, record_attributes, severity_of, state_attributes
 from agentexec_otel.export import Ack, ActivityEvent, ExportResult, Reject, Retry
 from agentexec_otel_exporters.otlp._answers import Accepted, clean, error_of
 from agentexec_otel_exporters.otlp._endpoint import endpoint_of
 from agentexec_otel_exporters.otlp._sdk import Sender, check_installed, sender_for
-from agentexec_otel_exporters.otlp._seen import SeenActivities
 
 _logger = logging.getLogger("agentexec_otel.export")
 
+_MOST_SEEN: Final = 10_000
 _MOST_RECORDS: Final = 500
 _MOST_BYTES: Final = 1 << 20
 """Estimated size of a request. Receivers accept 4 MiB by gRPC by default."""
@@ -117,8 +121,9 @@ class OTLPActivityExporter:
     def _request(self, events: Sequence[ActivityEvent], acks: Sequence[Ack]) -> Reject | None:
         """Send one request. Return the rejection if the receiver has rejected records, and raise if it refuses all."""
         sender = self._connected()
-        to_record = self._to_record = self._to_record or self._mapping()
-        records = [to_record(event, ack.late) for event, ack in zip(events, acks, strict=True)]
+        if self._to_record is None:
+            self._to_record = record_mapping(self._resource or _provided_resource() or self._default_resource)
+        records = [self._to_record(event, ack.late) for event, ack in zip(events, acks, strict=True)]
         self._is_sending = True  # Before it is checked: from here on, `shutdown` leaves the sender to this thread.
         try:
             self._check_may_send()
@@ -168,9 +173,6 @@ class OTLPActivityExporter:
             self._warned.add(text)
             _logger.warning(text)
 
-    def _mapping(self) -> Callable[[ActivityEvent, bool], Any]:
-        return record_mapping(self._resource or _provided_resource() or self._default_resource)
-
     def force_flush(self, timeout: float) -> bool:
         """Do nothing: no event is buffered."""
         return True
@@ -185,6 +187,44 @@ class OTLPActivityExporter:
         self._is_closed = True
         if self._sender is not None and not self._is_sending:
             self._sender.close()
+
+
+class SeenActivities:
+    """The last activities that events were about, each with its state: a receiver of OTLP cannot be asked."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[UUID, ActivityState] = OrderedDict()
+
+    def answers(self, events: Sequence[ActivityEvent]) -> tuple[list[Ack], dict[UUID, ActivityState]]:
+        """The answers for events that are about to be sent, and the states to `keep` once they are.
+
+        An event is never refused: that is for a store to decide, which sees all processes.
+        """
+        states: dict[UUID, ActivityState] = {}
+        acks: list[Ack] = []
+        for event in events:
+            state = states.get(event.agent_id)
+            if state is None:
+                state = states[event.agent_id] = self._state_before(event)
+            verdict = state.apply(event._replace(claims=False))
+            acks.append(state.acknowledge(verdict.late, ends=verdict.ends))
+        return acks, states
+
+    def _state_before(self, event: ActivityEvent) -> ActivityState:
+        known = self._states.get(event.agent_id)
+        return ActivityState.unopened(event.agent_id, event.occurred_at_ns) if known is None else copy(known)
+
+    def keep(self, states: dict[UUID, ActivityState]) -> None:
+        """The events were sent."""
+        for agent_id, state in states.items():
+            self._states[agent_id] = state
+            self._states.move_to_end(agent_id)
+        while len(self._states) > _MOST_SEEN:
+            self._states.popitem(last=False)
+
+    def forget(self, agent_id: UUID) -> None:
+        """The activity was withdrawn."""
+        self._states.pop(agent_id, None)
 
 
 def _with_type(event: ActivityEvent, agent_type: str) -> ActivityEvent:

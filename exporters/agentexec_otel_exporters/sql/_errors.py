@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -15,8 +16,8 @@ from agentexec_otel._errors import (
     PoisonExportError,
     TransientExportError,
 )
+from agentexec_otel._model.text import prepare_message
 from agentexec_otel.activity._schema_faults import error_code, schema_fault
-from agentexec_otel_exporters.sql._words import code_label, place_of, remedy, server_words, sqlstate_of_refusal
 
 # Prefixes of SQLSTATEs (PostgreSQL) and of SQLite's result names, and error numbers of MySQL and MariaDB.
 _PREFIXES: Final[dict[type[ExportError], tuple[str, ...]]] = {
@@ -70,18 +71,18 @@ def classify(exc: BaseException, url: URL) -> ExportError:
     if isinstance(exc, (UnicodeError, OverflowError, TypeError)):
         return PoisonExportError(f"a value cannot be stored ({type(exc).__name__})")
     if isinstance(exc, OSError | sa_exc.TimeoutError | sa_exc.DisconnectionError):
-        return TransientExportError(f"the database is not reachable ({type(exc).__name__}){place_of(url)}")
+        return TransientExportError(f"the database is not reachable ({type(exc).__name__}){_place_of(url)}")
     # Without a statement it was connecting or committing.
     bare = isinstance(exc, sa_exc.DBAPIError) and exc.statement is None
-    kind, code = _kind(exc, orig), error_code(orig) or (sqlstate_of_refusal(orig) if bare else None)
-    label = ", ".join((type(orig if orig is not None else exc).__name__, *((code_label(code),) if code else ())))
+    kind, code = _kind(exc, orig), error_code(orig) or (_sqlstate_of_refusal(orig) if bare else None)
+    label = ", ".join((type(orig if orig is not None else exc).__name__, *((_code_label(code),) if code else ())))
     if kind is MisconfiguredExportError or (code or "").startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
-        return (kind or ExportError)(f"{server_words(orig)} ({label}){place_of(url)}", remedy=remedy(orig, code))
+        return (kind or ExportError)(f"{_server_words(orig)} ({label}){_place_of(url)}", remedy=_remedy(orig, code))
     if kind is PoisonExportError:
         return PoisonExportError(f"the database refuses a value ({label})")
-    said = f": {server_words(orig)}" if bare else ""
+    said = f": {_server_words(orig)}" if bare else ""
     summary = "the database is away or busy" if kind else "the database answered with an error"
-    return (kind or ExportError)(f"{summary}{said} ({label}){place_of(url)}")
+    return (kind or ExportError)(f"{summary}{said} ({label}){_place_of(url)}")
 
 
 def is_unique_violation(exc: sa_exc.IntegrityError) -> bool:
@@ -102,7 +103,7 @@ def _kind(exc: BaseException, orig: Any) -> type[ExportError] | None:
     if kind is not None:
         return kind
     if code is None and isinstance(exc, sa_exc.OperationalError | sa_exc.InterfaceError):
-        return TransientExportError if sqlstate_of_refusal(orig) is None else MisconfiguredExportError
+        return TransientExportError if _sqlstate_of_refusal(orig) is None else MisconfiguredExportError
     if isinstance(exc, sa_exc.OperationalError) and exc.statement is None:
         return TransientExportError  # while connecting or committing: not the fault of an event
     if isinstance(exc, sa_exc.StatementError) and not isinstance(exc, sa_exc.DBAPIError):
@@ -119,3 +120,74 @@ def _kind_of_code(orig: Any) -> type[ExportError] | None:
     if code.isdigit() and len(code) != 5:
         return next((kind for kind, numbers in _NUMBERS.items() if int(code) in numbers), None)
     return next((kind for kind, prefixes in _PREFIXES.items() if code.startswith(prefixes)), None)
+
+
+# -- the words: the server's, where it is, and the remedy; never a password or row data -------------------------------
+
+_LIMIT: Final = 300
+_DEFAULT_PORTS: Final = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
+_REFUSALS: Final = (
+    ("password authentication failed", "28P01"),
+    ("no pg_hba.conf entry", "28000"),
+    ("authentication failed", "28000"),
+    ("permission denied", "42501"),
+)
+_MISSING: Final = re.compile(r'(database|role) "[^"]*" does not exist')
+"""What PostgreSQL says while it refuses to connect, and its SQLSTATE, which libpq does not pass on."""
+
+_REMEDIES: Final = (
+    (("3D000", "1049"), "create it, or correct the database's name in the URL"),
+    (("28000", "28P01", "1045", "1698"), "correct the user or the password in the URL, or let the server admit them"),
+    (("1044",), "correct the database's name in the URL, or grant the user its rights"),
+    (("42501", "1142", "1143"), "grant the user SELECT, INSERT, UPDATE and DELETE on the tables"),
+    (("SQLITE_CANTOPEN",), "check that its folder exists and may be written to"),
+    (("SQLITE_READONLY",), "check its rights, and those of its folder"),
+)
+_COMPARE: Final = "compare the tables with this version: agentexec-otel db check"
+
+
+def _sqlstate_of_refusal(orig: Any) -> str | None:
+    """Return the SQLSTATE of a connection that PostgreSQL has refused, judging by the text. None for other failures."""
+    text = str(orig)
+    if found := _MISSING.search(text):
+        return "3D000" if found[1] == "database" else "28000"
+    return next((code for phrase, code in _REFUSALS if phrase in text), None)
+
+
+def _server_words(orig: Any) -> str:
+    """Return the primary message of the server or driver, redacted, in one line. Without DETAIL, CONTEXT or SQL."""
+    primary = getattr(getattr(orig, "diag", None), "message_primary", None)  # psycopg
+    args: tuple[Any, ...] = getattr(orig, "args", ())
+    if primary is None and len(args) > 1 and isinstance(args[0], int):  # PyMySQL
+        primary = args[1]
+    text = str(orig if primary is None else primary).strip()
+    first, _, _ = re.sub(r"^.*\bfailed: (?:FATAL: +)?", "", text).partition("\n")
+    return prepare_message(first, _LIMIT)
+
+
+def _code_label(code: str) -> str:
+    """Name the code as the database's manual does."""
+    if code.startswith("SQLITE_"):
+        return code
+    return f"SQLSTATE {code}" if len(code) == 5 else f"error {code}"
+
+
+def _place_of(url: URL) -> str:
+    """Say where the database is, as the end of a clause: file, or server and database, never user or password."""
+    if url.get_backend_name() == "sqlite":
+        return f" in {url.database}" if url.database else ""
+    host = url.host or url.query.get("host") or url.query.get("unix_socket")
+    where = f" at {_address(host, url)}" if isinstance(host, str) else ""
+    return where + (f', database "{url.database}"' if url.database else "")
+
+
+def _address(host: str, url: URL) -> str:
+    return host if host.startswith("/") else f"{host}:{url.port or _DEFAULT_PORTS[url.get_backend_name()]}"
+
+
+def _remedy(orig: Any, code: str | None) -> str:
+    """Say what to change so that activities can be stored."""
+    if fault := schema_fault(orig):
+        return fault
+    return next((words for codes, words in _REMEDIES if (code or "").startswith(codes)), _COMPARE)

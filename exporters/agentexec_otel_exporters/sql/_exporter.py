@@ -28,15 +28,17 @@ from agentexec_otel_exporters.sql._session_store import SQLSessionStore, end_in_
 from agentexec_otel_exporters.sql.connect import Connector
 from agentexec_otel_exporters.sql.migrations.version import create_missing
 from agentexec_otel_exporters.sql.write.ending import CHUNK, CHUNK_LOST, end_chunk, end_lost_chunk
-from agentexec_otel_exporters.sql.write.leases import attach_spans, extend_leases, release
-from agentexec_otel_exporters.sql.write.load import count_active, find_activities, load_activities
-from agentexec_otel_exporters.sql.write.spans import (
+from agentexec_otel_exporters.sql.write.leases import (
+    attach_spans,
     claim_spans,
     count_spans,
+    extend_leases,
     hand_over_spans,
+    release,
     release_spans,
     spans_exported,
 )
+from agentexec_otel_exporters.sql.write.load import count_active, find_activities, load_activities
 from agentexec_otel_exporters.sql.write.transaction import write_events
 
 if TYPE_CHECKING:

@@ -36,18 +36,13 @@ class SQLSessionStore:
 
     def end_where(self, connection: Connection, criteria: Sequence[Any], ending: Ending) -> Sequence[EndedActivity]:
         """End what is QUEUED or RUNNING and meets the criteria; see `SessionStore.end_where`."""
-        return _in_chunks(connection, partial(end_chunk, criteria=criteria, ending=ending), CHUNK)
+        join_transaction(connection)
+        return end_in_chunks(partial(end_chunk, connection, criteria, ending), CHUNK)
 
     def end_lost_in(self, connection: Connection, ending: Ending) -> Sequence[EndedActivity]:
         """End what is RUNNING with an expired lease; see `SessionStore.end_lost_in`."""
-        return _in_chunks(connection, partial(end_lost_chunk, ending=ending), CHUNK_LOST)
-
-
-def _in_chunks(
-    connection: Connection, end: Callable[[Connection], list[EndedActivity]], most: int
-) -> list[EndedActivity]:
-    join_transaction(connection)
-    return end_in_chunks(partial(end, connection), most)
+        join_transaction(connection)
+        return end_in_chunks(partial(end_lost_chunk, connection, ending), CHUNK_LOST)
 
 
 def end_in_chunks(end: Callable[[], list[EndedActivity]], most: int) -> list[EndedActivity]:

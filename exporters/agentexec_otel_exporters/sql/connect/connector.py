@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
@@ -37,12 +37,12 @@ class Connector:
         self.engine, self._owned = writer_engine(database)
         self._watchdog = Watchdog()
         self._stale_sessions = StaleSessions()
-        self._file: SQLiteFile | None = None
+        self._file_in_use: Callable[[], AbstractContextManager[None]] = nullcontext
         if self._owned:
             self._watchdog.watch_pool(self.engine)
             self._stale_sessions.watch(self.engine)
             if self.engine.dialect.name == "sqlite":
-                self._file = SQLiteFile(self.engine)
+                self._file_in_use = SQLiteFile(self.engine).in_use
 
     def translated(self) -> AbstractContextManager[None]:
         """Raise `ExportError`s that name this database, in place of exceptions of SQLAlchemy and the driver."""
@@ -73,9 +73,6 @@ class Connector:
         if self._owned:
             _inherited.append(self.engine.pool)
             self.engine.dispose(close=False)
-
-    def _file_in_use(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._file is None else self._file.in_use()
 
     def _open(self) -> Connection:
         try:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
+from uuid import uuid4
 from warnings import catch_warnings, simplefilter
 
-from sqlalchemy import URL, Connection, Engine, inspect
+from sqlalchemy import URL, Connection, Engine, Executable, delete, insert, inspect, select, update
 from sqlalchemy.exc import SAWarning, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from agentexec_otel._config import CONF
-from agentexec_otel._errors import ConfigurationError, MissingExtraError
-from agentexec_otel.activity.models import Base
+from agentexec_otel._errors import ConfigurationError, ExportError, MissingExtraError
+from agentexec_otel._model.ids import uuid7
+from agentexec_otel.activity._schema_faults import schema_fault
+from agentexec_otel.activity.models import Activity, ActivityLog, Base
 from agentexec_otel.db import include_declared
 from agentexec_otel_exporters.sql._errors import classify
 from agentexec_otel_exporters.sql.connect.engine import connect_arguments, new_engine, parse_url
@@ -40,10 +43,13 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy.ext.asyncio import AsyncEngine
 
+    from agentexec_otel.db import Database
+
+_NAMES: Final = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB", "sqlite": "SQLite"}
 _SCRIPTS: Final = "agentexec_otel_exporters.sql:migrations"
 
 
-def upgrade(database: str | URL | Engine | AsyncEngine | None = None, *, pre_deploy: bool = False) -> None:
+def upgrade(database: Database | None = None, *, pre_deploy: bool = False) -> None:
     """See `ax.db.upgrade`."""
     command = _alembic_command()
     with connecting_to(database) as connection, exclusively(connection):
@@ -53,7 +59,7 @@ def upgrade(database: str | URL | Engine | AsyncEngine | None = None, *, pre_dep
         create_missing_indexes(connection)
 
 
-def downgrade(database: str | URL | Engine | AsyncEngine | None = None) -> None:
+def downgrade(database: Database | None = None) -> None:
     """See `ax.db.downgrade`."""
     command = _alembic_command()
     with connecting_to(database) as connection, exclusively(connection):
@@ -63,7 +69,7 @@ def downgrade(database: str | URL | Engine | AsyncEngine | None = None) -> None:
         command.downgrade(_config(connection=connection), SCHEMA_1)
 
 
-def stamp(database: str | URL | Engine | AsyncEngine | None = None, revision: str = HEAD) -> None:
+def stamp(database: Database | None = None, revision: str = HEAD) -> None:
     """See `ax.db.stamp`."""
     if revision not in REVISIONS:
         raise ConfigurationError(f"{revision!r:.40} is no revision: use one of {', '.join(REVISIONS)}")
@@ -72,13 +78,13 @@ def stamp(database: str | URL | Engine | AsyncEngine | None = None, revision: st
         connection.commit()
 
 
-def current(database: str | URL | Engine | AsyncEngine | None = None) -> str | None:
+def current(database: Database | None = None) -> str | None:
     """See `ax.db.current`."""
     with connecting_to(database) as connection:
         return read_version(connection)
 
 
-def check(database: str | URL | Engine | AsyncEngine | None = None) -> list[str]:
+def check(database: Database | None = None) -> list[str]:
     """See `ax.db.check`."""
     _alembic_command()
     from alembic.autogenerate import compare_metadata
@@ -97,57 +103,63 @@ def check(database: str | URL | Engine | AsyncEngine | None = None) -> list[str]
         return [*problems, *map(_sentence, differences), *index_problems(connection)]
 
 
-def engine(database: str | URL | Engine | AsyncEngine | None = None) -> Engine:
+def engine(database: Database | None = None) -> Engine:
     """See `ax.db.engine`."""
     return database if isinstance(database, Engine) else new_engine(_url(database), {})
 
 
-def sql(database: str | URL | Engine | AsyncEngine | None = None, *, start: str | None = None) -> str:
+def sql(database: Database | None = None, *, start: str | None = None) -> str:
     """See `ax.db.sql`."""
     if start is not None and start not in REVISIONS:
         raise ConfigurationError(f"{start!r:.40} is no revision: use one of {', '.join(REVISIONS)}")
     command, written = _alembic_command(), io.StringIO()
-    engine, owned = _engine(database)
-    try:
-        config = _config(dialect=engine.dialect.name)
-        config.output_buffer = written
-        command.upgrade(config, f"{start or 'base'}:{HEAD}", sql=True)
-    finally:
-        if owned:
-            engine.dispose()
-    return written.getvalue() + "".join(f"{one};\n\n" for one in index_statements(engine.dialect.name))
+    dialect = _engine(database).dialect.name
+    config = _config(dialect=dialect)
+    config.output_buffer = written
+    command.upgrade(config, f"{start or 'base'}:{HEAD}", sql=True)
+    return written.getvalue() + "".join(f"{one};\n\n" for one in index_statements(dialect))
+
+
+def server(database: Database | None = None) -> str:
+    """See `ax.db.server`."""
+    with connecting_to(database, is_limited=True) as connection:
+        dialect = connection.dialect
+        name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
+        version = ".".join(str(part) for part in dialect.server_version_info or () if isinstance(part, int))
+        return f"{_NAMES[name]} {version}, {dialect.driver}".replace("pysqlite", "sqlite3")
+
+
+def rights(database: Database | None = None) -> dict[str, ExportError | None]:
+    """See `ax.db.rights`."""
+    with connecting_to(database, is_limited=True) as connection:
+        return {name: _refusal(connection, statements) for name, statements in _trials().items()}
 
 
 # -- the database --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def connecting_to(
-    database: str | URL | Engine | AsyncEngine | None, *, is_limited: bool = False
-) -> Generator[Connection]:
+def connecting_to(database: Database | None, *, is_limited: bool = False) -> Generator[Connection]:
     """A connection, and the errors of SQLAlchemy as one sentence.
 
     Args:
         is_limited: With the time-outs of the writer, unless an engine is given. Migrations may take longer.
     """
-    engine, owned = _engine(database, is_limited=is_limited)
+    engine = _engine(database, is_limited=is_limited)
     try:
         with engine.connect() as connection:
             yield connection
     except SQLAlchemyError as exc:
         raise classify(exc, engine.url) from exc
-    finally:
-        if owned:
-            engine.dispose()
 
 
-def _engine(database: str | URL | Engine | AsyncEngine | None, *, is_limited: bool = False) -> tuple[Engine, bool]:
-    """An engine, and whether it is ours to dispose of."""
+def _engine(database: Database | None, *, is_limited: bool = False) -> Engine:
+    """The engine that is given, or one that keeps no connection open."""
     if isinstance(database, Engine):
-        return database, False
+        return database
     url = _url(database)
     limits = connect_arguments(url) if is_limited else {}
-    return new_engine(url, {"poolclass": NullPool, "connect_args": limits}), True
+    return new_engine(url, {"poolclass": NullPool, "connect_args": limits})
 
 
 def _url(database: str | URL | AsyncEngine | None) -> URL:
@@ -155,6 +167,39 @@ def _url(database: str | URL | AsyncEngine | None) -> URL:
     if target is None:
         raise ConfigurationError("no database is named: pass an engine or a URL, or set AGENTEXEC_DATABASE_URL")
     return parse_url(target if isinstance(target, str | URL) else target.url)
+
+
+# -- the rights of its user --------------------------------------------------------------------------------------------
+
+
+def _trials() -> Mapping[str, Sequence[Executable]]:
+    """Statements that need the right. Those that change a row find none, and the inserted rows are rolled back."""
+    nothing, row = uuid4(), uuid7()
+    return {
+        "SELECT": [select(table).limit(1) for table in (Activity.__table__, ActivityLog.__table__)],
+        "INSERT": [
+            insert(Activity).values(id=row, agent_id=uuid4(), agent_type="agentexec-otel doctor"),
+            insert(ActivityLog).values(activity_id=row, message="", status="QUEUED", seq=1),
+        ],
+        "UPDATE": [update(Activity).where(Activity.id == nothing).values(last_seq=1)],
+        "DELETE": [
+            delete(ActivityLog).where(ActivityLog.activity_id == nothing),
+            delete(Activity).where(Activity.id == nothing),
+        ],
+    }
+
+
+def _refusal(connection: Connection, statements: Sequence[Executable]) -> ExportError | None:
+    try:
+        for statement in statements:
+            connection.execute(statement)
+    except SQLAlchemyError as exc:
+        if schema_fault(getattr(exc, "orig", None)) is not None:
+            raise
+        return classify(exc, connection.engine.url)
+    finally:
+        connection.rollback()
+    return None
 
 
 # -- revisions -----------------------------------------------------------------------------------------------------

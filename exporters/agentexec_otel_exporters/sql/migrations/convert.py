@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import md5
 from typing import Any, Final
@@ -25,20 +25,19 @@ from sqlalchemy import (
 from agentexec_otel.activity.models import UtcDateTime
 
 
-class Conversions(ABC):
-    """The expressions of one database. A time without a zone counts as UTC."""
+@dataclass(frozen=True, slots=True)
+class Conversions:
+    """The expressions of one database. A time without a zone counts as UTC.
 
-    @abstractmethod
-    def uuid(self, value: ColumnElement[Any]) -> ColumnElement[UUID]:
-        """A UUID of a native column or of text, with or without dashes."""
+    Attributes:
+        uuid: A UUID of a native column or of text, with or without dashes.
+        moment: A time of a column, whose type is the second argument.
+        digest: A UUID that is always the same for this number.
+    """
 
-    @abstractmethod
-    def moment(self, value: ColumnElement[Any], kind: Any) -> ColumnElement[datetime]:
-        """A time of a column of type `kind`."""
-
-    @abstractmethod
-    def digest(self, value: ColumnElement[Any]) -> ColumnElement[UUID]:
-        """A UUID that is always the same for this number."""
+    uuid: Callable[[ColumnElement[Any]], ColumnElement[UUID]]
+    moment: Callable[[ColumnElement[Any], Any], ColumnElement[datetime]]
+    digest: Callable[[ColumnElement[Any]], ColumnElement[UUID]]
 
 
 def _as_uuid(digest: ColumnElement[str]) -> ColumnElement[str]:
@@ -47,45 +46,22 @@ def _as_uuid(digest: ColumnElement[str]) -> ColumnElement[str]:
     return func.concat(*parts)
 
 
-class _PostgreSQL(Conversions):
-    def uuid(self, value: ColumnElement[Any]) -> ColumnElement[UUID]:
-        return cast(cast(value, Text), Uuid)
-
-    def moment(self, value: ColumnElement[Any], kind: Any) -> ColumnElement[datetime]:
-        return type_coerce(value if kind.timezone else func.timezone("UTC", value), UtcDateTime)
-
-    def digest(self, value: ColumnElement[Any]) -> ColumnElement[UUID]:
-        return cast(_as_uuid(func.md5(cast(value, Text))), Uuid)
-
-
-class _MySQL(Conversions):
-    def uuid(self, value: ColumnElement[Any]) -> ColumnElement[UUID]:
-        return type_coerce(func.lower(func.replace(cast(value, String(36)), "-", "")), Uuid)
-
-    def moment(self, value: ColumnElement[Any], kind: Any) -> ColumnElement[datetime]:
-        return type_coerce(value, UtcDateTime)
-
-    def digest(self, value: ColumnElement[Any]) -> ColumnElement[UUID]:
-        return type_coerce(_as_uuid(func.md5(value)), Uuid)
-
-
-class _SQLite(Conversions):
-    def uuid(self, value: ColumnElement[Any]) -> ColumnElement[UUID]:
-        return type_coerce(func.agentexec_uuid(value), Uuid)
-
-    def moment(self, value: ColumnElement[Any], kind: Any) -> ColumnElement[datetime]:
-        return type_coerce(func.agentexec_moment(value), UtcDateTime)
-
-    def digest(self, value: ColumnElement[Any]) -> ColumnElement[UUID]:
-        return type_coerce(func.agentexec_digest(value), Uuid)
-
-
-_BY_DIALECT: Final[dict[str, Conversions]] = {
-    "postgresql": _PostgreSQL(),
-    "mysql": _MySQL(),
-    "mariadb": _MySQL(),
-    "sqlite": _SQLite(),
-}
+_POSTGRESQL: Final = Conversions(
+    uuid=lambda value: cast(cast(value, Text), Uuid),
+    moment=lambda value, kind: type_coerce(value if kind.timezone else func.timezone("UTC", value), UtcDateTime),
+    digest=lambda value: cast(_as_uuid(func.md5(cast(value, Text))), Uuid),
+)
+_MYSQL: Final = Conversions(
+    uuid=lambda value: type_coerce(func.lower(func.replace(cast(value, String(36)), "-", "")), Uuid),
+    moment=lambda value, kind: type_coerce(value, UtcDateTime),
+    digest=lambda value: type_coerce(_as_uuid(func.md5(value)), Uuid),
+)
+_SQLITE: Final = Conversions(
+    uuid=lambda value: type_coerce(func.agentexec_uuid(value), Uuid),
+    moment=lambda value, kind: type_coerce(func.agentexec_moment(value), UtcDateTime),
+    digest=lambda value: type_coerce(func.agentexec_digest(value), Uuid),
+)
+_BY_DIALECT: Final = {"postgresql": _POSTGRESQL, "mysql": _MYSQL, "mariadb": _MYSQL, "sqlite": _SQLITE}
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
 from typing import Any, Final
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 
 from agentexec_otel.activity.models import Activity
 
@@ -17,23 +17,35 @@ _logger = logging.getLogger("agentexec_otel.db")
 
 _INTERVAL: Final = 0.2
 _DIGEST: Final = sha256(f"agentexec-otel migrations of {Activity.__tablename__}".encode())
-_POSTGRESQL: Final = {"key": int.from_bytes(_DIGEST.digest()[:8], "big", signed=True)}
-_MYSQL: Final = {"key": _DIGEST.hexdigest()[:20]}
+# The names of locks of MySQL are those of a server, not of a database, and have at most 64 characters.
+_NAME: Final = "CONCAT(:key, MD5(DATABASE()))"
+_MYSQL: Final = (f"SELECT GET_LOCK({_NAME}, 0)", f"SELECT RELEASE_LOCK({_NAME})", _DIGEST.hexdigest()[:20])
+_LOCKS: Final[dict[str, tuple[str, str, int | str]]] = {
+    "postgresql": (
+        "SELECT pg_try_advisory_lock(:key)",
+        "SELECT pg_advisory_unlock(:key)",
+        int.from_bytes(_DIGEST.digest()[:8], "big", signed=True),
+    ),
+    "mysql": _MYSQL,
+    "mariadb": _MYSQL,
+}
+"""How to take and release the lock, and its key."""
 _BUSY_TIMEOUT: Final = 600_000
 """Milliseconds for which an upgrade of a SQLite file waits for another one."""
 
 
 def exclusively(connection: Connection) -> AbstractContextManager[None]:
     """Hold the lock of the migrations of these tables. On SQLite it is a transaction, which is committed at the end."""
-    return _LOCKS[connection.dialect.name](connection)
+    name = connection.dialect.name
+    return _sqlite(connection) if name == "sqlite" else _polled(connection, *_LOCKS[name])
 
 
 # Polled: a session that waits for a lock of PostgreSQL would hold up CREATE INDEX CONCURRENTLY, and be waited for.
 @contextmanager
-def _polled(connection: Connection, lock: TextClause, unlock: TextClause, key: dict[str, Any]) -> Generator[None]:
+def _polled(connection: Connection, lock: str, unlock: str, key: int | str) -> Generator[None]:
     connection.execution_options(isolation_level="AUTOCOMMIT")
     waiting = False
-    while not connection.scalar(lock, key):
+    while not connection.scalar(text(lock), {"key": key}):
         if not waiting:
             waiting = True
             _logger.warning("another process migrates the tables: waiting for it")
@@ -46,18 +58,7 @@ def _polled(connection: Connection, lock: TextClause, unlock: TextClause, key: d
         if not connection.invalidated:
             connection.rollback()
             connection.execution_options(isolation_level="AUTOCOMMIT")
-            connection.execute(unlock, key)
-
-
-def _postgresql(connection: Connection) -> AbstractContextManager[None]:
-    lock, unlock = text("SELECT pg_try_advisory_lock(:key)"), text("SELECT pg_advisory_unlock(:key)")
-    return _polled(connection, lock, unlock, _POSTGRESQL)
-
-
-def _mysql(connection: Connection) -> AbstractContextManager[None]:
-    # The names of these locks are those of a server, not of a database, and have at most 64 characters.
-    name = "CONCAT(:key, MD5(DATABASE()))"
-    return _polled(connection, text(f"SELECT GET_LOCK({name}, 0)"), text(f"SELECT RELEASE_LOCK({name})"), _MYSQL)
+            connection.execute(text(unlock), {"key": key})
 
 
 @contextmanager
@@ -81,11 +82,3 @@ _SQLITE: Final = {"busy_timeout": _BUSY_TIMEOUT, "foreign_keys": 0, "legacy_alte
 def _set(driver: Any, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         driver.execute(f"PRAGMA {name} = {value}").close()
-
-
-_LOCKS: Final[dict[str, Callable[[Connection], AbstractContextManager[None]]]] = {
-    "postgresql": _postgresql,
-    "mysql": _mysql,
-    "mariadb": _mysql,
-    "sqlite": _sqlite,
-}

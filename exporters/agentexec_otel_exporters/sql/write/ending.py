@@ -32,8 +32,8 @@ from agentexec_otel._model.fold import TICK, nanoseconds
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import EndedActivity, Ending
 from agentexec_otel.activity.models import UtcDateTime
-from agentexec_otel_exporters.sql.write.notify import notify_followers
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG, database_now
+from agentexec_otel_exporters.sql.write.transaction import notify_followers
 
 CHUNK: Final = 2_000
 CHUNK_LOST: Final = 100

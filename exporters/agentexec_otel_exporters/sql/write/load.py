@@ -16,25 +16,17 @@ from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG, READ
 
 _MOST_LOGS: Final = 100
 
-_LOG_COLUMNS: Final = (
-    LOG.c.activity_id, LOG.c.event_id, LOG.c.status, LOG.c.message, LOG.c.percentage, LOG.c.created_at, LOG.c.attempt
-)  # fmt: skip
-_LOGS: Final = (
-    select(*_LOG_COLUMNS)
-    .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
-    .where(LOG.c.activity_id.in_(bindparam("ids", expanding=True)), LOG.c.seq > ACTIVITY.c.last_seq - _MOST_LOGS)
-    .order_by(LOG.c.activity_id, LOG.c.seq)
-)
-
-
-_FAILURES: Final = (
+_LATEST: Final = (
     select(LOG.c.activity_id, LOG.c.message)
     .join(ACTIVITY, ACTIVITY.c.id == LOG.c.activity_id)
     .where(LOG.c.activity_id.in_(bindparam("ids", expanding=True)), LOG.c.seq > ACTIVITY.c.last_seq - _MOST_LOGS)
-    .where(LOG.c.attempt == ACTIVITY.c.attempt, LOG.c.status == Status.ERROR, LOG.c.late.is_(False))
 )
-
-
+_LOGS: Final = _LATEST.add_columns(
+    LOG.c.event_id, LOG.c.status, LOG.c.percentage, LOG.c.created_at, LOG.c.attempt
+).order_by(LOG.c.activity_id, LOG.c.seq)
+_FAILURES: Final = _LATEST.where(
+    LOG.c.attempt == ACTIVITY.c.attempt, LOG.c.status == Status.ERROR, LOG.c.late.is_(False)
+)
 _ACTIVE_COUNTS: Final = (
     select(ACTIVITY.c.agent_type, ACTIVITY.c.status, func.count(), func.count(ACTIVITY.c.waiting))
     .where(ACTIVITY.c.status.in_(ACTIVE))
@@ -77,7 +69,7 @@ def _histories(connection: Connection, rows: Mapping[UUID, Row]) -> dict[UUID, t
     if not rows:
         return {}
     histories: dict[UUID, list[ActivityEvent]] = {}
-    for activity_id, event_id, status, message, percentage, created_at, attempt in connection.execute(
+    for activity_id, message, event_id, status, percentage, created_at, attempt in connection.execute(
         _LOGS, {"ids": list(rows)}
     ):
         row = rows[activity_id]

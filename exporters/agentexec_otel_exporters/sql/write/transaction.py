@@ -9,15 +9,16 @@ from operator import attrgetter
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, delete, false, select, update
+from sqlalchemy import Connection, TwoPhaseTransaction, bindparam, delete, false, select, update
 
+from agentexec_otel._config import CONF
 from agentexec_otel._model.event import ActivityEvent
 from agentexec_otel._model.fold import answer, fold, moment, must_exist
 from agentexec_otel._model.ids import uuid7
 from agentexec_otel._model.results import ExportResult, Reject
+from agentexec_otel.activity.models import CHANNEL
 from agentexec_otel_exporters.sql.write.batch import Row, apply_events
 from agentexec_otel_exporters.sql.write.bulk import insert_logs, insert_rows, insert_stubs, lock_rows, update_rows
-from agentexec_otel_exporters.sql.write.notify import notify_followers
 from agentexec_otel_exporters.sql.write.statements import ACTIVITY, LOG
 
 _STORED: Final = select(LOG.c.event_id, LOG.c.late).where(LOG.c.event_id.in_(bindparam("event_ids", expanding=True)))
@@ -26,6 +27,7 @@ _DELETE_LOG: Final = delete(LOG).where(
     LOG.c.activity_id == bindparam("of_row"), LOG.c.event_id == bindparam("of_event")
 )
 _DELETE_ROW: Final = delete(ACTIVITY).where(ACTIVITY.c.id == bindparam("of_row"))
+_NOTIFY: Final = f'NOTIFY "{CHANNEL}"'
 
 
 def join_transaction(connection: Connection) -> None:
@@ -35,6 +37,17 @@ def join_transaction(connection: Connection) -> None:
     """
     if connection.dialect.name == "sqlite":
         connection.execute(_NOTHING)
+
+
+def notify_followers(connection: Connection) -> None:
+    """Notify the followers when the transaction is committed, if that is wanted and the database can.
+
+    PostgreSQL sends equal notifications of one transaction once, and refuses to prepare a transaction that has any.
+    """
+    if not CONF.notify or connection.dialect.name != "postgresql":
+        return
+    if not isinstance(connection.get_transaction(), TwoPhaseTransaction):
+        connection.exec_driver_sql(_NOTIFY)
 
 
 def write_events(
