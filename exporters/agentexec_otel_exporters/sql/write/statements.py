@@ -16,6 +16,7 @@ from sqlalchemy import (
     Dialect,
     Float,
     Integer,
+    Select,
     Table,
     Text,
     Uuid,
@@ -174,9 +175,13 @@ UPDATE_ROWS: Final = {
 """By what has changed, which is most often only the progress, and by lease."""
 
 
-READ: Final = select(*ROW_COLUMNS).where(ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
-LOCK: Final = READ.order_by(ACTIVITY.c.agent_id).with_for_update()
+def _lock(wanted: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    return select(*ROW_COLUMNS).where(wanted).order_by(ACTIVITY.c.agent_id).with_for_update()
+
+
+LOCK: Final = _lock(ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
 """Rows are locked in the order of ``agent_id``, so that two batches never wait for each other."""
+READ: Final = select(*ROW_COLUMNS).where(ACTIVITY.c.agent_id.in_(bindparam("agent_ids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,3 +214,12 @@ def _bind(write: Write, name: str, values: Mapping[str, Any]) -> Bind:
 
 _SQLITE: Final[Dialect] = sqlite.dialect()
 _POSTGRESQL: Final[Dialect] = psycopg.dialect()  # type: ignore[no-untyped-call]
+
+# The ids are one parameter: a JSON array of texts for SQLite, an array for PostgreSQL.
+_IDS: Final = bindparam("agent_ids", type_=Text)
+LOCK_SQLITE: Final = str(
+    _lock(ACTIVITY.c.agent_id.in_(select(func.json_each(_IDS).table_valued("value").c.value))).compile(dialect=_SQLITE)
+)
+LOCK_POSTGRESQL: Final = str(
+    _lock(ACTIVITY.c.agent_id == func.any(bindparam("agent_ids", type_=ARRAY(Uuid)))).compile(dialect=_POSTGRESQL)
+)
