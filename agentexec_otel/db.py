@@ -14,9 +14,10 @@ from agentexec_otel.activity._metadata_indexes import is_on_metadata
 from agentexec_otel.activity.models import Base
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import URL, Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from agentexec_otel._runtime.setup import Database
+    Database = str | URL | Engine | AsyncEngine
 
 __all__ = [
     "check",

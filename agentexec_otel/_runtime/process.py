@@ -37,7 +37,7 @@ from agentexec_otel.export.spool import SpoolError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
-    from agentexec_otel._runtime.setup import Database
+    from agentexec_otel.db import Database
 
 _COUNT_SECONDS: Final = 2.0
 

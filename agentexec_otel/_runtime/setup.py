@@ -24,10 +24,8 @@ from agentexec_otel.export.spool import Spool, SpoolUnavailableError, default_di
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
-    from sqlalchemy import URL, Engine
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
-    Database = str | URL | Engine | AsyncEngine
+    from agentexec_otel.db import Database
 
 _logger = logging.getLogger("agentexec_otel")
 _EXPORTER_GROUP = "agentexec_otel_exporter"
