@@ -63,9 +63,13 @@ def _escaped(code: int) -> str:
 # -- where it goes -----------------------------------------------------------------------------------------------
 
 
-@cache
 def console(*, err: bool = False) -> Console:
     """Standard output, or the error output. Text is never markup; colors are for terminals only, without NO_COLOR."""
+    return _console(err)
+
+
+@cache  # One for each stream: for it, console() and console(err=False) would be two.
+def _console(err: bool) -> Console:
     return Console(stderr=err, highlight=False, markup=False, emoji=False)
 
 
