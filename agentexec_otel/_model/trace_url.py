@@ -94,7 +94,10 @@ _PRESETS: Final = {
 # What the base of a preset must have, and what it is the URL of.
 _NEEDED: Final = {
     "langfuse": ("/project/", "a project, such as https://cloud.langfuse.com/project/PROJECT_ID"),
-    "logfire": (r"//[^/]+/+[^/?#]+/+[^/?#]", "a project, such as https://logfire-us.pydantic.dev/ORGANIZATION/PROJECT"),
+    "logfire": (
+        r"^[^/?#]+//[^/?#]+/+[^/?#]+/+[^/?#]",
+        "a project, such as https://logfire-us.pydantic.dev/ORGANIZATION/PROJECT",
+    ),
     "mlflow": ("#/experiments/", "an experiment, such as http://localhost:5000/#/experiments/0"),
 }
 

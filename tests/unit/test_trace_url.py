@@ -118,6 +118,7 @@ def test_a_row_of_another_program_cannot_change_the_link() -> None:
         ("phoenix:https://me:secret@acme.example", "a user or password"),
         ("langfuse:https://cloud.langfuse.com", "langfuse needs the URL of a project"),
         ("logfire:https://logfire-us.pydantic.dev/acme", "logfire needs the URL of a project"),
+        ("logfire:https://logfire-us.pydantic.dev?back=/acme/shop", "logfire needs the URL of a project"),
         ("mlflow:http://localhost:5000", "mlflow needs the URL of an experiment"),
     ],
 )
