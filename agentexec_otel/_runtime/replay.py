@@ -92,7 +92,7 @@ class Replay:
         if dry_run and self._store is not None:
             return int(self._call(partial(self._store.count_spans, criteria)))
         with self._lock:
-            store, _ = self._opened()
+            store, _, _ = self._opened()
         total = 0 if progress is None else self._call(partial(store.count_spans, criteria))
         done, after = 0, None
         while True:
@@ -114,17 +114,18 @@ class Replay:
     ) -> Sequence[StoredSpan]:
         """Replay up to `most` spans. Raises as `run`; then they are claimed no longer."""
         with self._lock:
-            store, rebuilder = self._opened()
+            store, rebuilder, exporters = self._opened()
             claim = partial(
                 store.claim_spans, criteria, most, EXPORT_LEASE, after=after, agent_ids=agent_ids,
                 max_logs=rebuilder.max_logs,
             )  # fmt: skip
             claimed: Sequence[StoredSpan] = self._call(claim)
             if claimed:
-                self._export(store, rebuilder, claimed)
+                # Not those of a moment later: `finish` leaves none behind, and none have exported everything.
+                self._export(store, rebuilder, exporters, claimed)
             return claimed
 
-    def _opened(self) -> tuple[SpanStore, SpanRebuilder]:
+    def _opened(self) -> tuple[SpanStore, SpanRebuilder, Sequence[SpanExporter]]:
         from agentexec_otel._runtime.rebuild import SpanRebuilder
         from agentexec_otel._runtime.span_exporters import open_exporters
 
@@ -132,9 +133,15 @@ class Replay:
             raise ConfigurationError("this call needs a database: call ax.configure(engine_or_url)")
         self._exporters = self._exporters or open_exporters(self._exporter)
         self._rebuilder = self._rebuilder or SpanRebuilder(self._provider or trace.get_tracer_provider())
-        return self._store, self._rebuilder
+        return self._store, self._rebuilder, self._exporters
 
-    def _export(self, store: SpanStore, rebuilder: SpanRebuilder, claimed: Sequence[StoredSpan]) -> None:
+    def _export(
+        self,
+        store: SpanStore,
+        rebuilder: SpanRebuilder,
+        exporters: Sequence[SpanExporter],
+        claimed: Sequence[StoredSpan],
+    ) -> None:
         from agentexec_otel._runtime.span_exporters import export
 
         spans: dict[tuple[UUID, str], ReadableSpan] = {}
@@ -145,7 +152,7 @@ class Replay:
             return
         exported = False
         try:
-            exported = export(self._exporters, list(spans.values()))
+            exported = export(exporters, list(spans.values()))
         finally:
             self._call(partial(store.spans_exported if exported else store.release_spans, list(spans)))
         if not exported:

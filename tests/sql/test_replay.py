@@ -349,6 +349,21 @@ def replay_of(exporter: SQLExporter) -> tuple[Replay, InMemorySpanExporter]:
     return Replay(exporter, lambda work: work(), TracerProvider(shutdown_on_exit=False), spans), spans
 
 
+def test_a_shutdown_behind_a_claim(database: Database, exporter: SQLExporter) -> None:
+    """What was claimed goes to the exporters of that moment: it is not stated to be exported because none are left."""
+    never_exported(database, exporter, 3)
+    spans = InMemorySpanExporter()
+
+    def call(work: Callable[[], Any]) -> Any:
+        done = work()
+        replay.reset()  # as `finish` does, it leaves no exporter
+        return done
+
+    replay = Replay(exporter, call, TracerProvider(shutdown_on_exit=False), spans)
+    assert replay_all(replay) == 3
+    assert len(spans.get_finished_spans()) == 3
+
+
 def test_a_frozen_worker_does_not_export_what_was_replayed(
     database: Database, exporter: SQLExporter, span_exporter: InMemorySpanExporter, replayed: InMemorySpanExporter
 ) -> None:
