@@ -80,9 +80,10 @@ class Liveness:
 
     def heartbeat(self) -> None:
         """Extend the leases of what runs here, and learn what other processes have ended."""
-        for chunk in chunks(self._following.live.running()):
-            attempts = {live.agent_id: live.attempt for live in chunk if live.attempt is not None}
-            owned = {live.agent_id for live in chunk if live.owner is not None}
+        running = ((live, live.attempt) for live in self._following.live.running())
+        for chunk in chunks((live, attempt) for live, attempt in running if attempt is not None):
+            attempts = {live.agent_id: attempt for live, attempt in chunk}
+            owned = {live.agent_id for live, _ in chunk if live.owner is not None}
             for stored in self._store.extend_leases(self._worker_id(), attempts, owned=owned).values():
                 self._following.heard(stored)
 
