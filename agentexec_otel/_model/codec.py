@@ -56,6 +56,7 @@ def encode(event: ActivityEvent) -> bytes:
         expects_row, reopens, claims, withdraws, waiting, starts, agent_type,
     ) = event  # fmt: skip
     bare = span is None and opening is None and outcome is None and waiting is None and agent_type is None
+    # In the order of `_FLAGS`.
     flags = expects_row | reopens << 1 | claims << 2 | withdraws << 3 | starts << 4
     line = (
         f'[1,"{event_id.int:032x}","{agent_id.int:032x}",{quote(status)},{quote(message)},'

@@ -524,6 +524,7 @@ class LiveActivities:
             self._live.pop(agent_id, None)
 
     def _put(self, live: LiveActivity) -> LiveActivity:
+        """For callers that hold the lock."""
         known = self._live.get(live.agent_id)
         live.older = None if known is None or known.is_idle else known
         self._live[live.agent_id] = live

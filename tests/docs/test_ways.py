@@ -11,7 +11,7 @@ from tests.docs.blocks import ROOT
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTION = PAGE[PAGE.index("## The way of a call") : PAGE.index("### How far it is")]
 HOP = re.compile(r"^ {4,}(?P<file>[\w/]+\.py): (?P<names>[\w.]+(?:, [\w.]+)*)(?:  |$)", re.MULTILINE)
-FOLDERS = {"sql/": ROOT / "exporters" / "agentexec_otel_exporters"}
+EXPORTERS = ROOT / "exporters" / "agentexec_otel_exporters"
 
 
 @cache
@@ -33,7 +33,7 @@ def _names(body: list[ast.stmt]) -> Iterator[str]:
 
 def missing_in(file: str, names: str) -> Iterator[str]:
     """A name without its class, behind another of the same class, is that class's."""
-    folder = next((folder for prefix, folder in FOLDERS.items() if file.startswith(prefix)), ROOT / "agentexec_otel")
+    folder = EXPORTERS if file.startswith("sql/") else ROOT / "agentexec_otel"
     defined, owner = defined_in(folder / file), ""
     for name in names.split(", "):
         if "." in name:

@@ -369,7 +369,7 @@ def _run(database: _Database, work: Callable[[Connection, _Aside], int]) -> int:
 
 
 async def _run_async(engine: AsyncEngine, work: Callable[[Connection, _Aside], int]) -> int:
-    """As `run`, on an event loop: what blocks is done in a thread."""
+    """As `_run`, on an event loop: what blocks is done in a thread."""
     with schema_faults_named():
         async with asynchronous_engine(engine).connect() as connection:
             return await connection.run_sync(lambda own: work(_prepared(own), _in_thread))
