@@ -127,8 +127,8 @@ def _reopen(session: Session, agent_id: UUID, message: str | None, scope: Scope)
 
 def _ended(session: Session, filters: ActivityFilters) -> list[UUID]:
     """The ids of the activities that have ended and meet the filters."""
-    chosen = cast(list[Status], filters.get("status") or [Status.ERROR])
-    statuses = [status for status in chosen if status.terminal]
+    chosen = filters.get("status")
+    statuses = [one for one in cast(list[Status], [Status.ERROR] if chosen is None else chosen) if one.terminal]
     wanted: ActivityFilters = {**filters, "status": statuses}
     found: list[UUID] = []
     cursor = "" if statuses else None
