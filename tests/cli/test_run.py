@@ -260,12 +260,13 @@ def test_mistakes_are_said_before_the_program_starts(tmp_path: Path, monkeypatch
         said = terminal.run("run", *arguments)
         assert (said.code, said.out) == (2, ""), arguments
         assert words in said.complaint
-    for pool, words in [
-        ("nowhere:pool", "there is no module 'nowhere'"),
-        ("local:pool", "this pool runs its tasks where they are enqueued"),
+        assert "Traceback" not in said.err
+    for arguments, words in [
+        (["nowhere:pool"], "there is no module 'nowhere'"),
+        (["-w", "1", "local:pool"], "this pool runs its tasks where they are enqueued"),
     ]:
-        done = run(tmp_path, "-w", "1", pool)
-        assert (done.returncode, done.stdout) == (1, ""), pool
+        done = run(tmp_path, *arguments)
+        assert (done.returncode, done.stdout) == (1, ""), arguments
         assert words in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
     (tmp_path / "agentexec.db").unlink()

@@ -67,9 +67,8 @@ class Api:
             chat: Use Chat Completions instead of Responses.
         """
         base_url = url or self.server.script(replies)
-        http = DefaultAsyncHttpxClient(
-            verify=False
-        )  # The server speaks plain HTTP: reading all certificates takes 50 ms.
+        # The server speaks plain HTTP: reading all certificates takes 50 ms.
+        http = DefaultAsyncHttpxClient(verify=False)
         client = AsyncOpenAI(api_key="none", base_url=base_url, timeout=timeout, max_retries=retries, http_client=http)
         self._clients.append(client)
         kind = OpenAIChatCompletionsModel if chat else OpenAIResponsesModel
